@@ -1,0 +1,33 @@
+# Thin on purpose: what a target does is in the package comment of the Go program that it runs.
+GO ?= go
+
+.DEFAULT_GOAL := help
+.PHONY: demo test build image lint generate bench clean help
+
+demo: ## the walk-through: two pods, one gets into the database (about 30 minutes the first time, then 6)
+	$(GO) run ./cmd/vpclab demo
+
+test: ## everything that CI runs (about 60 minutes the first time, then 15)
+	$(GO) run ./scripts/check
+
+build: ## executables for amd64 and arm64 into out/bin
+	$(GO) run ./scripts/build
+
+image: ## container images for amd64 and arm64 into out/images
+	$(GO) run ./scripts/image
+
+lint: ## gofmt, go vet, staticcheck, generated code
+	$(GO) run ./scripts/check -only lint,generate
+
+generate: ## gRPC code, deep copies, CRDs
+	$(GO) run ./scripts/generate
+
+bench: ## Go benchmarks of all packages
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+clean: ## remove out/ (the cache outside the checkout stays; its folder is named)
+	rm -rf out
+	@echo "kept: $${BRANCHLINE_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/branchline}"
+
+help: ## this list
+	@grep -hE '^[a-z]+: ##' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 12

@@ -1,0 +1,108 @@
+// Command ipamd is the node agent. In the image it is called aws-k8s-agent: monitoring looks for that name.
+//
+//	ipamd run       serves the CNI executable on this node
+//	ipamd install   what the init container does: executables and node-wide kernel settings
+//	ipamd health    asks the running agent whether it can wire pods (for exec probes)
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/branchline-cni/branchline/ipamd/config"
+	"github.com/branchline-cni/branchline/ipamd/install"
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+const usage = `usage: ipamd run | install | health | version   (-h after each for its flags)
+The environment variables are those of the aws-node DaemonSet; see docs/configuration.md.
+`
+
+// errUsage has been said already.
+var errUsage = errors.New("usage")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err := command(ctx, os.Args[1:])
+	stop()
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "ipamd:", err)
+		os.Exit(1)
+	}
+}
+
+func command(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		fmt.Fprint(os.Stderr, usage)
+		return errUsage
+	}
+	verb, rest := args[0], args[1:]
+	flags := flag.NewFlagSet("ipamd "+verb, flag.ContinueOnError)
+	switch verb {
+	case "run":
+		return runCommand(ctx, flags, rest)
+	case "install":
+		return installCommand(flags, rest)
+	case "health":
+		return healthCommand(ctx, flags, rest)
+	case "version":
+		fmt.Println(rpc.Version)
+		return nil
+	}
+	fmt.Fprint(os.Stderr, usage)
+	return errUsage
+}
+
+func parse(flags *flag.FlagSet, args []string) error {
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return errUsage
+	}
+	if flags.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "%s takes no arguments: %q\n", flags.Name(), flags.Args())
+		return errUsage
+	}
+	return nil
+}
+
+// load reads the environment; each warning is logged.
+func load(log *slog.Logger) (*config.Config, error) {
+	c, warnings, err := config.Load(os.LookupEnv)
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the environment can't be accepted:\n%w", err)
+	}
+	return c, nil
+}
+
+func installCommand(flags *flag.FlagSet, args []string) error {
+	source := flags.String("source", "/opt/branchline/bin", "`directory` with the executables to install")
+	if err := parse(flags, args); err != nil {
+		return err
+	}
+	log := logger(os.Stderr, slog.LevelInfo)
+	c, err := load(log)
+	if err != nil {
+		return err
+	}
+	return install.Run(install.Options{SourceDir: *source, SysctlDir: "/proc/sys", LinksDir: "/sys/class/net", Config: c, Log: log})
+}
+
+func logger(w io.Writer, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd"
+	"github.com/branchline-cni/branchline/ipamd/config"
+	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/hostnet"
+	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+func runCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
+	kubeconfig := flags.String("kubeconfig", "", "`file` to reach the API server with; without it, the pod's service account")
+	state := flags.String("state", "/var/run/aws-node/branchline.json", "`file` of allocations")
+	socket := flags.String("socket", rpc.SocketPath, "unix socket `path` to serve the CNI executable on")
+	metricsAddr := flags.String("metrics", ":61678", "`address` of /metrics; empty: none")
+	if err := parse(flags, args); err != nil {
+		return err
+	}
+	c, err := load(logger(os.Stderr, slog.LevelInfo))
+	if err != nil {
+		return err
+	}
+	if c.NodeName == "" {
+		return errors.New("MY_NODE_NAME is not set: the DaemonSet's manifest sets it from spec.nodeName")
+	}
+	out, err := openLog(c.LogFile)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	log := logger(out, c.LogLevel)
+	klog.SetSlogLogger(log)
+	err = run(ctx, c, log, *kubeconfig, *state, *socket, *metricsAddr)
+	if err != nil {
+		log.Error("the node agent ends", "error", err)
+	}
+	return err
+}
+
+func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, state, socket, metricsAddr string) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	awsOptions := aws.Options{Endpoint: c.EC2Endpoint, Timeout: c.HTTPTimeout, Metrics: registry, UserAgent: "branchline-ipamd/" + rpc.Version}
+	imds := aws.NewIMDS(awsOptions)
+	identity, err := imds.Identity(ctx)
+	if err != nil {
+		return fmt.Errorf("find out which instance this is (is IMDS reachable from the host's network?): %w", err)
+	}
+	kind, ok := aws.LookupInstanceType(identity.InstanceType)
+	if !ok {
+		return fmt.Errorf("instance type %s is not known to this version: its limits are needed to hand out addresses", identity.InstanceType)
+	}
+	awsOptions.Region = identity.Region
+	ec2, err := aws.NewEC2(ctx, awsOptions)
+	if err != nil {
+		return fmt.Errorf("make the EC2 client: %w", err)
+	}
+	cfg, err := restConfig(kubeconfig, c.APIServer)
+	if err != nil {
+		return err
+	}
+	api, err := kube.Connect(cfg)
+	if err != nil {
+		return fmt.Errorf("make the client of the API server: %w", err)
+	}
+	k, err := kube.New(kube.Options{API: api, NodeName: c.NodeName, InstanceID: identity.InstanceID, Log: log})
+	if err != nil {
+		return err
+	}
+	links, err := enis.NewNetlink()
+	if err != nil {
+		return err
+	}
+	defer links.Close()
+	routing, err := hostnet.NewKernel()
+	if err != nil {
+		return err
+	}
+	defer routing.Close()
+	listener, err := rpc.Listen(socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	agent, err := ipamd.New(ipamd.Options{
+		Config: c, Identity: identity, Type: kind, Kube: k, Metadata: imds, EC2: ec2, Links: links, Routing: routing,
+		StatePath: state, Listener: listener, Credentials: rpc.NewServerCredentials(),
+		Metrics: registry, MetricsAddr: metricsAddr, Version: rpc.Version, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	return agent.Run(ctx)
+}
+
+func restConfig(kubeconfig, server string) (cfg *rest.Config, err error) {
+	if kubeconfig != "" {
+		cfg, err = clientcmd.BuildConfigFromFlags(server, kubeconfig)
+	} else if cfg, err = rest.InClusterConfig(); err == nil && server != "" {
+		cfg.Host = server
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configure the client of the API server: %w", err)
+	}
+	cfg.UserAgent = "branchline-ipamd/" + rpc.Version
+	return cfg, nil
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+func openLog(target string) (io.WriteCloser, error) {
+	switch target {
+	case "stdout":
+		return nopCloser{os.Stdout}, nil
+	case "stderr":
+		return nopCloser{os.Stderr}, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return nil, fmt.Errorf("open the log AWS_VPC_K8S_CNI_LOG_FILE=%q: %w", target, err)
+	}
+	f, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("open the log AWS_VPC_K8S_CNI_LOG_FILE=%q: %w", target, err)
+	}
+	return f, nil
+}

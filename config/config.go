@@ -1,0 +1,44 @@
+// Package config holds the manifests that a cluster administrator applies. Programs that install them (the lab, tests)
+// take them from here, so that what is tested is what is shipped.
+package config
+
+import (
+	"bytes"
+	"embed"
+	"fmt"
+	"path"
+)
+
+//go:embed crd/*.yaml vpc-controller/*.yaml aws-node/*.yaml
+var manifests embed.FS
+
+// CRDs are the definitions of SecurityGroupPolicy, CNINode and BranchLedger.
+func CRDs() []byte { return read("crd/*.yaml") }
+
+// ControllerRBAC is the controller's ServiceAccount and roles, for one that runs in the cluster or beside it.
+func ControllerRBAC() []byte { return read("vpc-controller/rbac.yaml") }
+
+// AWSNode is the DaemonSet with its ServiceAccount and roles.
+func AWSNode() []byte { return read("aws-node/*.yaml") }
+
+// read joins the files of a pattern as one stream of YAML documents.
+func read(pattern string) []byte {
+	names, err := manifests.ReadDir(path.Dir(pattern))
+	if err != nil {
+		panic(fmt.Sprintf("config: %s: %v", pattern, err)) // the folders are embedded: only a wrong pattern gets here
+	}
+	var out bytes.Buffer
+	for _, n := range names {
+		if ok, _ := path.Match(path.Base(pattern), n.Name()); !ok {
+			continue
+		}
+		b, err := manifests.ReadFile(path.Join(path.Dir(pattern), n.Name()))
+		if err != nil {
+			panic(fmt.Sprintf("config: %s: %v", n.Name(), err))
+		}
+		out.WriteString("---\n")
+		out.Write(b)
+		out.WriteString("\n")
+	}
+	return out.Bytes()
+}

@@ -1,0 +1,38 @@
+package branch
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	"github.com/branchline-cni/branchline/policy"
+)
+
+// annotation is the value of vpc.amazonaws.com/pod-eni: an array of one element in the spelling that node agents read,
+// ours and others.
+func annotation(s *ledgerv1.Slot) (string, error) {
+	b, err := json.Marshal([]struct {
+		ENIID         string `json:"eniId"`
+		MAC           string `json:"ifAddress"`
+		PrivateIP     string `json:"privateIp"`
+		IPv6          string `json:"ipv6Addr"`
+		VLANID        int32  `json:"vlanId"`
+		SubnetCIDR    string `json:"subnetCidr"`
+		SubnetV6CIDR  string `json:"subnetV6Cidr"`
+		AssociationID string `json:"associationID"`
+	}{{s.ENIID, s.MAC, s.PrivateIP, "", s.VLANID, s.SubnetCIDR, "", s.AssociationID}})
+	if err != nil {
+		return "", fmt.Errorf("encode the annotation for pod %s/%s: %w", s.PodNamespace, s.PodName, err)
+	}
+	return string(b), nil
+}
+
+// annotate returns the merge patch that sets the annotation on this very pod: with another UID under the same name the
+// API server answers with a conflict.
+func annotate(uid types.UID, value string) ([]byte, error) {
+	return json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": uid, "annotations": map[string]string{policy.Resource: value},
+	}})
+}

@@ -1,0 +1,104 @@
+package branch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+
+	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	"github.com/branchline-cni/branchline/controller/cloud"
+	"github.com/branchline-cni/branchline/controller/ledger"
+)
+
+// make turns a slot's intent into an associated branch ENI, from wherever an earlier attempt was cut off. fresh says that
+// the intent was written just now, so that nothing can be left of an earlier attempt.
+func (r *Pods) make(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLedger, slot *ledgerv1.Slot, fresh bool) (*ledgerv1.Slot, error) {
+	if slot.ENIID == "" {
+		var err error
+		if slot, err = r.create(ctx, l, slot, fresh); err != nil {
+			return nil, err
+		}
+	}
+	err := r.Cloud.Permit(ctx, slot.ENIID, l.Spec.AccountID)
+	if errors.Is(err, cloud.ErrENIGone) {
+		return nil, r.lost(ctx, l.Name, slot, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	association, err := r.Cloud.Associate(ctx, slot.ENIID, l.Spec.TrunkENIID, slot.VLANID, slot.Claim)
+	var taken *cloud.VLANTakenError
+	switch {
+	case errors.As(err, &taken):
+		return nil, r.occupied(ctx, pod, l.Name, slot, taken)
+	case errors.Is(err, cloud.ErrENIGone):
+		return nil, r.lost(ctx, l.Name, slot, err)
+	case err != nil:
+		return nil, err
+	}
+	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
+		return ledger.Bind(&l.Spec, slot.VLANID, pod.UID, association, r.Now())
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ledger.Of(&stored.Spec, pod.UID), nil
+}
+
+// create finds the ENI of the slot's claim or makes it, and writes it into the ledger.
+func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledgerv1.Slot, fresh bool) (*ledgerv1.Slot, error) {
+	var eni *cloud.ENI
+	var err error
+	if !fresh {
+		if eni, err = r.Cloud.ByClaim(ctx, slot.Claim); err != nil {
+			return nil, err
+		}
+	}
+	if eni == nil {
+		if eni, err = r.Cloud.CreateBranch(ctx, cloud.Branch{
+			InstanceID: l.Spec.InstanceID, SubnetID: l.Spec.SubnetID, TrunkENIID: l.Spec.TrunkENIID, VLANID: slot.VLANID,
+			Claim: slot.Claim, PodUID: string(slot.PodUID), Groups: slot.SecurityGroups, At: slot.Since.Time,
+		}); err != nil {
+			return nil, err
+		}
+	}
+	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
+		return ledger.Made(&l.Spec, slot.VLANID, slot.Claim, ledger.ENI{ID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR})
+	})
+	if errors.Is(err, ledger.ErrMoved) {
+		// The slot was sent away meanwhile (the instance is gone), perhaps before this ENI could be seen.
+		return nil, errors.Join(err, r.Cloud.Delete(ctx, eni.ID))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return ledger.Slot(&stored.Spec, slot.VLANID), nil
+}
+
+// lost sends a slot away whose ENI somebody else has deleted; the pod gets another one.
+func (r *Pods) lost(ctx context.Context, instanceID string, slot *ledgerv1.Slot, cause error) error {
+	_, err := r.Ledgers.Update(ctx, instanceID, func(l *ledgerv1.BranchLedger) error {
+		if !ledger.End(&l.Spec, slot.PodUID, r.Now()) {
+			return ledger.ErrUnchanged
+		}
+		return nil
+	})
+	return errors.Join(err, fmt.Errorf("%w: start over: %w", ledger.ErrMoved, cause))
+}
+
+// occupied learns that EC2 has another ENI on the slot's VLAN id. The pod's own ENI goes first: its tags name the VLAN id.
+func (r *Pods) occupied(ctx context.Context, pod *corev1.Pod, instanceID string, slot *ledgerv1.Slot, taken *cloud.VLANTakenError) error {
+	if err := r.Cloud.Delete(ctx, slot.ENIID); err != nil {
+		return err
+	}
+	_, err := r.Ledgers.Update(ctx, instanceID, func(l *ledgerv1.BranchLedger) error {
+		return ledger.Occupy(&l.Spec, slot.VLANID, pod.UID, taken.By.BranchENIID, taken.By.ID, r.Now())
+	})
+	if err != nil {
+		return err
+	}
+	r.Events.Warn(pod, "VLANInUse", "EC2 has branch ENI %s on VLAN id %d of trunk %s, which the ledger did not know: the pod gets another VLAN id", taken.By.BranchENIID, taken.By.VLANID, taken.By.TrunkENIID)
+	return fmt.Errorf("%w: %w", ledger.ErrMoved, taken)
+}

@@ -1,0 +1,113 @@
+package cloud
+
+import (
+	"context"
+	"fmt"
+
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/branchline-cni/branchline/aws"
+)
+
+// Instance is what the controller needs of an EC2 instance.
+type Instance struct {
+	ID, Type, AccountID, VPCID, SubnetID, SubnetCIDR string
+	// Running is false for an instance that is stopped or stopping.
+	Running bool
+	// Groups are the primary interface's security groups.
+	Groups     []string
+	Interfaces []Attached
+}
+
+// Attached is one of an instance's interfaces.
+type Attached struct {
+	ENIID, AttachmentID      string
+	Trunk                    bool
+	DeviceIndex, NetworkCard int
+	DeleteOnTermination      bool
+}
+
+// Instance describes an instance and its subnet. Error: ErrInstanceGone where it is terminated, shutting down, or unknown.
+func (c *Client) Instance(ctx context.Context, id string) (*Instance, error) {
+	i, err := c.describe(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	out, err := call(ctx, c, "DescribeSubnets", i.SubnetID, c.EC2.DescribeSubnets, &ec2.DescribeSubnetsInput{SubnetIds: []string{i.SubnetID}})
+	if err != nil {
+		return nil, err
+	}
+	if len(out.Subnets) != 1 {
+		return nil, fmt.Errorf("DescribeSubnets for %s of instance %s: %d answers", i.SubnetID, id, len(out.Subnets))
+	}
+	i.SubnetCIDR = awssdk.ToString(out.Subnets[0].CidrBlock)
+	return i, nil
+}
+
+// Runs says whether the instance runs. Error: ErrInstanceGone.
+func (c *Client) Runs(ctx context.Context, id string) (bool, error) {
+	i, err := c.describe(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	return i.Running, nil
+}
+
+func (c *Client) describe(ctx context.Context, id string) (*Instance, error) {
+	out, err := call(ctx, c, "DescribeInstances", id, c.EC2.DescribeInstances, &ec2.DescribeInstancesInput{InstanceIds: []string{id}})
+	if aws.IsNotFound(err) {
+		return nil, fmt.Errorf("%w: EC2 does not know %s", ErrInstanceGone, id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range out.Reservations {
+		for n := range r.Instances {
+			if i := &r.Instances[n]; awssdk.ToString(i.InstanceId) == id {
+				return instance(awssdk.ToString(r.OwnerId), i)
+			}
+		}
+	}
+	return nil, fmt.Errorf("%w: EC2 does not know %s", ErrInstanceGone, id)
+}
+
+func instance(account string, i *types.Instance) (*Instance, error) {
+	r := &Instance{
+		ID: awssdk.ToString(i.InstanceId), Type: string(i.InstanceType), AccountID: account,
+		VPCID: awssdk.ToString(i.VpcId), SubnetID: awssdk.ToString(i.SubnetId),
+	}
+	if i.State != nil {
+		switch i.State.Name {
+		case types.InstanceStateNameTerminated:
+			return nil, fmt.Errorf("%w: %s is %s", ErrInstanceGone, r.ID, i.State.Name)
+		case types.InstanceStateNameStopped, types.InstanceStateNameStopping, types.InstanceStateNameShuttingDown:
+		default:
+			r.Running = true
+		}
+	}
+	for _, n := range i.NetworkInterfaces {
+		if n.Attachment == nil {
+			continue
+		}
+		a := Attached{
+			ENIID: awssdk.ToString(n.NetworkInterfaceId), AttachmentID: awssdk.ToString(n.Attachment.AttachmentId),
+			Trunk:       awssdk.ToString(n.InterfaceType) == string(types.NetworkInterfaceTypeTrunk),
+			DeviceIndex: int(awssdk.ToInt32(n.Attachment.DeviceIndex)), NetworkCard: int(awssdk.ToInt32(n.Attachment.NetworkCardIndex)),
+			DeleteOnTermination: awssdk.ToBool(n.Attachment.DeleteOnTermination),
+		}
+		r.Interfaces = append(r.Interfaces, a)
+		if a.DeviceIndex != 0 || a.NetworkCard != 0 {
+			continue
+		}
+		if r.AccountID == "" {
+			r.AccountID = awssdk.ToString(n.OwnerId)
+		}
+		r.SubnetID = awssdk.ToString(n.SubnetId)
+		for _, g := range n.Groups {
+			r.Groups = append(r.Groups, awssdk.ToString(g.GroupId))
+		}
+	}
+	return r, nil
+}

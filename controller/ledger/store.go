@@ -1,0 +1,59 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/util/retry"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+)
+
+// ErrUnchanged is what a change function returns when there is nothing to write.
+var ErrUnchanged = errors.New("nothing to change")
+
+// Store reads and writes ledgers in the API server.
+type Store struct {
+	// Reader bypasses every cache: a transition is decided on what is stored.
+	Reader client.Reader
+	Writer client.Writer
+}
+
+// Get reads one ledger, bypassing caches.
+func (st *Store) Get(ctx context.Context, instanceID string) (*v1.BranchLedger, error) {
+	var l v1.BranchLedger
+	if err := st.Reader.Get(ctx, client.ObjectKey{Name: instanceID}, &l); err != nil {
+		return nil, fmt.Errorf("read ledger of %s: %w", instanceID, err)
+	}
+	return &l, nil
+}
+
+// Update reads the ledger, changes it and writes it back, again and again until nobody else wrote in between. change
+// may be called several times; ErrUnchanged from it ends the update without a write, any other error as it is. The
+// ledger is returned as it is stored.
+func (st *Store) Update(ctx context.Context, instanceID string, change func(*v1.BranchLedger) error) (*v1.BranchLedger, error) {
+	var l *v1.BranchLedger
+	err := retry.OnError(retry.DefaultBackoff, apierrors.IsConflict, func() error {
+		var err error
+		if l, err = st.Get(ctx, instanceID); err != nil {
+			return err
+		}
+		if err = change(l); err != nil {
+			return err
+		}
+		if err := st.Writer.Update(ctx, l); err != nil {
+			return fmt.Errorf("write ledger of %s: %w", instanceID, err)
+		}
+		return nil
+	})
+	if errors.Is(err, ErrUnchanged) {
+		return l, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}

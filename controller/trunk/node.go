@@ -1,0 +1,262 @@
+package trunk
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	"github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/controller/cloud"
+	"github.com/branchline-cni/branchline/controller/ledger"
+	"github.com/branchline-cni/branchline/policy"
+)
+
+// Nodes brings each node to what its labels and its CNINode ask for. The object's key is the node's name.
+type Nodes struct {
+	Client      client.Client
+	Cloud       *cloud.Client
+	Ledgers     *ledger.Store
+	Events      record.EventRecorder
+	Log         *slog.Logger
+	ClusterName string
+	// Pods lists the pods of a node that ask for a branch ENI and have not ended, from the cache.
+	Pods func(ctx context.Context, node string) ([]corev1.Pod, error)
+
+	told sync.Map // node UID -> struct{}: the unsupported type has been said
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *Nodes) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	var node corev1.Node
+	err := r.Client.Get(ctx, req.NamespacedName, &node)
+	if apierrors.IsNotFound(err) {
+		return ctrl.Result{}, r.letGo(ctx, req.Name)
+	}
+	if err != nil {
+		return ctrl.Result{}, fmt.Errorf("read node %s: %w", req.Name, err)
+	}
+	id, ok := InstanceID(&node)
+	if !ok || !Linux(&node) || !node.DeletionTimestamp.IsZero() {
+		return ctrl.Result{}, nil
+	}
+	cninode, err := r.cninode(ctx, &node)
+	if err != nil || cninode == nil {
+		return ctrl.Result{Requeue: err == nil}, err
+	}
+	if !Managed(&node, cninode) {
+		return ctrl.Result{}, r.setCapacity(ctx, &node, nil)
+	}
+	l, err := r.prepare(ctx, &node, id, cninode)
+	if err != nil {
+		reason, message := cloud.Explain(err)
+		r.Events.Event(&node, corev1.EventTypeWarning, reason, "trunk ENI: "+message)
+		return ctrl.Result{}, err
+	}
+	if l == nil {
+		return ctrl.Result{}, nil
+	}
+	return ctrl.Result{}, r.setCapacity(ctx, &node, l)
+}
+
+// letGo removes the CNINode of a node that is gone. What EC2 has of its instance is in the ledger, which stays.
+func (r *Nodes) letGo(ctx context.Context, name string) error {
+	var c v1alpha1.CNINode
+	if err := r.Client.Get(ctx, client.ObjectKey{Name: name}, &c); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	return r.removeCNINode(ctx, &c)
+}
+
+func (r *Nodes) removeCNINode(ctx context.Context, c *v1alpha1.CNINode) error {
+	if controllerutil.ContainsFinalizer(c, v1alpha1.Finalizer) {
+		patch := client.MergeFromWithOptions(c.DeepCopy(), client.MergeFromWithOptimisticLock{})
+		controllerutil.RemoveFinalizer(c, v1alpha1.Finalizer)
+		if err := r.Client.Patch(ctx, c, patch); err != nil {
+			return client.IgnoreNotFound(fmt.Errorf("remove the finalizer of CNINode %s: %w", c.Name, err))
+		}
+	}
+	if !c.DeletionTimestamp.IsZero() {
+		return nil
+	}
+	if err := r.Client.Delete(ctx, c, client.Preconditions{UID: &c.UID}); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("delete CNINode %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+// cninode makes the node's CNINode, or finds it; nil means that an older one is on its way out.
+func (r *Nodes) cninode(ctx context.Context, node *corev1.Node) (*v1alpha1.CNINode, error) {
+	var c v1alpha1.CNINode
+	err := r.Client.Get(ctx, client.ObjectKey{Name: node.Name}, &c)
+	switch {
+	case apierrors.IsNotFound(err):
+		c = v1alpha1.CNINode{
+			ObjectMeta: metav1.ObjectMeta{
+				Name: node.Name, Finalizers: []string{v1alpha1.Finalizer},
+				Labels:          map[string]string{corev1.LabelOSStable: "linux"},
+				OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}},
+			},
+			Spec: v1alpha1.CNINodeSpec{Tags: map[string]string{"kubernetes.io/cluster/" + r.ClusterName: "owned"}},
+		}
+		if err := r.Client.Create(ctx, &c); err != nil && !apierrors.IsAlreadyExists(err) {
+			return nil, fmt.Errorf("create CNINode %s: %w", node.Name, err)
+		} else if err != nil {
+			return nil, nil
+		}
+		return &c, nil
+	case err != nil:
+		return nil, fmt.Errorf("read CNINode %s: %w", node.Name, err)
+	}
+	if !c.DeletionTimestamp.IsZero() || ofAnother(&c, node.UID) {
+		return nil, r.removeCNINode(ctx, &c)
+	}
+	return &c, nil
+}
+
+// ofAnother says whether the CNINode was made for an earlier Node of the same name.
+func ofAnother(c *v1alpha1.CNINode, node types.UID) bool {
+	for _, o := range c.OwnerReferences {
+		if o.Kind == "Node" && o.UID != node {
+			return true
+		}
+	}
+	return false
+}
+
+// prepare makes the node's ledger and trunk, as far as they are missing; nil means that the instance can't have them.
+func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cninode *v1alpha1.CNINode) (*ledgerv1.BranchLedger, error) {
+	var l ledgerv1.BranchLedger
+	err := r.Client.Get(ctx, client.ObjectKey{Name: id}, &l)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("read ledger of %s: %w", id, err)
+	}
+	if err == nil && l.Spec.TrunkENIID != "" {
+		return &l, nil
+	}
+	typeName := node.Labels[corev1.LabelInstanceTypeStable]
+	if t, known := aws.LookupInstanceType(typeName); known && !t.TrunkCompatible {
+		r.unsupported(node, typeName)
+		return nil, nil
+	}
+	i, err := r.Cloud.Instance(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	t, known := aws.LookupInstanceType(i.Type)
+	if !known || !t.TrunkCompatible || t.MaxBranchInterfaces == 0 {
+		r.unsupported(node, i.Type)
+		return nil, nil
+	}
+	if l.Name == "" {
+		l = ledgerv1.BranchLedger{
+			ObjectMeta: metav1.ObjectMeta{Name: id},
+			Spec: ledgerv1.BranchLedgerSpec{
+				NodeName: node.Name, InstanceID: id, InstanceType: i.Type, AccountID: i.AccountID, VPCID: i.VPCID,
+				SubnetID: i.SubnetID, SubnetCIDR: i.SubnetCIDR, Capacity: int32(min(t.MaxBranchInterfaces, ledgerv1.MaxVLANID)),
+			},
+		}
+		if err := r.Client.Create(ctx, &l); err != nil && !apierrors.IsAlreadyExists(err) {
+			return nil, fmt.Errorf("create ledger of %s: %w", id, err)
+		}
+	}
+	trunk, err := r.trunk(ctx, &l, i, t, cninode)
+	if err != nil {
+		return nil, err
+	}
+	return r.Ledgers.Update(ctx, id, func(l *ledgerv1.BranchLedger) error {
+		if l.Spec.TrunkENIID == trunk {
+			return ledger.ErrUnchanged
+		}
+		l.Spec.TrunkENIID = trunk
+		return nil
+	})
+}
+
+// trunk finds the instance's trunk, attached or left half-made by a crash, or makes it, and brings it to where it should
+// be. It can be repeated from any line.
+func (r *Nodes) trunk(ctx context.Context, l *ledgerv1.BranchLedger, i *cloud.Instance, t aws.InstanceType, cninode *v1alpha1.CNINode) (eniID string, err error) {
+	if a := attachedTrunk(i); a != nil {
+		if !a.DeleteOnTermination {
+			return a.ENIID, r.Cloud.DeleteOnTermination(ctx, a.ENIID, a.AttachmentID)
+		}
+		return a.ENIID, nil
+	}
+	index, ok := deviceIndex(t, i)
+	if !ok {
+		return "", &cloud.Error{Action: "AttachNetworkInterface", Resource: "instance " + i.ID, Err: errNoIndex}
+	}
+	made, err := r.Cloud.OfInstance(ctx, i.ID)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range made {
+		if e.Description == cloud.TrunkDescription && !e.InUse {
+			eniID = e.ID
+		}
+	}
+	if eniID == "" {
+		e, err := r.Cloud.CreateTrunk(ctx, i, "trunk-"+string(l.UID), l.CreationTimestamp.Time, cninode.Spec.Tags)
+		if err != nil {
+			return "", err
+		}
+		eniID = e.ID
+		r.Log.InfoContext(ctx, "trunk ENI created", "instance", i.ID, "node", l.Spec.NodeName, "eni", eniID)
+	}
+	if err := r.Cloud.Permit(ctx, eniID, i.AccountID); err != nil {
+		return "", err
+	}
+	attachment, err := r.Cloud.Attach(ctx, eniID, i.ID, index, t.DefaultNetworkCard)
+	if err != nil {
+		return "", err
+	}
+	r.Log.InfoContext(ctx, "trunk ENI attached", "instance", i.ID, "node", l.Spec.NodeName, "eni", eniID, "deviceIndex", index)
+	return eniID, r.Cloud.DeleteOnTermination(ctx, eniID, attachment)
+}
+
+func (r *Nodes) unsupported(node *corev1.Node, typeName string) {
+	if _, told := r.told.LoadOrStore(node.UID, struct{}{}); told {
+		return
+	}
+	r.Events.Eventf(node, corev1.EventTypeWarning, "UnsupportedInstanceType",
+		"instance type %s can't carry a trunk ENI: no pod with security groups of its own can run on this node; use a type that can, for example m5.large", typeName)
+}
+
+// setCapacity patches the node's capacity and allocatable. l is nil for a node that is not managed.
+func (r *Nodes) setCapacity(ctx context.Context, node *corev1.Node, l *ledgerv1.BranchLedger) error {
+	pods, err := r.Pods(ctx, node.Name)
+	if err != nil {
+		return err
+	}
+	var max int32
+	if l != nil {
+		max = l.Spec.Capacity
+	}
+	want, ok := capacity(node, max, l != nil && l.Spec.TrunkENIID != "", len(pods))
+	if !ok {
+		return nil
+	}
+	patch := client.MergeFrom(node.DeepCopy())
+	for _, list := range []*corev1.ResourceList{&node.Status.Capacity, &node.Status.Allocatable} {
+		if *list == nil {
+			*list = corev1.ResourceList{}
+		}
+		(*list)[policy.Resource] = quantity(want)
+	}
+	if err := r.Client.Status().Patch(ctx, node, patch); err != nil {
+		return client.IgnoreNotFound(fmt.Errorf("set the capacity of node %s to %d: %w", node.Name, want, err))
+	}
+	r.Log.InfoContext(ctx, "capacity set", "node", node.Name, "branchENIs", want)
+	return nil
+}

@@ -1,0 +1,170 @@
+package ipamd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd/config"
+	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/hostnet"
+	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/podeni"
+	"github.com/branchline-cni/branchline/ipamd/signal"
+	"github.com/branchline-cni/branchline/ipamd/store"
+)
+
+// Links is what the agent needs of the host's links.
+type Links interface {
+	enis.Links
+	// VLANs returns the ids of the VLAN links of branch pods that are there.
+	VLANs(ctx context.Context) (map[int]bool, error)
+	// Watch calls eni whenever a link that may be an ENI came, changed or went, and vlan for a branch pod's VLAN link,
+	// until ctx ends.
+	Watch(ctx context.Context, eni, vlan func())
+}
+
+// Routing is what the agent needs of the host's routing.
+type Routing interface {
+	Reconcile(ctx context.Context, d hostnet.Desired) ([]hostnet.Op, error)
+	// Pods returns the addresses that are wired, whoever remembers them.
+	Pods() ([]netip.Addr, error)
+}
+
+// Options of an Agent. Everything that reaches outside is given, so that tests and the executable build the same agent.
+type Options struct {
+	Config   *config.Config
+	Identity aws.Identity
+	Type     aws.InstanceType
+	Kube     *kube.Client
+	Metadata enis.Metadata
+	EC2      enis.EC2
+	Links    Links
+	Routing  Routing
+	// StatePath is the store's file. Listener is the agent's socket; Credentials check who is at its other end.
+	StatePath   string
+	Listener    net.Listener
+	Credentials credentials.TransportCredentials
+	// Metrics receives the agent's series; MetricsAddr and the introspection address are listened on where not empty.
+	Metrics     *prometheus.Registry
+	MetricsAddr string
+	Version     string
+	Log         *slog.Logger
+	Now         func() time.Time
+}
+
+// Agent is the node agent.
+type Agent struct {
+	opt       Options
+	store     *store.Store
+	inventory *enis.Inventory
+	provision *enis.Provisioner
+	events    *kube.Events
+	lookup    *podeni.Lookup
+	assigned  *podeni.Assignments
+	trunk     *podeni.TrunkRequest
+	releaser  *podeni.Releaser
+	metrics   *metrics
+	sandboxes keyed
+
+	links   signal.Signal // an ENI's link came, changed or went
+	branch  signal.Signal // a branch pod's VLAN link or its allocation came or went
+	changed signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
+	ready   atomic.Bool
+	waiting atomic.Int32 // pods that wait for an address
+
+	mu       sync.Mutex
+	routed   map[string]bool     // ENIs whose routing is in place
+	listed   bool                // the inventory was read and routing was put in place at least once
+	orphans  map[netip.Addr]bool // wired, and nobody here remembers for whom
+	joining  map[string]int      // ENIs that we attached and the inventory does not show yet, by device index
+	poolErr  error               // why the pool can't grow
+	branches bool                // something of a branch pod is left on this node
+}
+
+// New opens the store and builds the agent. It does not reach out yet.
+func New(o Options) (*Agent, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	st, kept, err := store.Open(o.StatePath, store.Options{CoolDown: o.Config.CoolDown, Now: o.Now})
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		opt: o, store: st, events: o.Kube.Events(), routed: map[string]bool{}, joining: map[string]int{},
+		inventory: enis.New(enis.Options{Metadata: o.Metadata, EC2: o.EC2, Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log}),
+		provision: &enis.Provisioner{
+			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,
+		},
+	}
+	if kept != "" {
+		o.Log.Error("the file of allocations can't be read and was kept aside; addresses that are wired are left alone until their pods end", "file", o.StatePath, "kept", kept)
+		a.events.Node("AllocationsLost", "the node agent's file of allocations was damaged and is kept as %s; pods that run keep their addresses", kept)
+	}
+	if a.orphans, err = orphans(o.Routing, st.View()); err != nil {
+		return nil, err
+	}
+	a.lookup = podeni.NewLookup(o.Kube, o.Kube.Changed.C)
+	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
+	a.trunk = &podeni.TrunkRequest{Node: o.Kube, InstanceType: o.Identity.InstanceType, Warn: a.events.Node}
+	a.releaser = &podeni.Releaser{Pods: o.Kube, Memory: st, Ledger: o.Kube, VLANs: o.Links.VLANs, Now: o.Now}
+	a.metrics = newMetrics(o.Metrics, a)
+	return a, nil
+}
+
+// orphans are the addresses that the host routes to pods which the store does not know: the store was lost. They must
+// not be given to anyone while they are wired.
+func orphans(r Routing, v store.View) (map[netip.Addr]bool, error) {
+	wired, err := r.Pods()
+	if err != nil {
+		return nil, fmt.Errorf("find out which addresses are wired: %w", err)
+	}
+	out := map[netip.Addr]bool{}
+	for _, addr := range wired {
+		if !slices.ContainsFunc(v.Allocations, func(a store.Allocation) bool { return a.Regular != nil && a.Regular.Address == addr }) {
+			out[addr] = true
+		}
+	}
+	return out, nil
+}
+
+// supported says whether this instance type can have a trunk.
+func (a *Agent) supported() bool { return a.opt.Type.TrunkCompatible }
+
+// Run serves until ctx ends, or until something that can't be mended failed.
+func (a *Agent) Run(ctx context.Context) error {
+	a.opt.Log.Info("node agent starts", "version", a.opt.Version, "node", a.opt.Config.NodeName, "instance", a.opt.Identity.InstanceID,
+		"type", a.opt.Identity.InstanceType, "podENI", a.opt.Config.PodENI, "allocations", len(a.store.View().Allocations))
+	g, ctx := errgroup.WithContext(ctx)
+	background := func(f func(context.Context)) {
+		g.Go(func() error { f(ctx); return nil })
+	}
+	background(a.opt.Kube.Run)
+	background(a.events.Run)
+	background(func(ctx context.Context) { a.opt.Links.Watch(ctx, a.links.Fire, a.branch.Fire) })
+	background(a.runInventory)
+	background(a.runPool)
+	background(a.runTrunk)
+	background(a.runReleases)
+	g.Go(func() error { return a.serve(ctx) })
+	g.Go(func() error { return a.serveMetrics(ctx) })
+	g.Go(func() error { return a.serveIntrospection(ctx) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) && context.Cause(ctx) != nil {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,133 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"time"
+)
+
+// Enforcing modes of security groups for pods (POD_SECURITY_GROUP_ENFORCING_MODE).
+const (
+	ModeStrict   = "strict"
+	ModeStandard = "standard"
+)
+
+// Demux says what is done about TCP early demultiplexing (DISABLE_TCP_EARLY_DEMUX).
+type Demux int
+
+const (
+	// DemuxAutomatic turns it off where strict branch pods need that, and only there. It is what no value means.
+	DemuxAutomatic Demux = iota
+	// DemuxOff writes 0.
+	DemuxOff
+	// DemuxOn writes 1.
+	DemuxOn
+)
+
+// Config is the environment, parsed. Durations and sizes are in their types or names.
+type Config struct {
+	PodENI         bool
+	EnforcingMode  string
+	TCPEarlyDemux  Demux
+	WarmENITarget  int
+	MaxENI         int // 0: the instance type's limit
+	CoolDown       time.Duration
+	LeakSweepOff   bool
+	ENIMTU         int
+	PodMTU         int // 0: ENIMTU
+	VethPrefix     string
+	LogLevel       slog.Level
+	LogFile        string // path, "stdout" or "stderr"
+	PluginLogLevel string
+	PluginLogFile  string
+	Introspection  string // host:port
+	NoIntrospect   bool
+	NoMetrics      bool
+	ENITags        map[string]string
+	ClusterName    string
+	APIServer      string // URL, or empty for the in-cluster address
+	NodeName       string
+	PodName        string
+	EC2Endpoint    string // URL, or empty for AWS's own
+	HTTPTimeout    time.Duration
+	HostBinDir     string
+	HostConfDir    string
+}
+
+// MTUOfPods is what the pods' interfaces get.
+func (c *Config) MTUOfPods() int {
+	if c.PodMTU != 0 {
+		return c.PodMTU
+	}
+	return c.ENIMTU
+}
+
+// StrictBranchPods says whether branch pods in strict mode may come to run on this node.
+func (c *Config) StrictBranchPods() bool { return c.PodENI && c.EnforcingMode == ModeStrict }
+
+// Error is one variable that can't be accepted.
+type Error struct {
+	Variable, Value string
+	Problem         string // what is wrong with it
+	Accepted        string // what would be accepted
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("%s=%q: %s; accepted: %s", e.Variable, e.Value, e.Problem, e.Accepted)
+}
+
+// Load reads the environment through lookup (os.LookupEnv). An empty value counts as not set. The error joins one
+// *Error for each variable that is wrong; warnings are for people and never a reason to stop.
+func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err error) {
+	c = &Config{ENITags: map[string]string{}}
+	var errs []error
+	for _, v := range Variables {
+		value, isSet := lookup(v.Name)
+		value = strings.TrimSpace(value)
+		if isSet = isSet && value != ""; !isSet {
+			value = v.Default
+		}
+		if value == "" {
+			continue
+		}
+		parsed, perr := v.kind.parse(value)
+		if perr != nil {
+			errs = append(errs, &Error{v.Name, value, perr.Error(), v.Accepted()})
+			continue
+		}
+		switch {
+		case v.Deprecated && isSet:
+			warnings = append(warnings, fmt.Sprintf("%s=%q is deprecated and has no effect", v.Name, value))
+		case !v.ActedOn && isSet && !v.harmless(parsed):
+			errs = append(errs, &Error{v.Name, value, "this version does not act on this variable; " + v.Later, v.AcceptedNow()})
+		case v.assign != nil:
+			v.assign(c, parsed)
+		}
+	}
+	errs = append(errs, c.check()...)
+	if len(errs) > 0 {
+		return nil, warnings, errors.Join(errs...)
+	}
+	if c.TCPEarlyDemux == DemuxOn && c.StrictBranchPods() {
+		warnings = append(warnings, `DISABLE_TCP_EARLY_DEMUX="false" keeps TCP early demux on: kubelet's TCP and HTTP probes of branch pods in strict mode will fail; unset it to have it turned off where that is needed`)
+	}
+	return c, warnings, nil
+}
+
+// check holds what needs more than one variable.
+func (c *Config) check() (errs []error) {
+	if c.EnforcingMode == ModeStandard {
+		// Without branch pods the mode means nothing, but a manifest that asks for it would change meaning later.
+		errs = append(errs, &Error{"POD_SECURITY_GROUP_ENFORCING_MODE", ModeStandard, "standard mode comes in a later version", ModeStrict})
+	}
+	if c.PodMTU > c.ENIMTU && c.ENIMTU > 0 {
+		errs = append(errs, &Error{"POD_MTU", fmt.Sprint(c.PodMTU), "more than the ENIs carry", fmt.Sprintf("at most AWS_VPC_ENI_MTU (%d)", c.ENIMTU)})
+	}
+	return errs
+}
+
+// Tags returns a copy of the additional tags for ENIs.
+func (c *Config) Tags() map[string]string { return maps.Clone(c.ENITags) }

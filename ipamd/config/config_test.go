@@ -1,0 +1,113 @@
+package config
+
+import (
+	"maps"
+	"strings"
+	"testing"
+	"time"
+)
+
+func load(env map[string]string) (*Config, []string, error) {
+	return Load(func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+}
+
+// stock is what the upstream DaemonSet's manifest sets.
+var stock = map[string]string{
+	"ADDITIONAL_ENI_TAGS": "{}", "AWS_VPC_CNI_NODE_PORT_SUPPORT": "true", "AWS_VPC_ENI_MTU": "9001",
+	"AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "false", "AWS_VPC_K8S_CNI_EXTERNALSNAT": "false", "AWS_VPC_K8S_CNI_LOGLEVEL": "DEBUG",
+	"AWS_VPC_K8S_CNI_LOG_FILE": "/host/var/log/aws-routed-eni/ipamd.log", "AWS_VPC_K8S_CNI_RANDOMIZESNAT": "prng",
+	"AWS_VPC_K8S_CNI_VETHPREFIX": "eni", "AWS_VPC_K8S_PLUGIN_LOG_FILE": "/var/log/aws-routed-eni/plugin.log",
+	"AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "DEBUG", "CLUSTER_ENDPOINT": "", "CLUSTER_NAME": "", "DISABLE_INTROSPECTION": "false",
+	"DISABLE_METRICS": "false", "DISABLE_NETWORK_RESOURCE_PROVISIONING": "false", "DISABLE_TCP_EARLY_DEMUX": "false",
+	"ENABLE_IMDS_ONLY_MODE": "false", "ENABLE_IPv4": "true", "ENABLE_IPv6": "false", "ENABLE_MULTI_NIC": "false",
+	"ENABLE_POD_ENI": "false", "ENABLE_PREFIX_DELEGATION": "false", "ENABLE_SUBNET_DISCOVERY": "true",
+	"NETWORK_POLICY_ENFORCING_MODE": "standard", "VPC_CNI_VERSION": "v1.21.1", "VPC_ID": "vpc-1", "WARM_ENI_TARGET": "1", "WARM_PREFIX_TARGET": "1",
+	"MY_NODE_NAME": "ip-192-168-1-2.us-west-2.compute.internal", "MY_POD_NAME": "aws-node-abcde",
+}
+
+func TestStockManifestStarts(t *testing.T) {
+	c, warnings, err := load(stock)
+	if err != nil || len(warnings) > 0 {
+		t.Fatalf("warnings %q, error %v", warnings, err)
+	}
+	if c.WarmENITarget != 1 || c.CoolDown != 30*time.Second || c.MTUOfPods() != 9001 || c.VethPrefix != "eni" || c.TCPEarlyDemux != DemuxOn || c.HostBinDir != "/host/opt/cni/bin" {
+		t.Errorf("%+v", c)
+	}
+	env := maps.Clone(stock)
+	env["AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER"], env["ENABLE_NFTABLES"] = "false", "true"
+	if _, warnings, err = load(env); err != nil || len(warnings) != 2 {
+		t.Errorf("deprecated: warnings %q, error %v", warnings, err)
+	}
+}
+
+func TestEveryErrorNamesVariableValueAndWhatIsAccepted(t *testing.T) {
+	bad := map[string]string{
+		"ENABLE_POD_ENI": "maybe", "WARM_ENI_TARGET": "-1", "AWS_VPC_ENI_MTU": "9002", "AWS_VPC_K8S_CNI_VETHPREFIX": "vlan",
+		"POD_SECURITY_GROUP_ENFORCING_MODE": "standard", "ADDITIONAL_ENI_TAGS": `{"aws:x":"y"}`, "IP_COOLDOWN_PERIOD": "30s",
+		"ENABLE_IPv6": "true", "ENABLE_IPv4": "false", "ENABLE_PREFIX_DELEGATION": "true", "WARM_IP_TARGET": "5", "AWS_EC2_ENDPOINT": "ftp://x",
+		"AWS_VPC_K8S_CNI_LOG_FILE": "here.log", "NETWORK_POLICY_ENFORCING_MODE": "strict", "AWS_VPC_K8S_CNI_EXTERNALSNAT": "1",
+		"AWS_VPC_K8S_CNI_CONNMARK": "0x100", "INTROSPECTION_BIND_ADDRESS": "localhost", "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.0.0.0/8",
+	}
+	_, _, err := load(bad)
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for name, v := range bad {
+		at := strings.Index(err.Error(), name+"=")
+		if at < 0 {
+			t.Errorf("%s is not named", name)
+			continue
+		}
+		line, _, _ := strings.Cut(err.Error()[at:], "\n")
+		if !strings.Contains(line, "accepted: ") || (!strings.Contains(line, v) && !strings.Contains(line, "aws:x")) {
+			t.Errorf("%s: %s", name, line)
+		}
+	}
+}
+
+func TestDefaultsAreTheirOwnAcceptedValues(t *testing.T) {
+	seen := map[string]bool{}
+	for _, v := range Variables {
+		if seen[v.Name] {
+			t.Errorf("%s is there twice", v.Name)
+		}
+		seen[v.Name] = true
+		for _, value := range append([]string{v.Default}, v.Harmless...) {
+			if value == "" {
+				continue
+			}
+			if _, _, err := load(map[string]string{v.Name: value}); err != nil {
+				t.Errorf("%s=%s: %v", v.Name, value, err)
+			}
+		}
+		if v.Meaning == "" || v.Accepted() == "" || !v.ActedOn && !v.Deprecated && v.Later == "" {
+			t.Errorf("%s is not documented", v.Name)
+		}
+	}
+}
+
+func TestEarlyDemuxIsAutomaticUnlessSet(t *testing.T) {
+	for value, want := range map[string]Demux{"": DemuxAutomatic, "true": DemuxOff, "false": DemuxOn} {
+		c, warnings, err := load(map[string]string{"DISABLE_TCP_EARLY_DEMUX": value, "ENABLE_POD_ENI": "true"})
+		if err != nil || c.TCPEarlyDemux != want || (want == DemuxOn) != (len(warnings) == 1) {
+			t.Errorf("%q: %v, warnings %q, error %v", value, c, warnings, err)
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	for i := range Variables {
+		f.Add(i, "true")
+		f.Add(i, `{"a":"b"}`)
+	}
+	f.Fuzz(func(t *testing.T, i int, value string) {
+		v := Variables[uint(i)%uint(len(Variables))]
+		c, _, err := load(map[string]string{v.Name: value})
+		if (c == nil) == (err == nil) {
+			t.Fatalf("config %v and error %v", c, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), v.Name) {
+			t.Fatalf("%v does not name %s", err, v.Name)
+		}
+	})
+}

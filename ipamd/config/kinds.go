@@ -1,0 +1,183 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// kind parses the text of one variable. What it returns is comparable, so that "is this the default" has one meaning
+// whatever way a value is written (1, true and True are the same).
+type kind struct {
+	accepted string
+	parse    func(string) (any, error)
+}
+
+var boolean = kind{"true or false", func(s string) (any, error) {
+	b, err := strconv.ParseBool(strings.ToLower(s))
+	if err != nil {
+		return nil, errors.New("not a boolean")
+	}
+	return b, nil
+}}
+
+func integer(low, high int) kind {
+	return kind{fmt.Sprintf("a whole number from %d to %d", low, high), func(s string) (any, error) {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return nil, errors.New("not a whole number")
+		}
+		if n < low || n > high {
+			return nil, errors.New("out of range")
+		}
+		return n, nil
+	}}
+}
+
+func seconds(low, high int) kind {
+	i := integer(low, high)
+	return kind{i.accepted + " (seconds)", func(s string) (any, error) {
+		n, err := i.parse(s)
+		if err != nil {
+			return nil, err
+		}
+		return time.Duration(n.(int)) * time.Second, nil
+	}}
+}
+
+func oneOf(values ...string) kind {
+	return kind{strings.Join(values, ", "), func(s string) (any, error) {
+		if !slices.Contains(values, s) {
+			return nil, errors.New("not one of the values it may have")
+		}
+		return s, nil
+	}}
+}
+
+var text = kind{"any text", func(s string) (any, error) { return s, nil }}
+
+var absolutePath = kind{"an absolute path", func(s string) (any, error) {
+	if !path.IsAbs(s) || strings.ContainsRune(s, 0) {
+		return nil, errors.New("not an absolute path")
+	}
+	return path.Clean(s), nil
+}}
+
+var logTarget = kind{"stdout, stderr or an absolute path", func(s string) (any, error) {
+	if s == "stdout" || s == "stderr" {
+		return s, nil
+	}
+	return absolutePath.parse(s)
+}}
+
+var levels = map[string]slog.Level{
+	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "warning": slog.LevelWarn,
+	"error": slog.LevelError, "fatal": slog.LevelError,
+}
+
+var logLevel = kind{"debug, info, warn, error or fatal, in any case", func(s string) (any, error) {
+	l, ok := levels[strings.ToLower(s)]
+	if !ok {
+		return nil, errors.New("not a log level")
+	}
+	return l, nil
+}}
+
+// logLevelName checks like logLevel and keeps the name, for a program that parses it itself.
+var logLevelName = kind{logLevel.accepted, func(s string) (any, error) {
+	if _, err := logLevel.parse(s); err != nil {
+		return nil, err
+	}
+	return strings.ToLower(s), nil
+}}
+
+var endpoint = kind{"an http or https URL", func(s string) (any, error) {
+	if !strings.Contains(s, "://") {
+		s = "https://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, errors.New("not a URL")
+	}
+	return s, nil
+}}
+
+var hostPort = kind{"an IP address and a port, like 127.0.0.1:61679", func(s string) (any, error) {
+	if _, err := netip.ParseAddrPort(s); err != nil {
+		return nil, errors.New("not an address and a port")
+	}
+	host, port, _ := net.SplitHostPort(s)
+	return net.JoinHostPort(host, port), nil
+}}
+
+var vethPrefixPattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,3}$`)
+
+var vethPrefix = kind{"1 to 4 letters or digits, a letter first, not eth, vlan or lo", func(s string) (any, error) {
+	if !vethPrefixPattern.MatchString(s) {
+		return nil, errors.New("not a prefix for link names")
+	}
+	if s == "eth" || s == "vlan" || s == "lo" {
+		return nil, errors.New("taken by other links")
+	}
+	return s, nil
+}}
+
+var cidrs = kind{"CIDRs separated by commas", func(s string) (any, error) {
+	var out []string
+	for part := range strings.SplitSeq(s, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(part))
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a CIDR", part)
+		}
+		out = append(out, p.Masked().String())
+	}
+	slices.Sort(out)
+	return strings.Join(out, ","), nil
+}}
+
+var mark = kind{"a packet mark, like 0x80", func(s string) (any, error) {
+	n, err := strconv.ParseUint(s, 0, 32)
+	if err != nil {
+		return nil, errors.New("not a 32 bit number")
+	}
+	return n, nil
+}}
+
+// tags is parsed twice: here it becomes canonical text, which is comparable; parseTags gives the map.
+var tags = kind{`a JSON object of strings, like {"team":"blue"}; keys of at most 127, values of at most 255 characters, no key that starts with aws:`, func(s string) (any, error) {
+	m, err := parseTags(s)
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(m)
+	return string(b), err
+}}
+
+func parseTags(s string) (map[string]string, error) {
+	var m map[string]string
+	if err := json.Unmarshal([]byte(s), &m); err != nil {
+		return nil, errors.New("not a JSON object of strings")
+	}
+	if m == nil {
+		m = map[string]string{}
+	}
+	for k, v := range m {
+		switch {
+		case k == "" || len(k) > 127 || len(v) > 255:
+			return nil, fmt.Errorf("tag %q is too long or empty", k)
+		case strings.HasPrefix(strings.ToLower(k), "aws:"):
+			return nil, fmt.Errorf("tag %q uses the reserved prefix aws:", k)
+		}
+	}
+	return m, nil
+}

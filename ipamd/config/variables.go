@@ -1,0 +1,163 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Variable is one row of the table of environment variables.
+type Variable struct {
+	Name    string
+	Default string // empty: not set
+	Meaning string // for people; one line
+	// ActedOn is false for what this version only knows: such a variable may be set to its default, or to one of
+	// Harmless, and to nothing else.
+	ActedOn bool
+	// Deprecated variables are accepted with a warning, whatever their value, and have no effect.
+	Deprecated bool
+	// Harmless are values of a variable that is not acted on which ask for nothing that would be missed; the stock
+	// manifest's values are among them.
+	Harmless []string
+	// Later says what becomes of a variable that is not acted on.
+	Later string
+
+	kind   kind
+	assign func(*Config, any)
+}
+
+// Accepted says what values can be parsed.
+func (v Variable) Accepted() string { return v.kind.accepted }
+
+// AcceptedNow says what values this version takes.
+func (v Variable) AcceptedNow() string {
+	if v.ActedOn || v.Deprecated {
+		return v.kind.accepted
+	}
+	values := slices.Clone(v.Harmless)
+	if v.Default != "" {
+		values = append([]string{v.Default}, values...)
+	}
+	if len(values) == 0 {
+		return "not set"
+	}
+	return strings.Join(values, ", ") + ", or not set"
+}
+
+func (v Variable) harmless(parsed any) bool {
+	for _, h := range append([]string{v.Default}, v.Harmless...) {
+		if p, err := v.kind.parse(h); h != "" && err == nil && p == parsed {
+			return true
+		}
+	}
+	return false
+}
+
+func into[T any](field func(*Config) *T) func(*Config, any) {
+	return func(c *Config, v any) { *field(c) = v.(T) }
+}
+
+func acted[T any](name, def string, k kind, field func(*Config) *T, meaning string) Variable {
+	return Variable{Name: name, Default: def, Meaning: meaning, ActedOn: true, kind: k, assign: into(field)}
+}
+
+func known(name, def string, k kind, meaning, later string, harmless ...string) Variable {
+	return Variable{Name: name, Default: def, Meaning: meaning, Later: later, Harmless: harmless, kind: k}
+}
+
+func deprecated(name string, meaning string) Variable {
+	return Variable{Name: name, Meaning: meaning, Deprecated: true, kind: boolean}
+}
+
+const comes = "it comes in a later version"
+
+// Variables is every variable that the agent and its init container know, in the order of the documentation.
+var Variables = []Variable{
+	acted("ENABLE_POD_ENI", "false", boolean, func(c *Config) *bool { return &c.PodENI }, "Security groups for pods: the node asks for a trunk ENI and wires branch pods."),
+	acted("POD_SECURITY_GROUP_ENFORCING_MODE", ModeStrict, oneOf(ModeStrict, ModeStandard), func(c *Config) *string { return &c.EnforcingMode }, "How security groups of branch pods apply. Only strict is accepted by this version."),
+	{Name: "DISABLE_TCP_EARLY_DEMUX", Meaning: "true writes tcp_early_demux=0, false writes 1; not set turns it off only where strict branch pods need it.", ActedOn: true, kind: boolean, assign: func(c *Config, v any) {
+		c.TCPEarlyDemux = DemuxOn
+		if v.(bool) {
+			c.TCPEarlyDemux = DemuxOff
+		}
+	}},
+	acted("WARM_ENI_TARGET", "1", integer(0, 15), func(c *Config) *int { return &c.WarmENITarget }, "How many ENIs' worth of free addresses is kept ahead."),
+	known("WARM_IP_TARGET", "", integer(0, 1000), "Free addresses kept ahead.", comes, "0"),
+	known("MINIMUM_IP_TARGET", "", integer(0, 1000), "Addresses kept in all.", comes, "0"),
+	known("WARM_PREFIX_TARGET", "1", integer(0, 1000), "Free prefixes kept ahead; without prefix delegation it means nothing.", comes, "0"),
+	acted("MAX_ENI", "", integer(0, 64), func(c *Config) *int { return &c.MaxENI }, "At most this many ENIs, the trunk included; 0 or not set: the instance type's limit."),
+	known("ENABLE_PREFIX_DELEGATION", "false", boolean, "Prefixes instead of single addresses.", comes),
+	known("ENABLE_IPv4", "true", boolean, "Pods get IPv4 addresses.", "IPv6 clusters come in a later version"),
+	known("ENABLE_IPv6", "false", boolean, "Pods get IPv6 addresses.", "IPv6 clusters come in a later version"),
+	known("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "false", boolean, "ENIConfig custom networking.", comes),
+	known("ENI_CONFIG_LABEL_DEF", "k8s.amazonaws.com/eniConfig", text, "Node label that names the ENIConfig.", comes),
+	known("ENI_CONFIG_ANNOTATION_DEF", "k8s.amazonaws.com/eniConfig", text, "Node annotation that names the ENIConfig.", comes),
+	known("ENABLE_SUBNET_DISCOVERY", "true", boolean, "Secondary ENIs may be put in other subnets by tag; this version uses the primary's subnet.", comes, "false"),
+	known("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "false", boolean, "ENIs are managed on a cordoned node.", comes),
+	known("MANAGE_UNTAGGED_ENI", "true", boolean, "ENIs without the agent's tags are used.", comes),
+	known("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", boolean, "No ENI or address is ever asked for.", comes),
+	acted("DISABLE_LEAKED_ENI_CLEANUP", "false", boolean, func(c *Config) *bool { return &c.LeakSweepOff }, "Detached ENIs that this node left behind are not deleted at start."),
+	known("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", absolutePath, "The upstream agent's checkpoint.", "it is read when taking over from the upstream agent, in a later version"),
+	acted("IP_COOLDOWN_PERIOD", "30", seconds(0, 3600), func(c *Config) *time.Duration { return &c.CoolDown }, "How long a freed address rests before it is given again."),
+	known("ANNOTATE_POD_IP", "false", boolean, "Pods are annotated with their address.", comes),
+	known("NETWORK_POLICY_ENFORCING_MODE", "", oneOf("none", "strict", "standard"), "The AWS network policy agent's mode.", "the network policy agent is served in a later version", "none", "standard"),
+	known("AWS_VPC_K8S_CNI_EXTERNALSNAT", "false", boolean, "No source NAT on the node.", comes),
+	known("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "", cidrs, "Destinations without source NAT.", comes),
+	known("AWS_EXTERNAL_SERVICE_CIDRS", "", cidrs, "Destinations that are reached through the main table.", comes),
+	known("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "prng", oneOf("prng", "hashrandom", "none"), "How source ports are chosen.", comes),
+	known("AWS_VPC_CNI_NODE_PORT_SUPPORT", "true", boolean, "NodePort through secondary ENIs.", comes),
+	known("AWS_VPC_K8S_CNI_CONNMARK", "0x80", mark, "The mark that NodePort uses.", comes),
+	acted("AWS_VPC_ENI_MTU", "9001", integer(576, 9001), func(c *Config) *int { return &c.ENIMTU }, "MTU of ENIs, and of pods where POD_MTU is not set."),
+	acted("POD_MTU", "", integer(576, 9001), func(c *Config) *int { return &c.PodMTU }, "MTU of the pods' interfaces; at most AWS_VPC_ENI_MTU."),
+	acted("AWS_VPC_K8S_CNI_VETHPREFIX", "eni", vethPrefix, func(c *Config) *string { return &c.VethPrefix }, "Prefix of the host's side of a regular pod's veth pair."),
+	acted("AWS_VPC_K8S_CNI_LOGLEVEL", "DEBUG", logLevel, func(c *Config) *slog.Level { return &c.LogLevel }, "The agent's log level."),
+	acted("AWS_VPC_K8S_CNI_LOG_FILE", "/host/var/log/aws-routed-eni/ipamd.log", logTarget, func(c *Config) *string { return &c.LogFile }, "Where the agent logs."),
+	acted("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", "DEBUG", logLevelName, func(c *Config) *string { return &c.PluginLogLevel }, "The CNI executable's log level."),
+	acted("AWS_VPC_K8S_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/plugin.log", logTarget, func(c *Config) *string { return &c.PluginLogFile }, "Where the CNI executable logs, a path on the host."),
+	acted("INTROSPECTION_BIND_ADDRESS", "127.0.0.1:61679", hostPort, func(c *Config) *string { return &c.Introspection }, "Where introspection is served."),
+	acted("DISABLE_INTROSPECTION", "false", boolean, func(c *Config) *bool { return &c.NoIntrospect }, "No introspection."),
+	acted("DISABLE_METRICS", "false", boolean, func(c *Config) *bool { return &c.NoMetrics }, "No metrics."),
+	{Name: "ADDITIONAL_ENI_TAGS", Default: "{}", Meaning: "Tags for the ENIs that the agent creates.", ActedOn: true, kind: tags, assign: func(c *Config, v any) {
+		if m, err := parseTags(v.(string)); err == nil {
+			c.ENITags = m
+		}
+	}},
+	acted("CLUSTER_NAME", "", text, func(c *Config) *string { return &c.ClusterName }, "The cluster's name; tags the ENIs."),
+	acted("CLUSTER_ENDPOINT", "", endpoint, func(c *Config) *string { return &c.APIServer }, "The API server's URL, instead of the in-cluster service address."),
+	acted("MY_NODE_NAME", "", text, func(c *Config) *string { return &c.NodeName }, "This node's name (the downward API's spec.nodeName)."),
+	acted("MY_POD_NAME", "", text, func(c *Config) *string { return &c.PodName }, "The agent's pod (the downward API's metadata.name)."),
+	acted("AWS_EC2_ENDPOINT", "", endpoint, func(c *Config) *string { return &c.EC2Endpoint }, "URL of the EC2 API, instead of the region's own."),
+	acted("HTTP_TIMEOUT", "10", seconds(1, 600), func(c *Config) *time.Duration { return &c.HTTPTimeout }, "How long one call of EC2 may take."),
+	known("ENABLE_BANDWIDTH_PLUGIN", "false", boolean, "The bandwidth plugin is chained.", comes),
+	known("DISABLE_POD_V6", "false", boolean, "IPv6 is turned off in pods.", comes),
+	known("ENABLE_V4_EGRESS", "true", boolean, "IPv4 egress in IPv6 clusters.", "IPv6 clusters come in a later version"),
+	known("ENABLE_V6_EGRESS", "false", boolean, "IPv6 egress in IPv4 clusters.", comes),
+	known("ENABLE_MULTI_NIC", "false", boolean, "Several interfaces in a pod.", comes),
+	known("ENABLE_IMDS_ONLY_MODE", "false", boolean, "EC2 is never asked.", comes),
+	{Name: "VPC_CNI_VERSION", Meaning: "The manifest's version; shown in the log only.", ActedOn: true, kind: text},
+	acted("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", absolutePath, func(c *Config) *string { return &c.HostBinDir }, "Where the init container puts the executables."),
+	acted("HOST_CNI_CONFDIR_PATH", "/host/etc/cni/net.d", absolutePath, func(c *Config) *string { return &c.HostConfDir }, "Where the agent writes 10-aws.conflist."),
+	known("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/egress-v4-plugin.log", logTarget, "Log of the IPv4 egress plugin.", comes),
+	known("AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/egress-v6-plugin.log", logTarget, "Log of the IPv6 egress plugin.", comes),
+	deprecated("ENABLE_NFTABLES", "Chose the firewall tool."),
+	deprecated("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "Chose whether reverse-path filtering is set."),
+}
+
+// MarkdownTable renders Variables for the documentation.
+func MarkdownTable() string {
+	var b strings.Builder
+	b.WriteString("| Variable | Default | Accepted by this version | Meaning |\n|---|---|---|---|\n")
+	for _, v := range Variables {
+		accepted, def := v.AcceptedNow(), v.Default
+		if v.Deprecated {
+			accepted = "anything boolean; deprecated, no effect"
+		}
+		if def != "" {
+			def = "`" + def + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", v.Name, def, accepted, v.Meaning)
+	}
+	return b.String()
+}

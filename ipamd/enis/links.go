@@ -1,0 +1,160 @@
+package enis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// VLANPrefix starts the names of branch pods' VLAN links; the VLAN id follows.
+const VLANPrefix = "vlan.eth."
+
+const (
+	dumpTries      = 10
+	netlinkTimeout = 5 * time.Second
+)
+
+// Netlink is the kernel's Links.
+type Netlink struct{ h *netlink.Handle }
+
+// NewNetlink opens a netlink socket in the current network namespace.
+func NewNetlink() (*Netlink, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("set the netlink socket's timeout: %w", err)
+	}
+	return &Netlink{h}, nil
+}
+
+// Close closes the socket.
+func (n *Netlink) Close() { n.h.Close() }
+
+func (n *Netlink) all() (links []netlink.Link, err error) {
+	for range dumpTries {
+		if links, err = n.h.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return links, err
+		}
+	}
+	return nil, err
+}
+
+// isENI tells links that may be an ENI from those that software makes (veth, vlan, bridge). A TAP is what an ENI looks
+// like to an instance that is a namespace.
+func isENI(l netlink.Link) bool {
+	a := l.Attrs()
+	return (l.Type() == "device" || l.Type() == "tuntap" || l.Type() == "tun") && a.Flags&net.FlagLoopback == 0 && len(a.HardwareAddr) == 6
+}
+
+// List returns the links that may be ENIs.
+func (n *Netlink) List(context.Context) ([]Link, error) {
+	links, err := n.all()
+	if err != nil {
+		return nil, err
+	}
+	var out []Link
+	for _, l := range links {
+		if a := l.Attrs(); isENI(l) {
+			out = append(out, Link{a.Index, a.Name, a.HardwareAddr.String(), a.MTU, a.Flags&net.FlagUp != 0})
+		}
+	}
+	return out, nil
+}
+
+// VLANs returns the ids of the VLAN links of branch pods that are there.
+func (n *Netlink) VLANs(context.Context) (map[int]bool, error) {
+	links, err := n.all()
+	if err != nil {
+		return nil, fmt.Errorf("list the links: %w", err)
+	}
+	out := map[int]bool{}
+	for _, l := range links {
+		var id int
+		if _, err := fmt.Sscanf(l.Attrs().Name, VLANPrefix+"%d", &id); err == nil {
+			out[id] = true
+		}
+	}
+	return out, nil
+}
+
+// SetUp brings a link up, with its MTU and its address.
+func (n *Netlink) SetUp(_ context.Context, index, mtu int, address netip.Addr) error {
+	l, err := n.h.LinkByIndex(index)
+	if err != nil {
+		return err
+	}
+	if l.Attrs().MTU != mtu {
+		if err := n.h.LinkSetMTU(l, mtu); err != nil {
+			return fmt.Errorf("set MTU %d: %w", mtu, err)
+		}
+	}
+	if l.Attrs().Flags&net.FlagUp == 0 {
+		if err := n.h.LinkSetUp(l); err != nil {
+			return fmt.Errorf("bring it up: %w", err)
+		}
+	}
+	if !address.IsValid() {
+		return nil
+	}
+	// A /32 without a route: the ENI answers and asks for its own neighbours, and the main table keeps sending by the
+	// primary ENI.
+	err = n.h.AddrAdd(l, &netlink.Addr{
+		IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(32, 32)}, Flags: unix.IFA_F_NOPREFIXROUTE,
+	})
+	if err != nil && !errors.Is(err, syscall.EEXIST) {
+		return fmt.Errorf("add address %s: %w", address, err)
+	}
+	return nil
+}
+
+// Watch calls eni for each event of a link that may be an ENI and vlan for each of a branch pod's VLAN link, until ctx
+// ends. It subscribes again when the socket fails, and calls both then, because events may have been lost.
+func (n *Netlink) Watch(ctx context.Context, eni, vlan func()) {
+	for ctx.Err() == nil {
+		events, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
+		err := netlink.LinkSubscribeWithOptions(events, done, netlink.LinkSubscribeOptions{ErrorCallback: func(error) {}})
+		if err != nil {
+			close(done)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second): // nothing to wait for but the kernel's memory
+			}
+			continue
+		}
+		eni()
+		vlan()
+		forward(ctx, events, eni, vlan)
+		close(done)
+	}
+}
+
+func forward(ctx context.Context, events <-chan netlink.LinkUpdate, eni, vlan func()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			switch {
+			case e.Link == nil:
+			case isENI(e.Link):
+				eni()
+			case strings.HasPrefix(e.Attrs().Name, VLANPrefix):
+				vlan()
+			}
+		}
+	}
+}

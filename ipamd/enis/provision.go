@@ -1,0 +1,238 @@
+package enis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+
+	"github.com/branchline-cni/branchline/aws"
+)
+
+// EC2 is what provisioning calls.
+type EC2 interface {
+	Describer
+	CreateNetworkInterface(ctx context.Context, in *ec2.CreateNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.CreateNetworkInterfaceOutput, error)
+	AttachNetworkInterface(ctx context.Context, in *ec2.AttachNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.AttachNetworkInterfaceOutput, error)
+	ModifyNetworkInterfaceAttribute(ctx context.Context, in *ec2.ModifyNetworkInterfaceAttributeInput, opts ...func(*ec2.Options)) (*ec2.ModifyNetworkInterfaceAttributeOutput, error)
+	AssignPrivateIpAddresses(ctx context.Context, in *ec2.AssignPrivateIpAddressesInput, opts ...func(*ec2.Options)) (*ec2.AssignPrivateIpAddressesOutput, error)
+	DetachNetworkInterface(ctx context.Context, in *ec2.DetachNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.DetachNetworkInterfaceOutput, error)
+	DeleteNetworkInterface(ctx context.Context, in *ec2.DeleteNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.DeleteNetworkInterfaceOutput, error)
+}
+
+// Provisioner does the EC2 side of the pool's steps.
+type Provisioner struct {
+	EC2         EC2
+	InstanceID  string
+	ClusterName string            // tags new ENIs where known
+	Tags        map[string]string // additional tags for new ENIs
+	Now         func() time.Time
+	Log         *slog.Logger
+	// Sleep waits between two tries of a clean-up; nil: real time.
+	Sleep func(ctx context.Context, d time.Duration) error
+}
+
+// codeSubnetFull is EC2's code for "no address left in the subnet".
+const codeSubnetFull = "InsufficientFreeAddressesInSubnet"
+
+// Assign asks for up to count more secondary addresses on an ENI and returns those that EC2 gave. Where the subnet has
+// fewer, it takes what there is.
+func (p *Provisioner) Assign(ctx context.Context, eniID string, count int) ([]netip.Addr, error) {
+	for {
+		n := int32(count)
+		out, err := p.EC2.AssignPrivateIpAddresses(ctx, &ec2.AssignPrivateIpAddressesInput{NetworkInterfaceId: &eniID, SecondaryPrivateIpAddressCount: &n})
+		if aws.Code(err) == codeSubnetFull && count > 1 {
+			count /= 2
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("assign %d addresses to %s: %w", count, eniID, err)
+		}
+		var got []netip.Addr
+		for _, a := range out.AssignedPrivateIpAddresses {
+			addr, err := netip.ParseAddr(value(a.PrivateIpAddress))
+			if err != nil {
+				return got, fmt.Errorf("assign %d addresses to %s: EC2 answered with address %q: %w", count, eniID, value(a.PrivateIpAddress), err)
+			}
+			got = append(got, addr)
+		}
+		return got, nil
+	}
+}
+
+// Attach creates an ENI beside the primary (same subnet, same groups) with count secondary addresses and attaches it at
+// the lowest free device index. On failure nothing is left behind, as far as EC2 lets it.
+func (p *Provisioner) Attach(ctx context.Context, primary ENI, used []int, count int) (eniID string, device int, err error) {
+	out, err := p.create(ctx, primary, count)
+	if err != nil {
+		return "", 0, fmt.Errorf("create an ENI in %s: %w", primary.SubnetID, err)
+	}
+	eniID = value(out.NetworkInterface.NetworkInterfaceId)
+	defer func() {
+		if err != nil {
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			defer cancel()
+			if derr := p.remove(undo, eniID); derr != nil {
+				err = errors.Join(err, derr)
+			}
+		}
+	}()
+	device = lowestFree(used)
+	index, card := int32(device), int32(0)
+	attached, err := p.EC2.AttachNetworkInterface(ctx, &ec2.AttachNetworkInterfaceInput{
+		NetworkInterfaceId: &eniID, InstanceId: &p.InstanceID, DeviceIndex: &index, NetworkCardIndex: &card,
+	})
+	if err != nil {
+		return eniID, device, fmt.Errorf("attach %s to %s at device index %d: %w", eniID, p.InstanceID, device, err)
+	}
+	yes := true
+	_, err = p.EC2.ModifyNetworkInterfaceAttribute(ctx, &ec2.ModifyNetworkInterfaceAttributeInput{
+		NetworkInterfaceId: &eniID,
+		Attachment:         &types.NetworkInterfaceAttachmentChanges{AttachmentId: attached.AttachmentId, DeleteOnTermination: &yes},
+	})
+	if err != nil {
+		return eniID, device, fmt.Errorf("have %s deleted with the instance: %w", eniID, err)
+	}
+	p.Log.Info("ENI attached", "eni", eniID, "device", device, "addresses", count)
+	return eniID, device, nil
+}
+
+const undoTimeout = 30 * time.Second
+
+func (p *Provisioner) create(ctx context.Context, primary ENI, count int) (*ec2.CreateNetworkInterfaceOutput, error) {
+	description := p.description()
+	for {
+		n := int32(count)
+		in := &ec2.CreateNetworkInterfaceInput{
+			SubnetId: &primary.SubnetID, Groups: primary.Groups, Description: &description,
+			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeNetworkInterface, Tags: p.tags()}},
+		}
+		if n > 0 {
+			in.SecondaryPrivateIpAddressCount = &n
+		}
+		out, err := p.EC2.CreateNetworkInterface(ctx, in)
+		if aws.Code(err) != codeSubnetFull || count <= 1 {
+			return out, err
+		}
+		count /= 2
+	}
+}
+
+func (p *Provisioner) description() string { return "aws-K8S-" + p.InstanceID }
+
+func (p *Provisioner) tags() []types.Tag {
+	all := maps.Clone(p.Tags)
+	if all == nil {
+		all = map[string]string{}
+	}
+	all[TagInstance] = p.InstanceID
+	all[TagCreatedAt] = p.Now().UTC().Format(time.RFC3339)
+	if p.ClusterName != "" {
+		all[TagCluster], all[TagOwner] = p.ClusterName, owner
+	}
+	var out []types.Tag
+	for _, k := range slices.Sorted(maps.Keys(all)) {
+		key, v := k, all[k]
+		out = append(out, types.Tag{Key: &key, Value: &v})
+	}
+	return out
+}
+
+func lowestFree(used []int) int {
+	for i := 1; ; i++ {
+		if !slices.Contains(used, i) {
+			return i
+		}
+	}
+}
+
+// Retire detaches an ENI and deletes it. An ENI that is gone is success.
+func (p *Provisioner) Retire(ctx context.Context, eniID string) error {
+	if err := p.remove(ctx, eniID); err != nil {
+		return err
+	}
+	p.Log.Info("ENI given back", "eni", eniID)
+	return nil
+}
+
+func (p *Provisioner) remove(ctx context.Context, eniID string) error {
+	out, err := p.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{eniID}})
+	switch {
+	case aws.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("describe %s: %w", eniID, err)
+	}
+	for _, n := range out.NetworkInterfaces {
+		if n.Attachment == nil || n.Attachment.Status == types.AttachmentStatusDetaching {
+			continue
+		}
+		if _, err := p.EC2.DetachNetworkInterface(ctx, &ec2.DetachNetworkInterfaceInput{AttachmentId: n.Attachment.AttachmentId}); err != nil && !aws.IsNotFound(err) {
+			return fmt.Errorf("detach %s: %w", eniID, err)
+		}
+	}
+	return p.delete(ctx, eniID)
+}
+
+// delete tries until the detachment is through: EC2 tells of its end only to who asks.
+func (p *Provisioner) delete(ctx context.Context, eniID string) error {
+	for wait := 250 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		_, err := p.EC2.DeleteNetworkInterface(ctx, &ec2.DeleteNetworkInterfaceInput{NetworkInterfaceId: &eniID})
+		switch {
+		case err == nil || aws.IsNotFound(err):
+			return nil
+		case aws.Code(err) != "InvalidParameterValue" && aws.Code(err) != "InvalidNetworkInterface.InUse" && aws.Code(err) != "OperationNotPermitted":
+			return fmt.Errorf("delete %s: %w", eniID, err)
+		}
+		if serr := p.sleep(ctx, wait); serr != nil {
+			return fmt.Errorf("delete %s: %w", eniID, errors.Join(err, serr))
+		}
+	}
+}
+
+func (p *Provisioner) sleep(ctx context.Context, d time.Duration) error {
+	if p.Sleep != nil {
+		return p.Sleep(ctx, d)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// Sweep deletes detached ENIs that an earlier run of this node's agent left between two calls. Call it before the
+// first step of this run: what it finds then belongs to nobody.
+func (p *Provisioner) Sweep(ctx context.Context) (deleted []string, err error) {
+	filter := func(name, v string) types.Filter { return types.Filter{Name: &name, Values: []string{v}} }
+	out, err := p.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{Filters: []types.Filter{
+		filter("tag:"+TagInstance, p.InstanceID), filter("status", "available"), filter("description", p.description()),
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("look for ENIs that this node left behind: %w", err)
+	}
+	var errs []error
+	for _, n := range out.NetworkInterfaces {
+		id := value(n.NetworkInterfaceId)
+		if n.Attachment != nil {
+			continue
+		}
+		if _, err := p.EC2.DeleteNetworkInterface(ctx, &ec2.DeleteNetworkInterfaceInput{NetworkInterfaceId: &id}); err != nil && !aws.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("delete the left-over ENI %s: %w", id, err))
+			continue
+		}
+		deleted = append(deleted, id)
+		p.Log.Info("left-over ENI deleted", "eni", id)
+	}
+	return deleted, errors.Join(errs...)
+}

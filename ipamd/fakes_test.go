@@ -1,0 +1,355 @@
+package ipamd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/credentials/insecure"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd/config"
+	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/hostnet"
+	"github.com/branchline-cni/branchline/ipamd/kube"
+)
+
+const (
+	nodeName   = "node-1"
+	instanceID = "i-0123456789abcdef0"
+)
+
+// cloud is one instance with its ENIs: EC2, IMDS and links at once, without any delay between them.
+type cloud struct {
+	mu     sync.Mutex
+	enis   map[string]*cloudENI
+	next   int
+	vlans  map[int]bool
+	failed error // what every mutating EC2 call answers with
+	onENI  func()
+	onVLAN func()
+}
+
+type cloudENI struct {
+	id          string
+	device      int // -1: detached
+	trunk       bool
+	addresses   []netip.Addr
+	tags        []types.Tag
+	description string
+	up          bool
+}
+
+func newCloud() *cloud {
+	c := &cloud{enis: map[string]*cloudENI{}, vlans: map[int]bool{}}
+	c.add(0, 0, false)
+	c.enis["eni-1"].up = true
+	return c
+}
+
+func (c *cloud) add(device, secondary int, trunk bool) *cloudENI {
+	c.next++
+	e := &cloudENI{id: fmt.Sprintf("eni-%d", c.next), device: device, trunk: trunk}
+	c.enis[e.id] = e
+	c.grow(e, secondary+1)
+	return e
+}
+
+func (c *cloud) grow(e *cloudENI, n int) (out []netip.Addr) {
+	for range n {
+		a := netip.AddrFrom4([4]byte{192, 168, byte(len(e.id)), 0})
+		a = netip.MustParseAddr(fmt.Sprintf("192.168.%d.%d", c.index(e), 10+len(e.addresses)))
+		e.addresses = append(e.addresses, a)
+		out = append(out, a)
+	}
+	return out
+}
+
+func (c *cloud) index(e *cloudENI) (n int) {
+	_, _ = fmt.Sscanf(e.id, "eni-%d", &n)
+	return n
+}
+
+func (c *cloud) mac(e *cloudENI) net.HardwareAddr {
+	return net.HardwareAddr{6, 0, 0, 0, 0, byte(c.index(e))}
+}
+
+func (c *cloud) attachTrunk() {
+	c.mu.Lock()
+	c.add(5, 0, true)
+	on := c.onENI
+	c.mu.Unlock()
+	on()
+}
+
+func (c *cloud) setVLAN(id int, there bool) {
+	c.mu.Lock()
+	c.vlans[id] = there
+	if !there {
+		delete(c.vlans, id)
+	}
+	on := c.onVLAN
+	c.mu.Unlock()
+	on()
+}
+
+func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.enis {
+		if e.device >= 0 {
+			out = append(out, aws.Interface{
+				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"),
+				Addresses: slices.Clone(e.addresses), SecurityGroupIDs: []string{"sg-node"},
+			})
+		}
+	}
+	return out, nil
+}
+
+func (c *cloud) List(context.Context) (out []enis.Link, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.enis {
+		if e.device >= 0 {
+			out = append(out, enis.Link{Index: 100 + c.index(e), Name: e.id, MAC: c.mac(e).String(), Up: e.up})
+		}
+	}
+	return out, nil
+}
+
+func (c *cloud) SetUp(_ context.Context, index, _ int, _ netip.Addr) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.enis[fmt.Sprintf("eni-%d", index-100)].up = true
+	return nil
+}
+
+func (c *cloud) VLANs(context.Context) (map[int]bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := map[int]bool{}
+	for id := range c.vlans {
+		out[id] = true
+	}
+	return out, nil
+}
+
+func (c *cloud) Watch(ctx context.Context, eni, vlan func()) {
+	c.mu.Lock()
+	c.onENI, c.onVLAN = eni, vlan
+	c.mu.Unlock()
+	eni()
+	vlan()
+	<-ctx.Done()
+}
+
+func (c *cloud) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNetworkInterfacesInput, _ ...func(*ec2.Options)) (*ec2.DescribeNetworkInterfacesOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := &ec2.DescribeNetworkInterfacesOutput{}
+	for _, e := range c.enis {
+		if len(in.NetworkInterfaceIds) > 0 && !slices.Contains(in.NetworkInterfaceIds, e.id) || len(in.Filters) > 0 && e.device >= 0 {
+			continue
+		}
+		n := types.NetworkInterface{NetworkInterfaceId: &e.id, TagSet: e.tags, Description: &e.description}
+		if e.trunk {
+			n.InterfaceType = types.NetworkInterfaceTypeTrunk
+		}
+		if e.device >= 0 {
+			n.Attachment = &types.NetworkInterfaceAttachment{AttachmentId: &e.id}
+		}
+		out.NetworkInterfaces = append(out.NetworkInterfaces, n)
+	}
+	return out, nil
+}
+
+func (c *cloud) CreateNetworkInterface(_ context.Context, in *ec2.CreateNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.CreateNetworkInterfaceOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed != nil {
+		return nil, c.failed
+	}
+	e := c.add(-1, int(*in.SecondaryPrivateIpAddressCount), false)
+	e.description, e.tags = *in.Description, in.TagSpecifications[0].Tags
+	return &ec2.CreateNetworkInterfaceOutput{NetworkInterface: &types.NetworkInterface{NetworkInterfaceId: &e.id}}, nil
+}
+
+func (c *cloud) AttachNetworkInterface(_ context.Context, in *ec2.AttachNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.AttachNetworkInterfaceOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed != nil {
+		return nil, c.failed
+	}
+	e := c.enis[*in.NetworkInterfaceId]
+	e.device = int(*in.DeviceIndex)
+	go c.onENI()
+	return &ec2.AttachNetworkInterfaceOutput{AttachmentId: &e.id}, nil
+}
+
+func (c *cloud) ModifyNetworkInterfaceAttribute(context.Context, *ec2.ModifyNetworkInterfaceAttributeInput, ...func(*ec2.Options)) (*ec2.ModifyNetworkInterfaceAttributeOutput, error) {
+	return &ec2.ModifyNetworkInterfaceAttributeOutput{}, nil
+}
+
+func (c *cloud) AssignPrivateIpAddresses(_ context.Context, in *ec2.AssignPrivateIpAddressesInput, _ ...func(*ec2.Options)) (*ec2.AssignPrivateIpAddressesOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed != nil {
+		return nil, c.failed
+	}
+	out := &ec2.AssignPrivateIpAddressesOutput{}
+	for _, a := range c.grow(c.enis[*in.NetworkInterfaceId], int(*in.SecondaryPrivateIpAddressCount)) {
+		s := a.String()
+		out.AssignedPrivateIpAddresses = append(out.AssignedPrivateIpAddresses, types.AssignedPrivateIpAddress{PrivateIpAddress: &s})
+	}
+	return out, nil
+}
+
+func (c *cloud) DetachNetworkInterface(_ context.Context, in *ec2.DetachNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.DetachNetworkInterfaceOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.enis[*in.AttachmentId].device = -1
+	go c.onENI()
+	return &ec2.DetachNetworkInterfaceOutput{}, nil
+}
+
+func (c *cloud) DeleteNetworkInterface(_ context.Context, in *ec2.DeleteNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.DeleteNetworkInterfaceOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.enis, *in.NetworkInterfaceId)
+	return &ec2.DeleteNetworkInterfaceOutput{}, nil
+}
+
+// routing is a host's routing as a model.
+type routing struct {
+	mu     sync.Mutex
+	actual hostnet.Actual
+	pods   []netip.Addr
+}
+
+func newRouting() *routing {
+	return &routing{actual: hostnet.Actual{Rules: []hostnet.Rule{{Priority: 0, Table: hostnet.LocalTable}}}}
+}
+
+func (r *routing) Reconcile(_ context.Context, d hostnet.Desired) ([]hostnet.Op, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ops := hostnet.Plan(d, r.actual)
+	r.actual = r.actual.Apply(ops)
+	return ops, nil
+}
+
+func (r *routing) Pods() ([]netip.Addr, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.pods), nil
+}
+
+func (r *routing) localAt() (out []int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rule := range r.actual.Rules {
+		if rule.Table == hostnet.LocalTable {
+			out = append(out, rule.Priority)
+		}
+	}
+	return out
+}
+
+// world is everything around one agent; it survives the agent's restarts.
+type world struct {
+	t       *testing.T
+	dir     string
+	cloud   *cloud
+	routing *routing
+	api     client.WithWatch
+	env     map[string]string
+	typ     string
+}
+
+func newWorld(t *testing.T, objects ...client.Object) *world {
+	t.Helper()
+	scheme, err := kube.Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	byName := func(o client.Object) []string { return []string{o.GetName()} }
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}
+	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(objects, node)...).
+		WithStatusSubresource(&ledgerv1.BranchLedger{}).
+		WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }).
+		WithIndex(&cninodev1.CNINode{}, "metadata.name", byName).
+		WithIndex(&ledgerv1.BranchLedger{}, "metadata.name", byName).Build()
+	return &world{t: t, dir: t.TempDir(), cloud: newCloud(), routing: newRouting(), api: api, typ: "m5.large", env: map[string]string{"MY_NODE_NAME": nodeName}}
+}
+
+// start runs an agent; stop ends it as a kill would: nothing is said to anyone.
+func (w *world) start() (s service, stop func()) {
+	w.t.Helper()
+	w.env["HOST_CNI_CONFDIR_PATH"] = w.dir
+	w.env["INTROSPECTION_BIND_ADDRESS"] = "127.0.0.1:0"
+	c, _, err := config.Load(func(k string) (string, bool) { v, ok := w.env[k]; return v, ok })
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	k, err := kube.New(kube.Options{API: w.api, NodeName: nodeName, InstanceID: instanceID, Log: log})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(w.dir, "s"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	typ, _ := aws.LookupInstanceType(w.typ)
+	a, err := New(Options{
+		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
+		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
+		Metrics: prometheus.NewRegistry(), Version: "test", Log: log,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				w.t.Errorf("the agent ended with %v", err)
+			}
+		})
+	}
+	w.t.Cleanup(stop)
+	return service{a: a}, stop
+}
+
+// eventually polls with a deadline: what it looks at changes on goroutines that the test does not own.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10 s: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}

@@ -1,0 +1,269 @@
+package ipamd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/hostnet"
+	"github.com/branchline-cni/branchline/ipamd/pool"
+	"github.com/branchline-cni/branchline/ipamd/store"
+)
+
+const (
+	stepTimeout = 90 * time.Second
+	joinTimeout = 30 * time.Second
+)
+
+// maxENIs is how many ENIs this instance may have.
+func (a *Agent) maxENIs() int {
+	n := a.opt.Type.MaxInterfaces
+	if cards := a.opt.Type.InterfacesPerNetworkCard; a.opt.Type.DefaultNetworkCard == 0 && len(cards) > 0 {
+		n = min(n, cards[0])
+	}
+	if limit := a.opt.Config.MaxENI; limit > 0 {
+		n = min(n, limit)
+	}
+	return n
+}
+
+// snapshot is what the pool decides from.
+func (a *Agent) snapshot() pool.Snapshot {
+	view := a.store.View()
+	all := a.inventory.ENIs()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := pool.Snapshot{
+		Attached: len(all), MaxENIs: a.maxENIs(), PerENI: max(0, a.opt.Type.IPv4PerInterface-1),
+		WarmENIs: a.opt.Config.WarmENITarget, Waiting: int(a.waiting.Load()),
+	}
+	_, trunk := a.inventory.Trunk()
+	s.KeepTrunkSlot = a.opt.Config.PodENI && a.supported() && !trunk
+	for id := range a.joining {
+		if !slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
+			s.Attached++
+		}
+	}
+	for _, e := range all {
+		if e.Trunk || e.Unmanaged {
+			continue
+		}
+		p := pool.ENI{ID: e.ID, Primary: e.Primary(), Device: e.Device, Addresses: len(e.Secondary()), Retiring: slices.Contains(view.Retiring, e.ID)}
+		for _, al := range view.Allocations {
+			if al.Regular != nil && al.Regular.ENIID == e.ID {
+				p.InUse++
+			}
+		}
+		for _, addr := range e.Secondary() {
+			if a.orphans[addr] {
+				p.InUse++
+			}
+		}
+		for _, c := range view.Cooling {
+			if c.ENIID == e.ID {
+				p.Cooling++
+			}
+		}
+		s.ENIs = append(s.ENIs, p)
+	}
+	return s
+}
+
+// candidates are the addresses that may be given to a pod if the store holds them for nobody, those of the lowest
+// device first, so that later ENIs fall empty first.
+func (a *Agent) candidates() []store.Regular {
+	all := a.inventory.ENIs()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []store.Regular
+	for _, e := range all {
+		if !e.Usable() || !a.routed[e.ID] {
+			continue
+		}
+		for _, addr := range e.Secondary() {
+			if !a.orphans[addr] {
+				out = append(out, store.Regular{Address: addr, ENIID: e.ID, Device: e.Device, RouteTable: hostnet.Table(e.Device)})
+			}
+		}
+	}
+	return out
+}
+
+// nextCooled is how long until the next address has cooled down; 0 where none cools.
+func (a *Agent) nextCooled() time.Duration {
+	var next time.Duration
+	for _, c := range a.store.View().Cooling {
+		if d := c.Until.Sub(a.opt.Now()) + time.Millisecond; next == 0 || d < next {
+			next = max(d, time.Millisecond)
+		}
+	}
+	return next
+}
+
+// runPool brings the pool to its target, one EC2 step after the other.
+func (a *Agent) runPool(ctx context.Context) {
+	var retry backoff
+	swept := a.opt.Config.LeakSweepOff
+	for ctx.Err() == nil {
+		channels := []<-chan struct{}{a.inventory.Changed.C(), a.changed.C()}
+		if !a.ready.Load() {
+			channels = append(channels, a.opt.Kube.Changed.C())
+		}
+		if err := a.checkReady(); err != nil {
+			a.opt.Log.Error("the CNI configuration can't be written; it is tried again", "error", err)
+			wait(ctx, retry.next())
+			continue
+		}
+		if !a.hasListed() {
+			wait(ctx, 0, channels...)
+			continue
+		}
+		did, err := a.poolStep(ctx)
+		if err == nil && !did && !swept {
+			// Not before the first addresses are there: readiness does not wait for it.
+			swept = true
+			call, cancel := context.WithTimeout(ctx, callTimeout)
+			if _, serr := a.provision.Sweep(call); serr != nil && ctx.Err() == nil {
+				a.opt.Log.Warn("left-over ENIs were not cleaned up", "error", serr)
+			}
+			cancel()
+		}
+		a.notePool(ctx, err)
+		switch {
+		case err != nil:
+			wait(ctx, retry.next())
+		case did:
+			retry = 0
+		default:
+			wait(ctx, a.nextCooled(), channels...)
+		}
+	}
+}
+
+func (a *Agent) notePool(ctx context.Context, err error) {
+	a.mu.Lock()
+	a.poolErr = err
+	a.mu.Unlock()
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	a.metrics.failed("pool")
+	a.opt.Log.Warn("the pool of addresses can't be changed; it is tried again", "error", err)
+	action, resource, denied := aws.Denied(err)
+	switch {
+	case denied:
+		a.events.Node("EC2Denied", "the node's role may not call %s on %s: add it to the role's policy (AmazonEKS_CNI_Policy has it): %v", action, resource, err)
+	case aws.IsDenied(err):
+		a.events.Node("EC2Denied", "the node's role lacks a permission (AmazonEKS_CNI_Policy has it): %v", err)
+	case aws.Code(err) != "" && !aws.IsThrottled(err):
+		a.events.Node("AddressesNotAvailable", "no more addresses for pods: %v", err)
+	}
+}
+
+// poolStep does one step; did is false when there is nothing to do.
+func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	if did, err := a.resumeRetirement(ctx); did || err != nil {
+		return did, err
+	}
+	steps := pool.Plan(a.snapshot())
+	if len(steps) == 0 {
+		return false, nil
+	}
+	switch s := steps[0]; s.Kind {
+	case pool.Assign:
+		addrs, err := a.provision.Assign(ctx, s.ENIID, s.Count)
+		if len(addrs) > 0 {
+			a.opt.Log.Info("addresses assigned", "eni", s.ENIID, "count", len(addrs))
+			a.inventory.Learn(s.ENIID, addrs)
+			a.changed.Fire()
+		}
+		if err == nil && len(addrs) == 0 {
+			err = fmt.Errorf("assign %d addresses to %s: EC2 gave none", s.Count, s.ENIID)
+		}
+		return true, err
+	case pool.Attach:
+		return true, a.attach(ctx, s.Count)
+	default:
+		err := a.store.Retire(s.ENIID)
+		if errors.Is(err, store.ErrInUse) {
+			return true, nil // a pod came meanwhile
+		}
+		return true, err
+	}
+}
+
+// resumeRetirement gives back the ENIs that the store says are on their way out, also those of an earlier run.
+func (a *Agent) resumeRetirement(ctx context.Context) (did bool, err error) {
+	for _, id := range a.store.View().Retiring {
+		if err := a.provision.Retire(ctx, id); err != nil {
+			return true, err
+		}
+		// Until IMDS and the link are gone the note stays, so that nothing of it is handed out.
+		a.links.Fire()
+		gone := a.await(ctx, joinTimeout, func() bool {
+			return !slices.ContainsFunc(a.inventory.ENIs(), func(e enis.ENI) bool { return e.ID == id })
+		})
+		if !gone {
+			return true, fmt.Errorf("%s was deleted and IMDS still shows it", id)
+		}
+		return true, a.store.Retired(id)
+	}
+	return false, nil
+}
+
+func (a *Agent) attach(ctx context.Context, count int) error {
+	all := a.inventory.ENIs()
+	if len(all) == 0 || !all[0].Primary() {
+		return errors.New("the primary ENI is not known yet")
+	}
+	var used []int
+	for _, e := range all {
+		if e.Card == 0 {
+			used = append(used, e.Device)
+		}
+	}
+	a.mu.Lock()
+	used = slices.AppendSeq(used, maps.Values(a.joining))
+	a.mu.Unlock()
+	id, device, err := a.provision.Attach(ctx, all[0], used, count)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.joining[id] = device
+	a.mu.Unlock()
+	a.links.Fire()
+	if !a.await(ctx, joinTimeout, func() bool { return a.isRouted(id) }) {
+		a.opt.Log.Warn("an ENI was attached and its link or its metadata has not come yet", "eni", id)
+	}
+	return nil
+}
+
+func (a *Agent) isRouted(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.routed[id]
+}
+
+// await waits until ok, for at most d.
+func (a *Agent) await(ctx context.Context, d time.Duration, ok func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	for {
+		channels := []<-chan struct{}{a.inventory.Changed.C(), a.changed.C()}
+		if ok() {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		wait(ctx, 0, channels...)
+	}
+}

@@ -1,0 +1,109 @@
+package install
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/branchline-cni/branchline/ipamd/config"
+)
+
+func cfg(t *testing.T, env map[string]string) *config.Config {
+	t.Helper()
+	c, _, err := config.Load(func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func write(t *testing.T, name, content string, mode os.FileMode) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(content), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInstallReplacesExecutablesAndWritesSettings(t *testing.T) {
+	src, dst, sys, links := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
+	write(t, filepath.Join(src, "aws-cni"), "new", 0o755)
+	write(t, filepath.Join(src, "loopback"), "lo", 0o755)
+	write(t, filepath.Join(src, "README"), "text", 0o644)
+	write(t, filepath.Join(dst, "aws-cni"), "old", 0o700)
+	write(t, filepath.Join(dst, "other"), "theirs", 0o755)
+	c := cfg(t, map[string]string{"HOST_CNI_BIN_PATH": dst, "ENABLE_POD_ENI": "true"})
+	for _, s := range SettingsFor(c, false) {
+		write(t, filepath.Join(sys, s.Path), "9\n", 0o644)
+	}
+	for range 2 { // an init container runs again and again
+		if err := Run(Options{SourceDir: src, SysctlDir: sys, LinksDir: links, Config: c, Log: quiet}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{"aws-cni": "new", "loopback": "lo", "other": "theirs"} {
+		b, err := os.ReadFile(filepath.Join(dst, name))
+		info, _ := os.Stat(filepath.Join(dst, name))
+		if err != nil || string(b) != want || info.Mode().Perm() != 0o755 {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+	if entries, _ := os.ReadDir(dst); len(entries) != 3 {
+		t.Errorf("left behind: %v", entries)
+	}
+	if b, _ := os.ReadFile(filepath.Join(sys, "net/ipv4/tcp_early_demux")); string(b) != "0" {
+		t.Errorf("tcp_early_demux is %q", b)
+	}
+	if err := Executables(t.TempDir(), dst, quiet); err == nil {
+		t.Error("a directory without aws-cni was accepted")
+	}
+}
+
+func TestEarlyDemuxIsOffOnlyWhereStrictBranchPodsNeedIt(t *testing.T) {
+	for _, c := range []struct {
+		podENI, disable string
+		left            bool
+		want            string
+	}{
+		{"false", "", false, "1"}, {"true", "", false, "0"}, {"false", "", true, "0"},
+		{"true", "false", false, "1"}, {"false", "true", false, "0"}, {"true", "true", false, "0"},
+	} {
+		s := SettingsFor(cfg(t, map[string]string{"ENABLE_POD_ENI": c.podENI, "DISABLE_TCP_EARLY_DEMUX": c.disable}), c.left)
+		if got := s[len(s)-1]; got != (Setting{"net/ipv4/tcp_early_demux", c.want}) {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+}
+
+func TestConflistIsWholeAndWrittenOnce(t *testing.T) {
+	dir := t.TempDir()
+	c := cfg(t, map[string]string{"HOST_CNI_CONFDIR_PATH": dir, "POD_MTU": "1400"})
+	if written, err := WriteConflist(c); !written || err != nil {
+		t.Fatal(written, err)
+	}
+	if written, err := WriteConflist(c); written || err != nil {
+		t.Fatal("written again without a change", err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "10-aws.conflist"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	p := got["plugins"].([]any)[0].(map[string]any)
+	if got["name"] != "aws-cni" || got["cniVersion"] != "1.0.0" || p["type"] != "aws-cni" || p["mtu"] != "1400" || p["vethPrefix"] != "eni" || p["podSGEnforcingMode"] != "strict" {
+		t.Errorf("%s", b)
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
+		t.Errorf("left behind: %v", entries)
+	}
+}

@@ -1,0 +1,157 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/ipamd/signal"
+)
+
+// ErrNotSynced is returned while a watch has not yet delivered its first list.
+var ErrNotSynced = errors.New("the API server has not been heard of yet")
+
+// Options of a Client.
+type Options struct {
+	API        client.WithWatch
+	NodeName   string
+	InstanceID string // the branch ledger's name
+	Log        *slog.Logger
+}
+
+// Client is the agent's view of the API server. Changed fires when any watched object came, changed or went.
+type Client struct {
+	opt     Options
+	Changed signal.Signal
+
+	pods, cninode, ledger cache.SharedIndexInformer
+
+	mu        sync.Mutex
+	noLedgers bool // the ledger's resource is not known to this API server
+}
+
+// Scheme holds the types that the agent speaks of.
+func Scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	return s, errors.Join(corev1.AddToScheme(s), cninodev1.AddToScheme(s), ledgerv1.AddToScheme(s))
+}
+
+// Connect makes the client of the API server's API that Options takes. It sends nothing: the resources are known
+// beforehand, so that an API server that is away doesn't keep the agent from starting.
+func Connect(cfg *rest.Config) (client.WithWatch, error) {
+	scheme, err := Scheme()
+	if err != nil {
+		return nil, err
+	}
+	m := meta.NewDefaultRESTMapper(nil)
+	m.Add(corev1.SchemeGroupVersion.WithKind("Pod"), meta.RESTScopeNamespace)
+	m.Add(corev1.SchemeGroupVersion.WithKind("Event"), meta.RESTScopeNamespace)
+	m.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
+	m.Add(cninodev1.GroupVersion.WithKind("CNINode"), meta.RESTScopeRoot)
+	m.Add(ledgerv1.GroupVersion.WithKind("BranchLedger"), meta.RESTScopeRoot)
+	return client.NewWithWatch(cfg, client.Options{Scheme: scheme, Mapper: m})
+}
+
+// New makes a client. Run starts its watches.
+func New(o Options) (*Client, error) {
+	c := &Client{opt: o}
+	c.pods = cache.NewSharedIndexInformer(c.listWatch(&corev1.PodList{}, "spec.nodeName", o.NodeName, nil), &corev1.Pod{}, 0, cache.Indexers{})
+	c.cninode = cache.NewSharedIndexInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName, nil), &cninodev1.CNINode{}, 0, cache.Indexers{})
+	c.ledger = cache.NewSharedIndexInformer(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID, c.sawLedgers), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
+	wake := cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { c.Changed.Fire() },
+		UpdateFunc: func(any, any) { c.Changed.Fire() },
+		DeleteFunc: func(any) { c.Changed.Fire() },
+	}
+	for _, i := range []cache.SharedIndexInformer{c.pods, c.cninode, c.ledger} {
+		if _, err := i.AddEventHandler(wake); err != nil {
+			return nil, fmt.Errorf("watch the API server: %w", err)
+		}
+		if err := i.SetWatchErrorHandlerWithContext(c.watchFailed); err != nil {
+			return nil, fmt.Errorf("watch the API server: %w", err)
+		}
+	}
+	if err := c.pods.SetTransform(trim); err != nil {
+		return nil, fmt.Errorf("watch pods: %w", err)
+	}
+	return c, nil
+}
+
+// Run watches until ctx ends.
+func (c *Client) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, i := range []cache.SharedIndexInformer{c.pods, c.cninode, c.ledger} {
+		wg.Go(func() { i.RunWithContext(ctx) })
+	}
+	wg.Go(func() {
+		if cache.WaitForCacheSync(ctx.Done(), c.pods.HasSynced) {
+			c.Changed.Fire()
+		}
+	})
+	wg.Go(func() {
+		if cache.WaitForCacheSync(ctx.Done(), c.ledger.HasSynced) {
+			c.Changed.Fire()
+		}
+	})
+	wg.Wait()
+}
+
+// PodsSynced says whether the pods of this node are known.
+func (c *Client) PodsSynced() bool { return c.pods.HasSynced() }
+
+func (c *Client) listWatch(list client.ObjectList, field, value string, listed func(error)) *cache.ListWatch {
+	selector := client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector(field, value)}
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			l := list.DeepCopyObject().(client.ObjectList)
+			err := c.opt.API.List(ctx, l, &client.ListOptions{Raw: &o}, selector)
+			if listed != nil {
+				listed(err)
+			}
+			return l, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return c.opt.API.Watch(ctx, list.DeepCopyObject().(client.ObjectList), &client.ListOptions{Raw: &o}, selector)
+		},
+	}
+}
+
+// sawLedgers learns from the answers to lists whether this API server knows branch ledgers at all: with the hosted
+// control plane it does not.
+func (c *Client) sawLedgers(err error) {
+	missing := apierrors.IsNotFound(err) || meta.IsNoMatchError(err)
+	if err != nil && !missing {
+		return
+	}
+	c.mu.Lock()
+	changed := c.noLedgers != missing
+	c.noLedgers = missing
+	c.mu.Unlock()
+	if changed {
+		c.Changed.Fire()
+	}
+}
+
+func (c *Client) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
+	c.mu.Lock()
+	quiet := c.noLedgers && apierrors.IsNotFound(err)
+	c.mu.Unlock()
+	if !quiet && !apierrors.IsResourceExpired(err) {
+		c.opt.Log.Warn("a watch of the API server ended and is taken up again", "error", err)
+	}
+}

@@ -1,0 +1,91 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+)
+
+// TrunkLabel on a Node means that a trunk is attached and up. A hosted admission webhook lets the agent change nothing
+// else on its Node that matters here.
+const TrunkLabel = "vpc.amazonaws.com/has-trunk-attached"
+
+// ErrNoCNINode: the controller has not made this node's CNINode yet.
+var ErrNoCNINode = errors.New("this node has no CNINode yet")
+
+// HasFeature says whether the CNINode in memory has the feature with that value.
+func (c *Client) HasFeature(f cninodev1.Feature) (has bool, err error) {
+	for _, obj := range c.cninode.GetStore().List() {
+		if n, ok := obj.(*cninodev1.CNINode); ok && n.Name == c.opt.NodeName {
+			return slices.Contains(n.Spec.Features, f), nil
+		}
+	}
+	return false, ErrNoCNINode
+}
+
+// AddFeature makes sure that the CNINode has the feature: the one of the same name is replaced, others stay. It is one
+// get and one merge patch that carries the resourceVersion, tried again when someone else was faster.
+func (c *Client) AddFeature(ctx context.Context, f cninodev1.Feature) error {
+	for {
+		var n cninodev1.CNINode
+		err := c.opt.API.Get(ctx, client.ObjectKey{Name: c.opt.NodeName}, &n)
+		if apierrors.IsNotFound(err) {
+			return ErrNoCNINode
+		}
+		if err != nil {
+			return fmt.Errorf("get CNINode %s: %w", c.opt.NodeName, err)
+		}
+		if slices.Contains(n.Spec.Features, f) {
+			return nil
+		}
+		features := slices.DeleteFunc(slices.Clone(n.Spec.Features), func(o cninodev1.Feature) bool { return o.Name == f.Name })
+		patch := map[string]any{
+			"metadata": map[string]any{"resourceVersion": n.ResourceVersion},
+			"spec":     map[string]any{"features": append(features, f)},
+		}
+		err = c.merge(ctx, &cninodev1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: c.opt.NodeName}}, patch)
+		if apierrors.IsConflict(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("add feature %s to CNINode %s: %w", f.Name, c.opt.NodeName, err)
+		}
+		return nil
+	}
+}
+
+// SetTrunkLabel sets or removes the label, and touches nothing else.
+func (c *Client) SetTrunkLabel(ctx context.Context, attached bool) error {
+	var v any // nil removes
+	if attached {
+		v = "true"
+	}
+	patch := map[string]any{"metadata": map[string]any{"labels": map[string]any{TrunkLabel: v}}}
+	if err := c.merge(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: c.opt.NodeName}}, patch); err != nil {
+		return fmt.Errorf("set label %s of node %s: %w", TrunkLabel, c.opt.NodeName, err)
+	}
+	return nil
+}
+
+func (c *Client) merge(ctx context.Context, obj client.Object, patch any) error {
+	p, err := rawMerge(patch)
+	if err != nil {
+		return err
+	}
+	return c.opt.API.Patch(ctx, obj, p)
+}
+
+func rawMerge(patch any) (client.Patch, error) {
+	b, err := json.Marshal(patch)
+	return client.RawPatch(types.MergePatchType, b), err
+}

@@ -1,0 +1,107 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/branchline-cni/branchline/ipamd/podeni/annotation"
+)
+
+// mirrorAnnotation holds, on the API server's image of a static pod, the UID that the kubelet gives the pod.
+const mirrorAnnotation = "kubernetes.io/config.mirror"
+
+// ErrNoPod: the API server does not know the pod.
+var ErrNoPod = errors.New("the API server knows no such pod")
+
+// Pod is what the agent needs to know of a pod.
+type Pod struct {
+	Namespace, Name string
+	// UID is the API object's; MirrorOf is the kubelet's own UID of a static pod.
+	UID, MirrorOf string
+	// Branch is set when any container names the extended resource in its limits or requests.
+	Branch bool
+	// Annotation is the pod-eni annotation; empty where the pod has none.
+	Annotation string
+	// Ended is set when no container of it will run again.
+	Ended bool
+}
+
+// Is says whether the runtime's UID means this pod.
+func (p Pod) Is(uid string) bool { return uid == p.UID || p.MirrorOf != "" && uid == p.MirrorOf }
+
+// trim drops what the agent never reads, before it goes to memory.
+func trim(obj any) (any, error) {
+	p, ok := obj.(*corev1.Pod)
+	if !ok {
+		return obj, nil
+	}
+	small := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
+		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName},
+		Status:     corev1.PodStatus{Phase: p.Status.Phase},
+	}
+	for _, key := range []string{annotation.Key, mirrorAnnotation} {
+		if v, ok := p.Annotations[key]; ok {
+			if small.Annotations == nil {
+				small.Annotations = map[string]string{}
+			}
+			small.Annotations[key] = v
+		}
+	}
+	if requested(p) {
+		// One container is enough to say it.
+		small.Spec.Containers = []corev1.Container{{Resources: corev1.ResourceRequirements{Limits: corev1.ResourceList{annotation.Key: resource.MustParse("1")}}}}
+	}
+	return small, nil
+}
+
+func requested(p *corev1.Pod) bool {
+	for _, cs := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
+		for _, c := range cs {
+			if _, ok := c.Resources.Limits[annotation.Key]; ok {
+				return true
+			}
+			if _, ok := c.Resources.Requests[annotation.Key]; ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func podOf(p *corev1.Pod) Pod {
+	return Pod{
+		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), MirrorOf: p.Annotations[mirrorAnnotation],
+		Branch: requested(p), Annotation: p.Annotations[annotation.Key],
+		Ended: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+	}
+}
+
+// Pod returns a pod of this node from memory.
+func (c *Client) Pod(namespace, name string) (Pod, bool) {
+	obj, ok, err := c.pods.GetStore().GetByKey(namespace + "/" + name)
+	if err != nil || !ok {
+		return Pod{}, false
+	}
+	return podOf(obj.(*corev1.Pod)), true
+}
+
+// LivePod asks the API server. ErrNoPod where it knows none of that name.
+func (c *Client) LivePod(ctx context.Context, namespace, name string) (Pod, error) {
+	var p corev1.Pod
+	err := c.opt.API.Get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, &p)
+	if apierrors.IsNotFound(err) {
+		return Pod{}, fmt.Errorf("pod %s/%s: %w", namespace, name, ErrNoPod)
+	}
+	if err != nil {
+		return Pod{}, fmt.Errorf("ask the API server for pod %s/%s: %w", namespace, name, err)
+	}
+	return podOf(&p), nil
+}

@@ -1,0 +1,102 @@
+package podeni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/podeni/annotation"
+)
+
+// Ledgers is where the branch ledger is read (kube.ErrNoLedger where there is none, kube.ErrNotSynced while unknown).
+type Ledgers interface {
+	Ledger() (*ledgerv1.BranchLedger, error)
+}
+
+// Assignments waits for what the control plane assigns to pods.
+type Assignments struct {
+	Pods    Pods
+	Ledgers Ledgers
+	Trunk   func() (enis.ENI, bool)
+	// PodsChanged and TrunkChanged are taken before the state is looked at.
+	PodsChanged, TrunkChanged func() <-chan struct{}
+}
+
+// Wait returns the branch ENI that is assigned to the pod, and the trunk that carries it, as soon as both are there and
+// the ledger, where there is one, says the same. A malformed annotation is refused at once (ErrRefused); what has not
+// come when ctx ends is ErrUnavailable (the trunk) or ErrLate, with the reason.
+func (a *Assignments) Wait(ctx context.Context, pod kube.Pod) (annotation.BranchENI, enis.ENI, error) {
+	seen := false
+	for {
+		podsChanged, trunkChanged := a.PodsChanged(), a.TrunkChanged()
+		now, ok := a.Pods.Pod(pod.Namespace, pod.Name)
+		switch {
+		case ok && now.UID == pod.UID:
+			pod, seen = now, true
+		case seen && a.Pods.PodsSynced():
+			return annotation.BranchENI{}, enis.ENI{}, fmt.Errorf("%w: pod %s/%s (%s) is gone", ErrUnknown, pod.Namespace, pod.Name, pod.UID)
+		}
+		b, trunk, err := a.look(pod)
+		if err == nil || errors.Is(err, ErrRefused) {
+			return b, trunk, err
+		}
+		select {
+		case <-podsChanged:
+		case <-trunkChanged:
+		case <-ctx.Done():
+			return b, trunk, err
+		}
+	}
+}
+
+func (a *Assignments) look(pod kube.Pod) (b annotation.BranchENI, trunk enis.ENI, err error) {
+	name := pod.Namespace + "/" + pod.Name
+	if pod.Annotation == "" {
+		return b, trunk, fmt.Errorf("%w: pod %s requests %s and has no annotation %s yet; the VPC resource controller writes it once the pod has its branch ENI: look at the pod's events and at the controller", ErrLate, name, annotation.Key, annotation.Key)
+	}
+	if b, err = annotation.Parse(pod.Annotation); err != nil {
+		return b, trunk, fmt.Errorf("%w: pod %s: %w", ErrRefused, name, err)
+	}
+	if err := a.checkLedger(pod, b); err != nil {
+		return b, trunk, fmt.Errorf("pod %s: %w", name, err)
+	}
+	trunk, ok := a.Trunk()
+	switch {
+	case !ok:
+		return b, trunk, fmt.Errorf("%w: pod %s needs the trunk ENI, which is not attached to this instance yet: look at the events of this node and at the VPC resource controller", ErrUnavailable, name)
+	case trunk.LinkIndex == 0 || !trunk.LinkUp:
+		return b, trunk, fmt.Errorf("%w: pod %s needs the trunk ENI %s, whose link (MAC %s) is not up on this node yet", ErrUnavailable, name, trunk.ID, trunk.MAC)
+	}
+	return b, trunk, nil
+}
+
+// checkLedger compares the annotation with the durable truth. A mismatch may be one watch running ahead of the other,
+// so it is waited out, never wired.
+func (a *Assignments) checkLedger(pod kube.Pod, b annotation.BranchENI) error {
+	l, err := a.Ledgers.Ledger()
+	if errors.Is(err, kube.ErrNoLedger) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w: the branch ledger can't be read: %w", ErrUnavailable, err)
+	}
+	i := slices.IndexFunc(l.Spec.Slots, func(s ledgerv1.Slot) bool { return int(s.VLANID) == b.VLAN })
+	if i < 0 {
+		return fmt.Errorf("%w: branch ledger %s does not know VLAN %d of the annotation", ErrLate, l.Name, b.VLAN)
+	}
+	s := l.Spec.Slots[i]
+	switch {
+	case s.State != ledgerv1.Bound || string(s.PodUID) != pod.UID:
+		return fmt.Errorf("%w: in branch ledger %s VLAN %d is %s for pod UID %q, this pod's is %q", ErrLate, l.Name, b.VLAN, s.State, s.PodUID, pod.UID)
+	case s.ENIID != b.ENIID || s.PrivateIP != "" && s.PrivateIP != b.Address.String() || s.MAC != "" && !strings.EqualFold(s.MAC, b.MAC.String()):
+		return fmt.Errorf("%w: branch ledger %s has %s (%s, %s) on VLAN %d, the annotation says %s (%s, %s)", ErrLate, l.Name, s.ENIID, s.MAC, s.PrivateIP, b.VLAN, b.ENIID, b.MAC, b.Address)
+	case len(s.SecurityGroups) == 0:
+		return fmt.Errorf("%w: branch ledger %s names no security group for %s", ErrLate, l.Name, b.ENIID)
+	}
+	return nil
+}

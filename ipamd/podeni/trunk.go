@@ -1,0 +1,117 @@
+package podeni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/kube"
+)
+
+// Node is what is written to the API server about this node.
+type Node interface {
+	HasFeature(f cninodev1.Feature) (bool, error)
+	AddFeature(ctx context.Context, f cninodev1.Feature) error
+	SetTrunkLabel(ctx context.Context, attached bool) error
+}
+
+// Feature is how the trunk is asked for.
+var Feature = cninodev1.Feature{Name: cninodev1.SecurityGroupsForPods}
+
+// TrunkState is what the request depends on.
+type TrunkState struct {
+	// Wanted: ENABLE_POD_ENI is on. Supported: the instance type can have a trunk.
+	Wanted, Supported bool
+	Trunk             *enis.ENI // nil: not attached
+	FreeSlot          bool      // one more ENI can be attached
+	BranchPods        bool      // something of a branch pod is left on this node
+}
+
+// Action is what is to be done about the trunk now.
+type Action int
+
+// The actions; Nothing is the zero value.
+const (
+	Nothing Action = iota
+	// AskForTrunk puts the feature into the CNINode.
+	AskForTrunk
+	// SetLabel and RemoveLabel change the node's label.
+	SetLabel
+	RemoveLabel
+	// SayNoSlot: a trunk can't come before an ENI goes.
+	SayNoSlot
+	// SayUnsupported: a trunk never comes.
+	SayUnsupported
+)
+
+// Decide is the pure part: hasFeature and labelled are what is written already.
+func Decide(s TrunkState, hasFeature, haveCNINode bool, labelled *bool) []Action {
+	switch {
+	case !s.Wanted:
+		if s.BranchPods || labelled != nil && !*labelled {
+			return nil
+		}
+		return []Action{RemoveLabel} // the feature stays: without both, the controller gives the node up
+	case !s.Supported:
+		return []Action{SayUnsupported}
+	}
+	var out []Action
+	if haveCNINode && !hasFeature {
+		if s.Trunk != nil || s.FreeSlot {
+			out = append(out, AskForTrunk)
+		} else {
+			out = append(out, SayNoSlot)
+		}
+	}
+	if s.Trunk != nil && s.Trunk.LinkIndex != 0 && s.Trunk.LinkUp && (labelled == nil || !*labelled) {
+		out = append(out, SetLabel)
+	}
+	return out
+}
+
+// TrunkRequest brings a trunk to this node, and the label once it is there. It is not safe for use by several
+// goroutines.
+type TrunkRequest struct {
+	Node         Node
+	InstanceType string
+	Warn         func(reason, format string, args ...any)
+
+	labelled *bool // what this run wrote last
+	warned   bool  // that a trunk never comes
+}
+
+// Reconcile does what can be done now. Call it again when anything changed, and after an error.
+func (t *TrunkRequest) Reconcile(ctx context.Context, s TrunkState) error {
+	has, err := t.Node.HasFeature(Feature)
+	haveCNINode := !errors.Is(err, kube.ErrNoCNINode)
+	if err != nil && haveCNINode {
+		return err
+	}
+	var errs []error
+	for _, a := range Decide(s, has, haveCNINode, t.labelled) {
+		switch a {
+		case AskForTrunk:
+			if err := t.Node.AddFeature(ctx, Feature); err != nil && !errors.Is(err, kube.ErrNoCNINode) {
+				errs = append(errs, fmt.Errorf("ask for the trunk ENI: %w", err))
+			}
+		case SetLabel, RemoveLabel:
+			on := a == SetLabel
+			if err := t.Node.SetTrunkLabel(ctx, on); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			t.labelled = &on
+		case SayNoSlot:
+			t.Warn("NoSlotForTrunk", "ENABLE_POD_ENI is on and every ENI slot of this instance (%s) is taken: the trunk ENI is asked for as soon as one is free; detach an ENI, or drain this node", t.InstanceType)
+		case SayUnsupported:
+			if t.warned {
+				continue
+			}
+			t.warned = true
+			t.Warn("TrunkUnsupported", "ENABLE_POD_ENI is on and instance type %s can't have a trunk ENI: pods with security groups of their own can't run on this node; use a type that supports trunking", t.InstanceType)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,331 @@
+package ipamd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/podeni"
+	"github.com/branchline-cni/branchline/ipamd/pool"
+	"github.com/branchline-cni/branchline/ipamd/store"
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+const (
+	// An answer with a reason has to reach the executable before its own deadline: that is what margin is for.
+	margin     = time.Second
+	addMost    = 85 * time.Second
+	delMost    = 15 * time.Second
+	addressFor = 40 * time.Second // at most this long is an address waited for; longer than the cool-down
+)
+
+// within bounds a request by most, and by the caller's deadline less the margin.
+func within(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+	deadline := time.Now().Add(most)
+	if d, ok := ctx.Deadline(); ok {
+		// A caller in a hurry still gets three quarters of its time.
+		left := time.Until(d)
+		if own := time.Now().Add(max(left-margin, left*3/4)); own.Before(deadline) {
+			deadline = own
+		}
+	}
+	return context.WithDeadline(ctx, deadline)
+}
+
+// service is the gRPC face of the agent.
+type service struct {
+	rpc.UnimplementedNodeAgentServer
+	a *Agent
+}
+
+// Add answers with the interface of one sandbox.
+func (s service) Add(ctx context.Context, in *rpc.AddRequest) (*rpc.AddReply, error) {
+	start := time.Now()
+	s.a.metrics.adds.Inc()
+	ctx, cancel := within(ctx, addMost)
+	defer cancel()
+	al, reply, err := s.a.add(ctx, in)
+	s.a.logRequest(ctx, "add", in.GetPod(), in.GetAttachment(), al, start, err)
+	if err != nil {
+		s.a.metrics.failed("add")
+		st := statusOf(err)
+		switch st.Code() {
+		case codes.FailedPrecondition, codes.DeadlineExceeded, codes.ResourceExhausted:
+			p := in.GetPod()
+			s.a.events.Pod(p.GetNamespace(), p.GetName(), p.GetUid(), "PodNotWired", st.Message())
+		}
+		return nil, st.Err()
+	}
+	return reply, nil
+}
+
+// Del ends what a sandbox holds.
+func (s service) Del(ctx context.Context, in *rpc.DelRequest) (*rpc.DelReply, error) {
+	start := time.Now()
+	ctx, cancel := within(ctx, delMost)
+	defer cancel()
+	al, found, err := s.a.del(ctx, in)
+	s.a.metrics.dels.WithLabelValues(delReason(in)).Inc()
+	if reason := in.GetReason(); reason != "" {
+		s.a.opt.Log.Warn("the executable gave an interface back", "pod", name(in.GetPod()), "sandbox", in.GetAttachment().GetContainerId(), "reason", reason)
+	}
+	s.a.logRequest(ctx, "del", in.GetPod(), in.GetAttachment(), al, start, err)
+	if err != nil {
+		s.a.metrics.failed("del")
+		return nil, statusOf(err).Err()
+	}
+	return &rpc.DelReply{Version: s.a.opt.Version, Found: found}, nil
+}
+
+func delReason(in *rpc.DelRequest) string {
+	if in.GetAddFailed() {
+		return "AddFailed"
+	}
+	return "PodDeleted"
+}
+
+// errInvalid marks a request that can't be served as it is.
+var errInvalid = errors.New("invalid request")
+
+func statusOf(err error) *status.Status {
+	code := codes.Internal
+	switch {
+	case errors.Is(err, errInvalid), errors.Is(err, store.ErrOtherPod):
+		code = codes.InvalidArgument
+	case errors.Is(err, podeni.ErrUnknown):
+		code = codes.NotFound
+	case errors.Is(err, podeni.ErrRefused), errors.Is(err, store.ErrReleased):
+		code = codes.FailedPrecondition
+	case errors.Is(err, store.ErrNoAddress):
+		code = codes.ResourceExhausted
+	case errors.Is(err, podeni.ErrUnavailable):
+		code = codes.Unavailable
+	case errors.Is(err, podeni.ErrLate), errors.Is(err, context.DeadlineExceeded):
+		code = codes.DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		code = codes.Canceled
+	}
+	return status.New(code, err.Error())
+}
+
+func name(p *rpc.Pod) string { return p.GetNamespace() + "/" + p.GetName() }
+
+// logRequest writes the one line that each pod operation has.
+func (a *Agent) logRequest(ctx context.Context, op string, p *rpc.Pod, at *rpc.Attachment, al store.Allocation, start time.Time, err error) {
+	attrs := []slog.Attr{
+		slog.String("pod", name(p)), slog.String("uid", p.GetUid()),
+		slog.String("sandbox", at.GetContainerId()), slog.String("interface", at.GetIfName()), slog.Duration("took", time.Since(start)),
+	}
+	switch {
+	case al.Regular != nil:
+		attrs = append(attrs, slog.String("address", al.Regular.Address.String()), slog.String("eni", al.Regular.ENIID), slog.Int("device", al.Regular.Device))
+	case al.Branch != nil:
+		attrs = append(attrs, slog.String("address", al.Branch.Address.String()), slog.String("eni", al.Branch.ENIID), slog.Int("vlan", al.Branch.VLAN))
+	}
+	level := slog.LevelInfo
+	if err != nil {
+		level, attrs = slog.LevelError, append(attrs, slog.Any("error", err))
+	}
+	a.opt.Log.LogAttrs(ctx, level, op, attrs...)
+}
+
+func keyOf(at *rpc.Attachment) (store.Key, error) {
+	k := store.Key{ContainerID: at.GetContainerId(), IfName: at.GetIfName()}
+	if k.ContainerID == "" || k.IfName == "" {
+		return k, fmt.Errorf("%w: container_id and if_name are needed", errInvalid)
+	}
+	return k, nil
+}
+
+func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocation, r *rpc.AddReply, err error) {
+	k, err := keyOf(in.GetAttachment())
+	if err != nil {
+		return al, nil, err
+	}
+	p := in.GetPod()
+	if p.GetNamespace() == "" || p.GetName() == "" {
+		return al, nil, fmt.Errorf("%w: the pod's namespace and name are needed", errInvalid)
+	}
+	unlock, err := a.sandboxes.lock(ctx, k.ContainerID)
+	if err != nil {
+		return al, nil, fmt.Errorf("%w: another request of sandbox %s is under way", podeni.ErrUnavailable, k.ContainerID)
+	}
+	defer unlock()
+	if al, ok := a.store.Get(k); ok {
+		// Asked again: the same answer, whatever is on or off by now.
+		if p.GetUid() != "" && p.GetUid() != al.Pod.UID {
+			return al, nil, fmt.Errorf("sandbox %s: %w %s (%s)", k, store.ErrOtherPod, al.Pod, al.Pod.UID)
+		}
+		r, err := a.reply(ctx, al)
+		return al, r, err
+	}
+	pod, err := a.lookup.Find(ctx, p.GetNamespace(), p.GetName(), p.GetUid())
+	if err != nil {
+		return al, nil, err
+	}
+	network := in.GetAttachment().GetNetworkName()
+	if pod.Branch {
+		al, err = a.addBranch(ctx, k, network, pod)
+	} else {
+		al, err = a.addRegular(ctx, k, network, store.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: identity(p, pod)})
+	}
+	if err != nil {
+		return al, nil, err
+	}
+	r, err = a.reply(ctx, al)
+	return al, r, err
+}
+
+// identity is the UID that the runtime speaks of: a static pod's is not the one that its image in the API server has.
+func identity(asked *rpc.Pod, found kube.Pod) string {
+	if asked.GetUid() != "" {
+		return asked.GetUid()
+	}
+	return found.UID
+}
+
+func (a *Agent) addBranch(ctx context.Context, k store.Key, network string, pod kube.Pod) (al store.Allocation, err error) {
+	who := pod.Namespace + "/" + pod.Name
+	switch {
+	case !a.opt.Config.PodENI:
+		return al, fmt.Errorf("%w: pod %s asks for a branch ENI and ENABLE_POD_ENI is off on this node: turn it on in the aws-node DaemonSet, or keep the pod off this node", podeni.ErrRefused, who)
+	case !a.supported():
+		return al, fmt.Errorf("%w: pod %s asks for a branch ENI and instance type %s can't have a trunk ENI: run it on a type that can", podeni.ErrRefused, who, a.opt.Identity.InstanceType)
+	}
+	b, _, err := a.assigned.Wait(ctx, pod)
+	if err != nil {
+		return al, err
+	}
+	for {
+		changed := a.changed.C()
+		al, err = a.store.AssignBranch(k, network, store.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, store.Branch{
+			ENIID: b.ENIID, MAC: b.MAC.String(), VLAN: b.VLAN, Address: b.Address, SubnetCIDR: b.SubnetCIDR,
+		})
+		switch {
+		case err == nil:
+			a.changed.Fire()
+			a.branch.Fire()
+			return al, nil
+		case !errors.Is(err, store.ErrVLANHeld):
+			return al, err
+		}
+		// The pod that had the id before is not torn down here yet: its end is waited for, never overtaken.
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return al, fmt.Errorf("%w: pod %s: %w", podeni.ErrUnavailable, who, err)
+		}
+	}
+}
+
+// addRegular gives a free address, and waits for one where the pool can have more, or where some cool down.
+func (a *Agent) addRegular(ctx context.Context, k store.Key, network string, p store.Pod) (al store.Allocation, err error) {
+	ctx, cancel := context.WithTimeout(ctx, addressFor)
+	defer cancel()
+	waiting := false
+	defer func() {
+		if waiting {
+			a.waiting.Add(-1)
+		}
+	}()
+	for {
+		channels := []<-chan struct{}{a.inventory.Changed.C(), a.changed.C()}
+		al, err = a.store.AssignRegular(k, network, p, a.candidates())
+		if !errors.Is(err, store.ErrNoAddress) {
+			if err == nil {
+				a.changed.Fire()
+			}
+			return al, err
+		}
+		if ctx.Err() != nil && !a.hasListed() {
+			return al, fmt.Errorf("%w: the ENIs of this node are not known yet", podeni.ErrUnavailable)
+		}
+		if why := a.exhausted(ctx); why != nil {
+			return al, fmt.Errorf("%w for pod %s: %w", store.ErrNoAddress, p, why)
+		}
+		if !waiting {
+			waiting = true
+			a.waiting.Add(1)
+			a.changed.Fire()
+			continue
+		}
+		wait(ctx, a.nextCooled(), channels...)
+	}
+}
+
+// hasListed says whether the ENIs are known and their routing is in place.
+func (a *Agent) hasListed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.listed
+}
+
+// exhausted says why waiting for an address is useless; nil where it is not.
+func (a *Agent) exhausted(ctx context.Context) error {
+	a.mu.Lock()
+	listed, poolErr := a.listed, a.poolErr
+	a.mu.Unlock()
+	s := a.snapshot()
+	switch {
+	case ctx.Err() != nil && poolErr != nil:
+		return fmt.Errorf("EC2 gave no more: %w", poolErr)
+	case ctx.Err() != nil:
+		return errors.New("none came in time")
+	case listed && pool.Room(s) == 0 && pool.Free(s) == 0 && a.nextCooled() == 0:
+		return fmt.Errorf("all ENIs that instance type %s can have for regular pods (%d in all, MAX_ENI considered) are there and full", a.opt.Identity.InstanceType, s.MaxENIs)
+	}
+	return nil
+}
+
+func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, error) {
+	r := &rpc.AddReply{Version: a.opt.Version}
+	if al.Regular != nil {
+		r.Interface = &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
+			Address: al.Regular.Address.String(), EniId: al.Regular.ENIID,
+			DeviceNumber: uint32(al.Regular.Device), RouteTable: uint32(al.Regular.RouteTable),
+		}}
+		return r, nil
+	}
+	for {
+		changed := a.inventory.Changed.C()
+		if t, ok := a.inventory.Trunk(); ok && t.LinkIndex != 0 && t.LinkUp {
+			b := al.Branch
+			r.Interface = &rpc.AddReply_Branch{Branch: &rpc.BranchInterface{
+				EniId: b.ENIID, Mac: b.MAC, VlanId: uint32(b.VLAN), Address: b.Address.String(), SubnetCidr: b.SubnetCIDR.String(),
+				Gateway: b.SubnetCIDR.Masked().Addr().Next().String(), TrunkIfindex: uint32(t.LinkIndex),
+			}}
+			return r, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: pod %s has branch ENI %s, and the trunk's link is not up on this node", podeni.ErrUnavailable, al.Pod, al.Branch.ENIID)
+		}
+	}
+}
+
+func (a *Agent) del(ctx context.Context, in *rpc.DelRequest) (al store.Allocation, found bool, err error) {
+	k, err := keyOf(in.GetAttachment())
+	if err != nil {
+		return al, false, err
+	}
+	unlock, err := a.sandboxes.lock(ctx, k.ContainerID)
+	if err != nil {
+		return al, false, fmt.Errorf("%w: another request of sandbox %s is under way", podeni.ErrUnavailable, k.ContainerID)
+	}
+	defer unlock()
+	al, found, err = a.store.Free(k)
+	if found && err == nil {
+		a.changed.Fire()
+		if al.Branch != nil {
+			a.branch.Fire()
+		}
+	}
+	return al, found, err
+}

@@ -1,0 +1,169 @@
+package store
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Key names one interface of one sandbox.
+type Key struct {
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+func (k Key) String() string { return k.ContainerID + "/" + k.IfName }
+
+// Pod is a pod's identity; the UID decides.
+type Pod struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+}
+
+func (p Pod) String() string { return p.Namespace + "/" + p.Name }
+
+// Regular is a secondary address of one of the instance's ENIs.
+type Regular struct {
+	Address    netip.Addr `json:"address"`
+	ENIID      string     `json:"eniID"`
+	Device     int        `json:"device"`
+	RouteTable int        `json:"routeTable"`
+}
+
+// Branch is a branch ENI behind the trunk.
+type Branch struct {
+	ENIID      string       `json:"eniID"`
+	MAC        string       `json:"mac"`
+	VLAN       int          `json:"vlan"`
+	Address    netip.Addr   `json:"address"`
+	SubnetCIDR netip.Prefix `json:"subnetCIDR"`
+}
+
+// Allocation is what one interface of one sandbox holds: exactly one of Regular and Branch is set.
+type Allocation struct {
+	Key
+	Network string    `json:"network,omitempty"`
+	Pod     Pod       `json:"pod"`
+	Since   time.Time `json:"since"`
+	Regular *Regular  `json:"regular,omitempty"`
+	Branch  *Branch   `json:"branch,omitempty"`
+}
+
+// Cooling is an address that was freed and rests.
+type Cooling struct {
+	Address netip.Addr `json:"address"`
+	ENIID   string     `json:"eniID"`
+	Until   time.Time  `json:"until"`
+}
+
+// Released is a branch pod of which this node has nothing left, said to the ledger until the ledger has heard it. Its
+// pod is never wired again.
+type Released struct {
+	PodUID string    `json:"podUID"`
+	VLAN   int       `json:"vlan"`
+	ENIID  string    `json:"eniID"`
+	At     time.Time `json:"at"`
+}
+
+// state is what the file holds. Slices are kept sorted, so that equal states are equal bytes.
+type state struct {
+	Allocations []Allocation `json:"allocations"`
+	Cooling     []Cooling    `json:"cooling"`
+	Released    []Released   `json:"released"`
+	// Retiring are the ENIs that are being given back to EC2: nothing of them is handed out.
+	Retiring []string `json:"retiring"`
+}
+
+func (s *state) clone() *state {
+	return &state{slices.Clone(s.Allocations), slices.Clone(s.Cooling), slices.Clone(s.Released), slices.Clone(s.Retiring)}
+}
+
+func (s *state) sort() {
+	slices.SortFunc(s.Allocations, func(a, b Allocation) int { return strings.Compare(a.Key.String(), b.Key.String()) })
+	slices.SortFunc(s.Cooling, func(a, b Cooling) int { return a.Address.Compare(b.Address) })
+	slices.SortFunc(s.Released, func(a, b Released) int { return strings.Compare(a.PodUID, b.PodUID) })
+	slices.Sort(s.Retiring)
+}
+
+const fileVersion = 1
+
+// envelope is the file: the checksum is over the exact bytes of State.
+type envelope struct {
+	Version int             `json:"version"`
+	SHA256  string          `json:"sha256"`
+	State   json.RawMessage `json:"state"`
+}
+
+func encode(s *state) ([]byte, error) {
+	s.sort()
+	body, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode the allocations: %w", err)
+	}
+	sum := sha256.Sum256(body)
+	return json.Marshal(envelope{fileVersion, hex.EncodeToString(sum[:]), body})
+}
+
+// decode is the reverse of encode. It never panics, whatever the bytes.
+func decode(b []byte) (*state, error) {
+	var e envelope
+	if err := json.Unmarshal(b, &e); err != nil {
+		return nil, fmt.Errorf("not a file of allocations: %w", err)
+	}
+	if e.Version != fileVersion {
+		return nil, fmt.Errorf("version %d of the file is not known, this is version %d", e.Version, fileVersion)
+	}
+	if sum := sha256.Sum256(e.State); e.SHA256 != hex.EncodeToString(sum[:]) {
+		return nil, errors.New("the checksum does not match")
+	}
+	var s state
+	if err := json.Unmarshal(e.State, &s); err != nil {
+		return nil, fmt.Errorf("the allocations can't be decoded: %w", err)
+	}
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	s.sort()
+	return &s, nil
+}
+
+// check holds the invariants that every state on disk and in memory has.
+func (s *state) check() error {
+	keys, addrs, vlans := map[Key]bool{}, map[netip.Addr]bool{}, map[int]string{}
+	for _, a := range s.Allocations {
+		if keys[a.Key] {
+			return fmt.Errorf("%s is in it twice", a.Key)
+		}
+		keys[a.Key] = true
+		switch {
+		case a.ContainerID == "" || a.IfName == "":
+			return errors.New("an allocation without a sandbox")
+		case (a.Regular == nil) == (a.Branch == nil):
+			return fmt.Errorf("%s has not exactly one interface", a.Key)
+		case a.Regular != nil:
+			if !a.Regular.Address.IsValid() || addrs[a.Regular.Address] {
+				return fmt.Errorf("address %s of %s is invalid or given twice", a.Regular.Address, a.Key)
+			}
+			addrs[a.Regular.Address] = true
+		default:
+			if uid, taken := vlans[a.Branch.VLAN]; taken && uid != a.Pod.UID {
+				return fmt.Errorf("VLAN %d belongs to two pods", a.Branch.VLAN)
+			}
+			vlans[a.Branch.VLAN] = a.Pod.UID
+		}
+	}
+	for _, c := range s.Cooling {
+		if !c.Address.IsValid() || addrs[c.Address] {
+			return fmt.Errorf("cooling address %s is invalid or in use", c.Address)
+		}
+		addrs[c.Address] = true
+	}
+	return nil
+}

@@ -1,0 +1,294 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrNoAddress: every candidate is in use, cooling or of an ENI that is being given back.
+	ErrNoAddress = errors.New("no free address")
+	// ErrOtherPod: the sandbox belongs to another pod.
+	ErrOtherPod = errors.New("held by another pod")
+	// ErrVLANHeld: another pod's sandbox still has the VLAN id on this node.
+	ErrVLANHeld = errors.New("still held by another pod")
+	// ErrReleased: the pod's branch ENI was already given back to the ledger.
+	ErrReleased = errors.New("already released")
+	// ErrInUse: something of the ENI is held or cooling.
+	ErrInUse = errors.New("in use")
+)
+
+// Options for Open. The zero value of each is usable.
+type Options struct {
+	CoolDown time.Duration
+	Now      func() time.Time
+	Disk     Disk
+}
+
+// Store is safe for use by several goroutines.
+type Store struct {
+	path string
+	opt  Options
+
+	mu  sync.Mutex
+	cur *state
+	// unsure is set when a write failed half way, so that disk and memory may differ: the next change writes all again.
+	unsure bool
+}
+
+// Open reads the state at path. A file that can't be understood is renamed to path + ".corrupt-<unix time>", and kept
+// is that name; the store then starts empty and the caller has to say so and to find out what is in use. An error is
+// returned only where the disk itself fails.
+func Open(path string, o Options) (s *Store, kept string, err error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Disk == nil {
+		o.Disk = OS{}
+	}
+	s = &Store{path: path, opt: o, cur: &state{}}
+	b, err := o.Disk.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, "", nil
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("read the allocations of this node: %w", err)
+	}
+	cur, derr := decode(b)
+	if derr != nil {
+		kept = fmt.Sprintf("%s.corrupt-%d", path, o.Now().Unix())
+		if err := o.Disk.Rename(path, kept); err != nil {
+			return nil, "", fmt.Errorf("keep the unreadable %s aside (%v): %w", path, derr, err)
+		}
+		return s, kept, nil
+	}
+	s.cur = cur
+	return s, "", nil
+}
+
+// change applies f to a copy, writes it, and only then makes it current. f returns false for "nothing to write".
+func (s *Store) change(f func(*state) (bool, error)) error {
+	next := s.cur.clone()
+	now := s.opt.Now()
+	next.Cooling = slices.DeleteFunc(next.Cooling, func(c Cooling) bool { return !now.Before(c.Until) })
+	write, err := f(next)
+	if err != nil || (!write && !s.unsure) {
+		return err
+	}
+	if err := save(s.opt.Disk, s.path, next); err != nil {
+		// The rename may or may not have happened. Memory keeps the old state; holding too much is safe where an
+		// Add failed, and a failed Del is repeated by the runtime.
+		s.unsure = true
+		return err
+	}
+	s.cur, s.unsure = next, false
+	return nil
+}
+
+// Get returns what a sandbox's interface holds.
+func (s *Store) Get(k Key) (Allocation, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cur.get(k)
+}
+
+func (s *state) get(k Key) (Allocation, bool) {
+	if i := slices.IndexFunc(s.Allocations, func(a Allocation) bool { return a.Key == k }); i >= 0 {
+		return s.Allocations[i], true
+	}
+	return Allocation{}, false
+}
+
+// existing is the answer to a repeated request.
+func (s *state) existing(k Key, p Pod) (Allocation, bool, error) {
+	a, ok := s.get(k)
+	if ok && a.Pod.UID != p.UID {
+		return a, true, fmt.Errorf("sandbox %s: %w %s (%s)", k, ErrOtherPod, a.Pod, a.Pod.UID)
+	}
+	return a, ok, nil
+}
+
+// AssignRegular gives the sandbox the first candidate that is free, or what it already holds.
+func (s *Store) AssignRegular(k Key, network string, p Pod, candidates []Regular) (Allocation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, ok, err := s.cur.existing(k, p)
+	if ok || err != nil {
+		return a, err
+	}
+	err = s.change(func(n *state) (bool, error) {
+		busy := n.busy()
+		for _, c := range candidates {
+			if busy[c.Address] || slices.Contains(n.Retiring, c.ENIID) {
+				continue
+			}
+			a = Allocation{Key: k, Network: network, Pod: p, Since: s.opt.Now().UTC(), Regular: &c}
+			n.Allocations = append(n.Allocations, a)
+			return true, nil
+		}
+		return false, ErrNoAddress
+	})
+	return a, err
+}
+
+func (s *state) busy() map[netip.Addr]bool {
+	busy := make(map[netip.Addr]bool, len(s.Allocations)+len(s.Cooling))
+	for _, a := range s.Allocations {
+		if a.Regular != nil {
+			busy[a.Regular.Address] = true
+		}
+	}
+	for _, c := range s.Cooling {
+		busy[c.Address] = true
+	}
+	return busy
+}
+
+// AssignBranch notes that the sandbox has the pod's branch ENI. It refuses a VLAN id that another pod still holds here,
+// and a pod whose release was already said.
+func (s *Store) AssignBranch(k Key, network string, p Pod, b Branch) (Allocation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, ok, err := s.cur.existing(k, p)
+	if ok || err != nil {
+		return a, err
+	}
+	err = s.change(func(n *state) (bool, error) {
+		for _, other := range n.Allocations {
+			if other.Branch != nil && other.Branch.VLAN == b.VLAN && other.Pod.UID != p.UID {
+				return false, fmt.Errorf("VLAN %d is %w, %s (%s)", b.VLAN, ErrVLANHeld, other.Pod, other.Pod.UID)
+			}
+		}
+		if slices.ContainsFunc(n.Released, func(r Released) bool { return r.PodUID == p.UID }) {
+			return false, fmt.Errorf("the branch ENI of pod %s (%s) was %w", p, p.UID, ErrReleased)
+		}
+		a = Allocation{Key: k, Network: network, Pod: p, Since: s.opt.Now().UTC(), Branch: &b}
+		n.Allocations = append(n.Allocations, a)
+		return true, nil
+	})
+	return a, err
+}
+
+// Free ends what a sandbox's interface holds; a regular address starts to cool. An unknown sandbox is found = false.
+func (s *Store) Free(k Key) (a Allocation, found bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, found = s.cur.get(k)
+	if !found {
+		return a, false, nil
+	}
+	err = s.change(func(n *state) (bool, error) {
+		n.Allocations = slices.DeleteFunc(n.Allocations, func(a Allocation) bool { return a.Key == k })
+		if a.Regular != nil {
+			n.cool(Cooling{a.Regular.Address, a.Regular.ENIID, s.opt.Now().Add(s.opt.CoolDown).UTC()})
+		}
+		return true, nil
+	})
+	return a, true, err
+}
+
+func (s *state) cool(c Cooling) {
+	if s.busy()[c.Address] {
+		return
+	}
+	s.Cooling = append(s.Cooling, c)
+}
+
+// Cool lets an address rest that was found in use without an allocation and is not in use any more.
+func (s *Store) Cool(eniID string, addr netip.Addr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.change(func(n *state) (bool, error) {
+		n.cool(Cooling{addr, eniID, s.opt.Now().Add(s.opt.CoolDown).UTC()})
+		return true, nil
+	})
+}
+
+// Release notes, before it is said to the ledger, that nothing of the pod is left here. It fails with ErrInUse while a
+// sandbox of the pod holds its branch ENI. A repeated call returns the first one's entry.
+func (s *Store) Release(r Released) (Released, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.IndexFunc(s.cur.Released, func(o Released) bool { return o.PodUID == r.PodUID }); i >= 0 {
+		return s.cur.Released[i], nil
+	}
+	err := s.change(func(n *state) (bool, error) {
+		for _, a := range n.Allocations {
+			if a.Branch != nil && a.Pod.UID == r.PodUID {
+				return false, fmt.Errorf("branch ENI %s of pod %s: %w by sandbox %s", a.Branch.ENIID, a.Pod, ErrInUse, a.Key)
+			}
+		}
+		n.Released = append(n.Released, r)
+		return true, nil
+	})
+	return r, err
+}
+
+// Forget drops a release that the ledger has heard: it no longer binds that pod.
+func (s *Store) Forget(podUID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.change(func(n *state) (bool, error) {
+		before := len(n.Released)
+		n.Released = slices.DeleteFunc(n.Released, func(r Released) bool { return r.PodUID == podUID })
+		return len(n.Released) != before, nil
+	})
+}
+
+// Retire makes sure that nothing of the ENI is handed out from now on. It fails with ErrInUse where something of it is
+// held or cooling.
+func (s *Store) Retire(eniID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.change(func(n *state) (bool, error) {
+		if slices.Contains(n.Retiring, eniID) {
+			return false, nil
+		}
+		for _, a := range n.Allocations {
+			if a.Regular != nil && a.Regular.ENIID == eniID {
+				return false, fmt.Errorf("retire %s: address %s: %w by sandbox %s", eniID, a.Regular.Address, ErrInUse, a.Key)
+			}
+		}
+		for _, c := range n.Cooling {
+			if c.ENIID == eniID {
+				return false, fmt.Errorf("retire %s: address %s is cooling: %w", eniID, c.Address, ErrInUse)
+			}
+		}
+		n.Retiring = append(n.Retiring, eniID)
+		return true, nil
+	})
+}
+
+// Retired drops the note of an ENI that is gone, or that is used again after all.
+func (s *Store) Retired(eniID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.change(func(n *state) (bool, error) {
+		before := len(n.Retiring)
+		n.Retiring = slices.DeleteFunc(n.Retiring, func(id string) bool { return id == eniID })
+		return len(n.Retiring) != before, nil
+	})
+}
+
+// View is a copy of the state for those who decide. Cooling holds only what still cools.
+type View struct {
+	Allocations []Allocation
+	Cooling     []Cooling
+	Released    []Released
+	Retiring    []string
+}
+
+// View returns the state of this moment.
+func (s *Store) View() View {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, now := s.cur.clone(), s.opt.Now()
+	c.Cooling = slices.DeleteFunc(c.Cooling, func(c Cooling) bool { return !now.Before(c.Until) })
+	return View{c.Allocations, c.Cooling, c.Released, c.Retiring}
+}

@@ -1,0 +1,217 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/branchline-cni/branchline/config"
+	"github.com/branchline-cni/branchline/lab/instance"
+	"github.com/branchline-cni/branchline/lab/kube"
+)
+
+const (
+	apiPort = 6443
+
+	nodeType      = "m5.large"  // can trunk: 9 branch ENIs
+	smallNodeType = "t3.medium" // can't
+	hostType      = "c5.large"  // of the control plane and the database
+)
+
+// launchHost runs an instance and waits until its parts are plugged together.
+func (l *Lab) launchHost(ctx context.Context, name, instanceType, role string, groups ...string) (Machine, instance.Instance, error) {
+	m, err := l.aws.launch(ctx, name, instanceType, role, l.Network.NodeSubnetID, groups...)
+	if err != nil {
+		return m, nil, err
+	}
+	host, err := l.machineOf(m)
+	if err != nil {
+		return m, nil, err
+	}
+	l.name(m.Hostname(), m.Address)
+	return m, host, nil
+}
+
+func (l *Lab) startControlPlane(ctx context.Context) error {
+	m, host, err := l.launchHost(ctx, "control-plane", hostType, ClusterRole, l.Network.ClusterGroupID)
+	if err != nil {
+		return err
+	}
+	l.ControlPlaneMachine = m
+	l.kube, err = kube.StartControlPlane(ctx, host, kube.ControlPlaneConfig{
+		Dir: filepath.Join(l.stateDir(m.ID), "kube"), Hyperkube: l.parts.node.Hyperkube,
+		Address: m.Address, NetNS: host.NetnsPath(), Log: l.log,
+	})
+	if err != nil {
+		return err
+	}
+	return l.kube.WriteKubectl(filepath.Join(l.BinDir(), "kubectl"))
+}
+
+// startController installs the CRDs and runs vpc-controller beside the control plane, as a provider that hosts it does:
+// with a ServiceAccount's rights and the cluster's role.
+func (l *Lab) startController(ctx context.Context) error {
+	for _, manifest := range [][]byte{config.CRDs(), config.ControllerRBAC()} {
+		if err := l.kube.Apply(ctx, manifest); err != nil {
+			return err
+		}
+	}
+	host, err := l.machineOf(l.ControlPlaneMachine)
+	if err != nil {
+		return err
+	}
+	kubeconfig := filepath.Join(l.stateDir(l.ControlPlaneMachine.ID), "kube", "vpc-controller.kubeconfig")
+	// A certificate with the ServiceAccount's name has the rights that are bound to the account.
+	if err := l.kube.WriteKubeconfig(kubeconfig, "system:serviceaccount:kube-system:"+controllerAccount,
+		"system:serviceaccounts", "system:serviceaccounts:kube-system"); err != nil {
+		return err
+	}
+	l.controller, err = supervise(ctx, host, "vpc-controller", instance.Command{
+		Argv: []string{
+			l.parts.controller, "--kubeconfig=" + kubeconfig, "--cluster-name=" + ClusterName, "--region=" + Region,
+			"--ec2-endpoint=" + vpcEndpoint, "--webhook-url=https://127.0.0.1:9443", "--webhook-bind-address=127.0.0.1:9443",
+			"--leader-elect",
+		},
+	}, l.log)
+	return err
+}
+
+const (
+	controllerAccount = "vpc-resource-controller"
+	// vpcEndpoint is what the programs under test are told of the cloud.
+	vpcEndpoint = "http://192.168.0.3"
+)
+
+func (l *Lab) startNodes(ctx context.Context) error {
+	var wg sync.WaitGroup
+	errs := make([]error, 2)
+	for i, n := range []struct {
+		name, instanceType string
+		machine            *Machine
+	}{
+		{"node", nodeType, &l.Node},
+		{"small-node", smallNodeType, &l.SmallNode},
+	} {
+		wg.Go(func() { errs[i] = l.startNode(ctx, n.name, n.instanceType, n.machine) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) startNode(ctx context.Context, name, instanceType string, out *Machine) error {
+	m, host, err := l.launchHost(ctx, name, instanceType, NodeRole, l.Network.NodeGroupID)
+	if err != nil {
+		return err
+	}
+	*out = m
+	cfg := kube.NodeConfig{
+		Dir: filepath.Join(l.stateDir(m.ID), "kube"), Name: m.Hostname(), Address: m.Address,
+		InstanceID: m.ID, InstanceType: m.Type, Zone: AvailabilityZone, Nameserver: dnsAddr,
+		Programs: l.parts.node, Images: []string{l.parts.images},
+	}
+	if _, err := l.kube.StartNode(ctx, host, cfg); err != nil {
+		return err
+	}
+	l.progress("%s (%s) is a node: %s", m.ID, m.Type, m.Hostname())
+	return nil
+}
+
+// installAddons applies what a user applies: aws-node and, here, CoreDNS, which EKS brings along.
+func (l *Lab) installAddons(ctx context.Context) error {
+	if err := l.kube.Apply(ctx, config.AWSNode()); err != nil {
+		return err
+	}
+	// The only thing that the agent is told of the lab. The rest of the manifest is what users apply.
+	if _, err := l.kube.Kubectl(ctx, "-n", "kube-system", "set", "env", "daemonset", "aws-node",
+		"AWS_EC2_ENDPOINT="+vpcEndpoint, "CLUSTER_NAME="+ClusterName); err != nil {
+		return err
+	}
+	// The cool-down's floor, so that a walk-through doesn't take minutes longer than it needs to.
+	cooldown := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: amazon-vpc-cni, namespace: kube-system}\ndata: {branch-eni-cooldown: \"30\"}\n"
+	if err := l.kube.Apply(ctx, []byte(cooldown)); err != nil {
+		return err
+	}
+	if err := l.kube.InstallDNS(ctx); err != nil {
+		return err
+	}
+	_, err := l.kube.Kubectl(ctx, "wait", "--for=condition=Ready", "node", "--all", "--timeout=180s")
+	return err
+}
+
+// Victim is a program that a walk-through may kill.
+type Victim string
+
+// Victims, each of which is started again by whoever runs it: the kubelet, and the lab in place of a provider.
+const (
+	Agent      Victim = "node agent"
+	Controller Victim = "controller"
+	APIServer  Victim = "API server"
+)
+
+// Victims are all of them.
+var Victims = []Victim{Agent, Controller, APIServer}
+
+// Kill ends a program with SIGKILL and says what was killed.
+func (l *Lab) Kill(ctx context.Context, v Victim) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	switch v {
+	case Controller:
+		pid, err := l.controller.kill(ctx)
+		return fmt.Sprintf("vpc-controller, pid %d on the control plane's instance", pid), err
+	case APIServer:
+		return "kube-apiserver, started again", l.kube.Restart(ctx, kube.APIServer)
+	case Agent:
+		return l.killAgent(ctx)
+	default:
+		return "", fmt.Errorf("%q is nothing that can be killed; these can: %v", v, Victims)
+	}
+}
+
+// killAgent ends the running agent in the m5.large. While a rollout has it stopped there is none: then it is waited for.
+func (l *Lab) killAgent(ctx context.Context) (string, error) {
+	// By name, inside the instance, whose only agent it is: pid namespaces keep it from seeing any other.
+	const script = `for p in /proc/[0-9]*; do
+  case "$(readlink $p/exe 2>/dev/null)" in */aws-k8s-agent) tr '\0' ' ' <$p/cmdline | grep -q ' run' && kill -9 ${p#/proc/} && echo ${p#/proc/} ;; esac
+done`
+	for {
+		r, err := l.Exec(ctx, l.Node, "sh", "-c", script)
+		if err != nil {
+			return "", err
+		}
+		if pid := strings.TrimSpace(string(r.Stdout)); pid != "" {
+			return "aws-k8s-agent, pid " + pid + " on the m5.large", nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("find a running agent on %s: %w", l.Node.ID, context.Cause(ctx))
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// KeepLogs copies the logs of every instance's programs into dir.
+func (l *Lab) KeepLogs(dir string) error {
+	logs, err := filepath.Glob(filepath.Join(l.opt.Dir, "i", "*", "logs"))
+	if err != nil {
+		return err
+	}
+	for _, from := range logs {
+		to := filepath.Join(dir, filepath.Base(filepath.Dir(from)))
+		if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+			return fmt.Errorf("keep logs: %w", err)
+		}
+	}
+	return nil
+}
+
+func sinceSeconds(t time.Time) float64 { return time.Since(t).Seconds() }

@@ -1,0 +1,85 @@
+package ec2
+
+// operations is the table of all APIs.
+var operations = map[string]operation{
+	"CreateVpc":    {service: "ec2", mutating: true, params: "CidrBlock TagSpecification", targets: creating("vpc"), run: createVpc},
+	"DescribeVpcs": {service: "ec2", params: "VpcId Filter MaxResults NextToken", run: describeVpcs},
+
+	"CreateSubnet": {service: "ec2", mutating: true, params: "VpcId CidrBlock AvailabilityZone TagSpecification",
+		targets: creating("subnet", "vpc", "VpcId"), run: createSubnet},
+	"DescribeSubnets": {service: "ec2", params: "SubnetId Filter MaxResults NextToken", run: describeSubnets},
+
+	"CreateSecurityGroup": {service: "ec2", mutating: true, params: "GroupName GroupDescription VpcId TagSpecification",
+		targets: creating("security-group", "vpc", "VpcId"), run: createSecurityGroup},
+	"DeleteSecurityGroup": {service: "ec2", mutating: true, params: "GroupId", targets: on("security-group", "GroupId"),
+		run: deleteSecurityGroup},
+	"DescribeSecurityGroups":     {service: "ec2", params: "GroupId GroupName Filter MaxResults NextToken", run: describeSecurityGroups},
+	"DescribeSecurityGroupRules": {service: "ec2", params: "SecurityGroupRuleId Filter MaxResults NextToken", run: describeSecurityGroupRules},
+	"AuthorizeSecurityGroupIngress": {service: "ec2", mutating: true, params: "GroupId IpPermissions CidrIp IpProtocol FromPort ToPort TagSpecification",
+		targets: on("security-group", "GroupId"), run: authorizeIngress},
+	"AuthorizeSecurityGroupEgress": {service: "ec2", mutating: true, params: "GroupId IpPermissions CidrIp IpProtocol FromPort ToPort TagSpecification",
+		targets: on("security-group", "GroupId"), run: authorizeEgress},
+	"RevokeSecurityGroupIngress": {service: "ec2", mutating: true, params: "GroupId IpPermissions CidrIp IpProtocol FromPort ToPort SecurityGroupRuleId",
+		targets: on("security-group", "GroupId"), run: revokeIngress},
+	"RevokeSecurityGroupEgress": {service: "ec2", mutating: true, params: "GroupId IpPermissions CidrIp IpProtocol FromPort ToPort SecurityGroupRuleId",
+		targets: on("security-group", "GroupId"), run: revokeEgress},
+
+	"RunInstances": {service: "ec2", mutating: true,
+		params: "ImageId InstanceType MinCount MaxCount SubnetId SecurityGroupId NetworkInterface IamInstanceProfile UserData " +
+			"TagSpecification ClientToken MetadataOptions PrivateIpAddress KeyName",
+		targets: creating("instance", "subnet", "SubnetId", "security-group", "SecurityGroupId"), run: runInstances},
+	"TerminateInstances": {service: "ec2", mutating: true, params: "InstanceId", targets: on("instance", "InstanceId"), run: terminateInstances},
+	"DescribeInstances": {service: "ec2", params: "InstanceId Filter MaxResults NextToken IncludeManagedResources",
+		run: describeInstances},
+	"DescribeInstanceTypes": {service: "ec2", params: "InstanceType Filter MaxResults NextToken", run: describeInstanceTypes},
+
+	"CreateNetworkInterface": {service: "ec2", mutating: true,
+		params: "SubnetId Description PrivateIpAddress PrivateIpAddresses SecondaryPrivateIpAddressCount SecurityGroupId " +
+			"InterfaceType TagSpecification ClientToken",
+		targets: creating("network-interface", "subnet", "SubnetId", "security-group", "SecurityGroupId"), run: createInterface},
+	"DeleteNetworkInterface": {service: "ec2", mutating: true, params: "NetworkInterfaceId",
+		targets: on("network-interface", "NetworkInterfaceId"), run: deleteInterface},
+	"DescribeNetworkInterfaces": {service: "ec2", params: "NetworkInterfaceId Filter MaxResults NextToken IncludeManagedResources",
+		run: describeInterfaces},
+	"ModifyNetworkInterfaceAttribute": {service: "ec2", mutating: true,
+		params:  "NetworkInterfaceId SecurityGroupId SourceDestCheck Description Attachment",
+		targets: on("network-interface", "NetworkInterfaceId", "security-group", "SecurityGroupId"), run: modifyInterface},
+	"AttachNetworkInterface": {service: "ec2", mutating: true, params: "NetworkInterfaceId InstanceId DeviceIndex NetworkCardIndex",
+		targets: on("network-interface", "NetworkInterfaceId", "instance", "InstanceId"), run: attachInterface},
+	"DetachNetworkInterface": {service: "ec2", mutating: true, params: "AttachmentId Force", targets: detachTargets, run: detachInterface},
+	"AssignPrivateIpAddresses": {service: "ec2", mutating: true,
+		params:  "NetworkInterfaceId PrivateIpAddress SecondaryPrivateIpAddressCount AllowReassignment",
+		targets: on("network-interface", "NetworkInterfaceId"), run: assignAddresses},
+	"UnassignPrivateIpAddresses": {service: "ec2", mutating: true, params: "NetworkInterfaceId PrivateIpAddress",
+		targets: on("network-interface", "NetworkInterfaceId"), run: unassignAddresses},
+
+	"CreateNetworkInterfacePermission": {service: "ec2", mutating: true, params: "NetworkInterfaceId AwsAccountId Permission",
+		targets: on("network-interface", "NetworkInterfaceId"), run: createPermission},
+	"DeleteNetworkInterfacePermission": {service: "ec2", mutating: true, params: "NetworkInterfacePermissionId Force", run: deletePermission},
+	"DescribeNetworkInterfacePermissions": {service: "ec2", params: "NetworkInterfacePermissionId Filter MaxResults NextToken",
+		run: describePermissions},
+
+	"AssociateTrunkInterface":    {service: "ec2", mutating: true, params: "BranchInterfaceId TrunkInterfaceId VlanId ClientToken", run: associateTrunk},
+	"DisassociateTrunkInterface": {service: "ec2", mutating: true, params: "AssociationId ClientToken", run: disassociateTrunk},
+	"DescribeTrunkInterfaceAssociations": {service: "ec2", params: "AssociationId Filter MaxResults NextToken",
+		run: describeAssociations},
+
+	"CreateTags":   {service: "ec2", mutating: true, params: "ResourceId Tag", targets: taggedTargets, run: createTags},
+	"DeleteTags":   {service: "ec2", mutating: true, params: "ResourceId Tag", targets: taggedTargets, run: deleteTags},
+	"DescribeTags": {service: "ec2", params: "Filter MaxResults NextToken", run: describeTags},
+
+	"CreateRole":               {service: "iam", mutating: true, params: "RoleName AssumeRolePolicyDocument Path Description", targets: onRole, run: createRole},
+	"GetRole":                  {service: "iam", params: "RoleName", targets: onRole, run: getRole},
+	"AttachRolePolicy":         {service: "iam", mutating: true, params: "RoleName PolicyArn", targets: onRole, run: attachRolePolicy},
+	"DetachRolePolicy":         {service: "iam", mutating: true, params: "RoleName PolicyArn", targets: onRole, run: detachRolePolicy},
+	"ListAttachedRolePolicies": {service: "iam", params: "RoleName PathPrefix Marker MaxItems", targets: onRole, run: listAttachedRolePolicies},
+	"PutRolePolicy":            {service: "iam", mutating: true, params: "RoleName PolicyName PolicyDocument", targets: onRole, run: putRolePolicy},
+	"GetRolePolicy":            {service: "iam", params: "RoleName PolicyName", targets: onRole, run: getRolePolicy},
+	"DeleteRolePolicy":         {service: "iam", mutating: true, params: "RoleName PolicyName", targets: onRole, run: deleteRolePolicy},
+	"ListRolePolicies":         {service: "iam", params: "RoleName Marker MaxItems", targets: onRole, run: listRolePolicies},
+	"CreatePolicy":             {service: "iam", mutating: true, params: "PolicyName PolicyDocument Path Description", run: createPolicy},
+	"CreateInstanceProfile":    {service: "iam", mutating: true, params: "InstanceProfileName Path", run: createInstanceProfile},
+	"AddRoleToInstanceProfile": {service: "iam", mutating: true, params: "InstanceProfileName RoleName", run: addRoleToInstanceProfile},
+
+	"GetCallerIdentity": {service: "sts", run: getCallerIdentity},
+}

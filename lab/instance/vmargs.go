@@ -1,0 +1,103 @@
+package instance
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+
+	"github.com/branchline-cni/branchline/lab/instance/guest"
+)
+
+// vmPlan is everything that QEMU is told when it starts.
+type vmPlan struct {
+	name           string
+	memoryMiB      int
+	cpus           int
+	ports          int // root ports for hot-plugged ENIs
+	image          string
+	initramfs      string
+	runDir         string // sockets; short, for a unix socket's path has at most 107 bytes
+	consoleLogFile string
+}
+
+func (p vmPlan) rootSocket() string  { return filepath.Join(p.runDir, "root.sock") }
+func (p vmPlan) stateSocket() string { return filepath.Join(p.runDir, "state.sock") }
+
+// File descriptors that QEMU inherits: its ends of two socket pairs. They exist before QEMU does, so the guest finds its
+// supervisor connected, and end with the supervisor.
+const (
+	agentFD = 3
+	qmpFD   = 4
+)
+
+func portID(n int) string { return "rp" + strconv.Itoa(n) }
+
+// args is QEMU's command line. TCG, because what the lab shows must not depend on whether the machine lends its KVM.
+func (p vmPlan) args() []string {
+	args := []string{
+		"-name", p.name,
+		"-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", strconv.Itoa(p.cpus), "-m", strconv.Itoa(p.memoryMiB) + "M",
+		// virtiofs needs the guest's memory shared with its daemons
+		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", p.memoryMiB), "-numa", "node,memdev=mem",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-serial", "file:" + p.consoleLogFile,
+		"-kernel", p.image, "-initrd", p.initramfs,
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on",
+		"-chardev", "socket,id=qmp,fd=" + strconv.Itoa(qmpFD), "-mon", "chardev=qmp,mode=control",
+		"-device", "virtio-serial-pci",
+		"-chardev", "socket,id=agent,fd=" + strconv.Itoa(agentFD),
+		"-device", "virtserialport,chardev=agent,name=" + guest.VMPort,
+	}
+	for _, fs := range []struct{ tag, socket string }{{guest.VMRootTag, p.rootSocket()}, {guest.VMStateTag, p.stateSocket()}} {
+		args = append(args, "-chardev", "socket,id=fs-"+fs.tag+",path="+fs.socket, "-device", "vhost-user-fs-pci,queue-size=1024,chardev=fs-"+fs.tag+",tag="+fs.tag)
+	}
+	for n := range p.ports {
+		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=%s,chassis=%d,slot=%d", portID(n), n+1, n+1))
+	}
+	return args
+}
+
+// virtiofsdArgs shares folder source. With cache=always the guest doesn't ask again for what it knows of the machine's
+// files, which under TCG is most of their cost; the state folder, which both sides write, is asked for (auto).
+func virtiofsdArgs(socket, source, cache string) []string {
+	return []string{"--socket-path=" + socket, "-o", "source=" + source, "-o", "cache=" + cache, "-o", "sandbox=chroot", "-o", "xattr", "--thread-pool-size=4"}
+}
+
+// eniPlan is one hot-plugged ENI: its QEMU objects and its two sockets.
+type eniPlan struct {
+	eniID  string
+	mac    net.HardwareAddr
+	port   int
+	mtu    int
+	runDir string
+}
+
+func (e eniPlan) netdevID() string { return "net-" + e.eniID }
+func (e eniPlan) deviceID() string { return "dev-" + e.eniID }
+
+// The socket paths carry the port's number, not the ENI's id, to stay short. A port has one ENI at a time.
+func (e eniPlan) qemuSocket() string { return filepath.Join(e.runDir, fmt.Sprintf("p%d.q", e.port)) }
+func (e eniPlan) ourSocket() string  { return filepath.Join(e.runDir, fmt.Sprintf("p%d.o", e.port)) }
+
+func (e eniPlan) netdev() map[string]any {
+	unixAddr := func(path string) map[string]any { return map[string]any{"type": "unix", "path": path} }
+	return map[string]any{"type": "dgram", "id": e.netdevID(), "local": unixAddr(e.qemuSocket()), "remote": unixAddr(e.ourSocket())}
+}
+
+func (e eniPlan) device() map[string]any {
+	return map[string]any{
+		"driver": "virtio-net-pci", "id": e.deviceID(), "netdev": e.netdevID(), "mac": e.mac.String(),
+		"bus": portID(e.port), "romfile": "", "host_mtu": e.mtu,
+	}
+}
+
+// lowestFree is the smallest number from 0 on that isn't in used, or -1 if it would reach limit.
+func lowestFree(used map[int]bool, limit int) int {
+	for n := range limit {
+		if !used[n] {
+			return n
+		}
+	}
+	return -1
+}

@@ -1,0 +1,254 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/branchline-cni/branchline/lab/ec2"
+	"github.com/branchline-cni/branchline/lab/instance"
+	"github.com/branchline-cni/branchline/lab/kube"
+	"github.com/branchline-cni/branchline/lab/vpc"
+)
+
+// Options of a lab.
+type Options struct {
+	// Dir holds everything that the lab writes. It must be empty or not exist; Down leaves it to the caller.
+	Dir string
+	// EvidenceDir gets the flow log, the list of drops, the trunk's pcap and the API's audit log. Default: Dir/evidence.
+	EvidenceDir string
+	Log         *slog.Logger
+	// Progress gets a line for each step of the set-up.
+	Progress io.Writer
+}
+
+// Lab is a running lab.
+type Lab struct {
+	Region  *ec2.Region
+	Fabric  *vpc.Fabric
+	Network Network
+
+	ControlPlaneMachine Machine
+	Node                Machine // m5.large, a VM
+	SmallNode           Machine // t3.medium, a namespace instance
+
+	opt   Options
+	log   *slog.Logger
+	parts parts
+	cloud *cloud
+	aws   awsClients
+	http  *http.Server
+	// endpoint is the cloud's API on this machine, for the operator's programs.
+	endpoint string
+
+	kube       *kube.ControlPlane
+	controller *supervised
+	began      time.Time
+
+	mu    sync.Mutex
+	imds  map[string]http.Handler // by instance id
+	names map[string]netip.Addr   // the VPC's private DNS zone
+	files []io.Closer
+	dbLog string
+}
+
+// Up makes a lab: the cloud, a cluster of one m5.large and one t3.medium, and Branchline on it with ENABLE_POD_ENI off.
+// If it fails, nothing is left but files in Options.Dir.
+func Up(ctx context.Context, o Options) (*Lab, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	if o.EvidenceDir == "" {
+		o.EvidenceDir = filepath.Join(o.Dir, "evidence")
+	}
+	l := &Lab{opt: o, log: o.Log, began: time.Now(), names: map[string]netip.Addr{}, imds: map[string]http.Handler{}}
+	for _, s := range []struct {
+		title string
+		run   func(context.Context) error
+	}{
+		{"find or build what the lab runs (Kubernetes takes 10 minutes, once)", l.prepare},
+		{"start the cloud: EC2, IAM, STS, IMDS and the VPC's data plane", l.startCloud},
+		{"make the VPC, its subnets and groups, and the roles", l.makeAccount},
+		{"start the control plane: etcd, API server, scheduler, controller manager", l.startControlPlane},
+		{"start vpc-controller next to it", l.startController},
+		{"launch an m5.large (a virtual machine) and a t3.medium, and make them nodes", l.startNodes},
+		{"install aws-node and CoreDNS", l.installAddons},
+	} {
+		l.progress("%s", s.title)
+		if err := s.run(ctx); err != nil {
+			err = fmt.Errorf("%s: %w", s.title, err)
+			if kerr := l.KeepLogs(filepath.Join(o.EvidenceDir, "logs")); kerr != nil {
+				l.log.Warn("keep the logs of a lab that did not start", "error", kerr)
+			}
+			dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
+			return nil, errors.Join(err, l.Down(dctx))
+		}
+	}
+	l.progress("the lab is up")
+	return l, nil
+}
+
+func (l *Lab) progress(format string, a ...any) {
+	fmt.Fprintf(l.opt.Progress, "[%4.0f s] %s\n", time.Since(l.began).Seconds(), fmt.Sprintf(format, a...))
+}
+
+// Dir is where the lab keeps its files.
+func (l *Lab) Dir() string { return l.opt.Dir }
+
+// BinDir holds kubectl and aws, each for this lab.
+func (l *Lab) BinDir() string { return filepath.Join(l.opt.Dir, "bin") }
+
+func (l *Lab) startCloud(context.Context) error {
+	if err := os.MkdirAll(l.opt.EvidenceDir, 0o755); err != nil {
+		return fmt.Errorf("make the evidence folder: %w", err)
+	}
+	audit, err := l.evidenceFile("cloudtrail.jsonl")
+	if err != nil {
+		return err
+	}
+	flows, err := l.evidenceFile("flow.log")
+	if err != nil {
+		return err
+	}
+	l.cloud = &cloud{log: l.log, start: l.startInstance, hosts: map[string]instance.Instance{}, owner: map[string]string{}}
+	l.Fabric = vpc.New(vpc.Options{
+		Log: l.log, FlowLog: flows, FlowInterval: 10 * time.Second, AccountID: AccountID,
+		Services: l.services(), Domain: Region + ".compute.internal", Pcap: l.pcap,
+	})
+	l.cloud.fabric = l.Fabric
+	l.Region = ec2.New(ec2.Config{
+		Region: Region, AccountID: AccountID, OnChange: l.Fabric.Apply, Instances: l.cloud, Log: l.log, Audit: audit,
+	})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("listen for the operator's AWS programs: %w", err)
+	}
+	l.endpoint = "http://" + listener.Addr().String()
+	l.http = &http.Server{Handler: l.Region.Handler(), ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		if err := l.http.Serve(listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			l.log.Error("the cloud's API on this machine ended", "error", err)
+		}
+	}()
+	id, secret := l.Region.AdminCredentials()
+	l.aws = newAWSClients(l.endpoint, id, secret)
+	return l.writeAWS(id, secret)
+}
+
+func (l *Lab) makeAccount(ctx context.Context) (err error) {
+	if err := l.aws.makeRoles(ctx); err != nil {
+		return err
+	}
+	l.Network, err = l.aws.makeNetwork(ctx)
+	return err
+}
+
+// resolve is the VPC's private DNS zone.
+func (l *Lab) resolve(name string) []netip.Addr {
+	for _, service := range []string{"ec2", "iam", "sts"} {
+		if name == service+"."+Region+"."+internalDomain {
+			return []netip.Addr{endpointAddr}
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a, ok := l.names[name]; ok {
+		return []netip.Addr{a}
+	}
+	return nil
+}
+
+func (l *Lab) name(name string, a netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.names[strings.ToLower(name)] = a
+}
+
+// Down ends everything that Up started. Files stay.
+func (l *Lab) Down(ctx context.Context) error {
+	var errs []error
+	if l.controller != nil {
+		l.controller.stop()
+	}
+	if l.kube != nil {
+		errs = append(errs, l.kube.Stop(ctx))
+	}
+	if l.cloud != nil {
+		errs = append(errs, l.cloud.close())
+	}
+	if l.Region != nil {
+		l.Region.Close()
+	}
+	if l.Fabric != nil {
+		errs = append(errs, l.Fabric.Close())
+	}
+	if l.http != nil {
+		errs = append(errs, l.http.Close())
+	}
+	l.mu.Lock()
+	files := l.files
+	l.files = nil
+	l.mu.Unlock()
+	for _, f := range files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Lab) evidenceFile(name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(l.opt.EvidenceDir, name), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("make evidence file: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.files = append(l.files, f)
+	return f, nil
+}
+
+// pcap records every port. A walk-through's traffic is small.
+func (l *Lab) pcap(eniID string) io.Writer {
+	f, err := os.OpenFile(filepath.Join(l.opt.EvidenceDir, eniID+".pcap"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
+		l.log.Warn("port is not recorded", "eni", eniID, "error", err)
+		return nil
+	}
+	return f
+}
+
+// FlowLog is the VPC's flow log, in AWS's default format.
+func (l *Lab) FlowLog() string { return filepath.Join(l.opt.EvidenceDir, "flow.log") }
+
+// DropLog has a line for each of the frames that the fabric dropped lately, with the rules that it looked up, as of the
+// last Flush.
+func (l *Lab) DropLog() string { return filepath.Join(l.opt.EvidenceDir, "drops.log") }
+
+// Flush writes what the data plane knows but has not yet written to FlowLog and DropLog.
+func (l *Lab) Flush() error {
+	l.Fabric.Flush()
+	var b strings.Builder
+	for _, d := range l.Fabric.Drops() {
+		fmt.Fprintln(&b, d)
+	}
+	if err := os.WriteFile(l.DropLog(), []byte(b.String()), 0o644); err != nil {
+		return fmt.Errorf("write the list of drops: %w", err)
+	}
+	return nil
+}
+
+// Pcap is the recording of an ENI's port, 802.1Q tags included.
+func (l *Lab) Pcap(eniID string) string { return filepath.Join(l.opt.EvidenceDir, eniID+".pcap") }

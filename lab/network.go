@@ -1,0 +1,225 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
+)
+
+// The lab's place in the world. Nothing of it is known to the programs under test: they learn region, account and
+// addresses from IMDS and EC2, as on AWS.
+const (
+	Region           = "us-west-2"
+	AccountID        = "111122223333"
+	AvailabilityZone = "us-west-2a"
+	ClusterName      = "lab"
+
+	vpcCIDR          = "192.168.0.0/16"
+	nodeSubnetCIDR   = "192.168.0.0/19"
+	secondSubnetCIDR = "192.168.32.0/19"
+
+	// internalDomain holds the names that the VPC's DNS knows.
+	internalDomain = "lab.internal"
+)
+
+var (
+	imdsAddr     = netip.MustParseAddr("169.254.169.254")
+	dnsAddr      = netip.MustParseAddr("192.168.0.2") // VPC base + 2
+	localDNSAddr = netip.MustParseAddr("169.254.169.253")
+	// endpointAddr is the VPC interface endpoint for EC2, IAM and STS.
+	endpointAddr = netip.MustParseAddr("192.168.0.3")
+)
+
+// Roles of the walk-through. The controller's policy is attached by the walk-through itself: a cluster without it is a
+// case that users meet.
+const (
+	ClusterRole  = "eksClusterRole"
+	NodeRole     = "eksNodeRole"
+	DatabaseRole = "databaseRole"
+
+	ControllerPolicyARN = "arn:aws:iam::aws:policy/AmazonEKSVPCResourceController"
+	nodePolicyARN       = "arn:aws:iam::aws:policy/AmazonEKS_CNI_Policy"
+)
+
+// Network is what the walk-through's first two steps make: the VPC and the groups of the cluster and its nodes.
+type Network struct {
+	VPCID, NodeSubnetID, SecondSubnetID string
+	ClusterGroupID, NodeGroupID         string
+}
+
+// awsClients are the operator's: they hold the account's administrator keys.
+type awsClients struct {
+	ec2 *ec2.Client
+	iam *iam.Client
+}
+
+func newAWSClients(endpoint, keyID, secret string) awsClients {
+	cfg := aws.Config{
+		Region:       Region,
+		BaseEndpoint: aws.String(endpoint),
+		Credentials:  credentials.NewStaticCredentialsProvider(keyID, secret, ""),
+	}
+	return awsClients{ec2: ec2.NewFromConfig(cfg), iam: iam.NewFromConfig(cfg)}
+}
+
+// makeNetwork makes the VPC, its subnets and the two groups.
+func (a awsClients) makeNetwork(ctx context.Context) (Network, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var n Network
+	vpc, err := a.ec2.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: aws.String(vpcCIDR)})
+	if err != nil {
+		return n, fmt.Errorf("create VPC %s: %w", vpcCIDR, err)
+	}
+	n.VPCID = aws.ToString(vpc.Vpc.VpcId)
+	for cidr, id := range map[string]*string{nodeSubnetCIDR: &n.NodeSubnetID, secondSubnetCIDR: &n.SecondSubnetID} {
+		s, err := a.ec2.CreateSubnet(ctx, &ec2.CreateSubnetInput{
+			VpcId: aws.String(n.VPCID), CidrBlock: aws.String(cidr), AvailabilityZone: aws.String(AvailabilityZone),
+		})
+		if err != nil {
+			return n, fmt.Errorf("create subnet %s in %s: %w", cidr, n.VPCID, err)
+		}
+		*id = aws.ToString(s.Subnet.SubnetId)
+	}
+	if n.ClusterGroupID, err = a.group(ctx, n.VPCID, "eks-cluster-sg", "Control plane"); err != nil {
+		return n, err
+	}
+	if n.NodeGroupID, err = a.group(ctx, n.VPCID, "eks-node-sg", "Node group"); err != nil {
+		return n, err
+	}
+	// The rules that EKS's own templates give to the two: the API server to nodes and back, nodes among themselves.
+	for _, r := range []struct {
+		group, from string
+		protocol    string
+		port        int32
+	}{
+		{n.ClusterGroupID, n.NodeGroupID, "tcp", apiPort},
+		{n.ClusterGroupID, n.ClusterGroupID, "-1", -1},
+		{n.NodeGroupID, n.ClusterGroupID, "tcp", 10250},
+		{n.NodeGroupID, n.NodeGroupID, "-1", -1},
+	} {
+		if err := a.allow(ctx, r.group, r.protocol, r.port, r.from); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (a awsClients) group(ctx context.Context, vpcID, name, description string) (string, error) {
+	g, err := a.ec2.CreateSecurityGroup(ctx, &ec2.CreateSecurityGroupInput{
+		VpcId: aws.String(vpcID), GroupName: aws.String(name), Description: aws.String(description),
+	})
+	if err != nil {
+		return "", fmt.Errorf("create security group %s in %s: %w", name, vpcID, err)
+	}
+	return aws.ToString(g.GroupId), nil
+}
+
+// allow lets protocol and port into group from a peer: a group id, or a CIDR.
+func (a awsClients) allow(ctx context.Context, group, protocol string, port int32, peer string) error {
+	p := ec2types.IpPermission{IpProtocol: aws.String(protocol), FromPort: aws.Int32(port), ToPort: aws.Int32(port)}
+	if strings.HasPrefix(peer, "sg-") {
+		p.UserIdGroupPairs = []ec2types.UserIdGroupPair{{GroupId: aws.String(peer)}}
+	} else {
+		p.IpRanges = []ec2types.IpRange{{CidrIp: aws.String(peer)}}
+	}
+	_, err := a.ec2.AuthorizeSecurityGroupIngress(ctx, &ec2.AuthorizeSecurityGroupIngressInput{
+		GroupId: aws.String(group), IpPermissions: []ec2types.IpPermission{p},
+	})
+	if err != nil {
+		return fmt.Errorf("let %s %d into %s from %s: %w", protocol, port, group, peer, err)
+	}
+	return nil
+}
+
+// assumeRolePolicy lets EC2 instances take a role.
+const assumeRolePolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}`
+
+// makeRoles makes the roles and an instance profile of the same name for each.
+func (a awsClients) makeRoles(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for _, role := range []string{ClusterRole, NodeRole, DatabaseRole} {
+		if _, err := a.iam.CreateRole(ctx, &iam.CreateRoleInput{
+			RoleName: aws.String(role), AssumeRolePolicyDocument: aws.String(assumeRolePolicy),
+		}); err != nil {
+			return fmt.Errorf("create role %s: %w", role, err)
+		}
+		if _, err := a.iam.CreateInstanceProfile(ctx, &iam.CreateInstanceProfileInput{InstanceProfileName: aws.String(role)}); err != nil {
+			return fmt.Errorf("create instance profile %s: %w", role, err)
+		}
+		if _, err := a.iam.AddRoleToInstanceProfile(ctx, &iam.AddRoleToInstanceProfileInput{
+			InstanceProfileName: aws.String(role), RoleName: aws.String(role),
+		}); err != nil {
+			return fmt.Errorf("put role %s into its instance profile: %w", role, err)
+		}
+	}
+	if _, err := a.iam.AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{
+		RoleName: aws.String(NodeRole), PolicyArn: aws.String(nodePolicyARN),
+	}); err != nil {
+		return fmt.Errorf("attach %s to %s: %w", nodePolicyARN, NodeRole, err)
+	}
+	return nil
+}
+
+// Machine is an EC2 instance of the lab.
+type Machine struct {
+	ID, Name, Type string
+	Address        netip.Addr // the primary ENI's
+	ENIID          string     // the primary ENI
+	GroupIDs       []string
+}
+
+// Hostname is the private DNS name that AWS gives to the address.
+func (m Machine) Hostname() string {
+	return "ip-" + strings.ReplaceAll(m.Address.String(), ".", "-") + "." + Region + ".compute.internal"
+}
+
+// launch runs one instance and waits until EC2 says that it runs.
+func (a awsClients) launch(ctx context.Context, name, instanceType, role, subnet string, groups ...string) (Machine, error) {
+	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
+	defer cancel()
+	out, err := a.ec2.RunInstances(ctx, &ec2.RunInstancesInput{
+		ImageId: aws.String("ami-0b1abc0000000lab1"), InstanceType: ec2types.InstanceType(instanceType),
+		MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
+		SubnetId: aws.String(subnet), SecurityGroupIds: groups,
+		IamInstanceProfile: &ec2types.IamInstanceProfileSpecification{Name: aws.String(role)},
+		TagSpecifications: []ec2types.TagSpecification{{
+			ResourceType: ec2types.ResourceTypeInstance,
+			Tags:         []ec2types.Tag{{Key: aws.String("Name"), Value: aws.String(name)}},
+		}},
+	}, func(o *ec2.Options) { o.Retryer = aws.NopRetryer{} }) // a VM's boot is no reason to launch a second one
+	if err != nil {
+		return Machine{}, fmt.Errorf("launch %s instance %q: %w", instanceType, name, err)
+	}
+	if len(out.Instances) != 1 || len(out.Instances[0].NetworkInterfaces) == 0 {
+		return Machine{}, fmt.Errorf("launch %s instance %q: EC2 answered with %d instances", instanceType, name, len(out.Instances))
+	}
+	i := out.Instances[0]
+	addr, err := netip.ParseAddr(aws.ToString(i.PrivateIpAddress))
+	if err != nil {
+		return Machine{}, fmt.Errorf("launch %s instance %q: private address: %w", instanceType, name, err)
+	}
+	return Machine{
+		ID: aws.ToString(i.InstanceId), Name: name, Type: instanceType, Address: addr,
+		ENIID: aws.ToString(i.NetworkInterfaces[0].NetworkInterfaceId), GroupIDs: groups,
+	}, nil
+}
+
+// Terminate ends an instance by the API, as its owner would.
+func (l *Lab) Terminate(ctx context.Context, m Machine) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if _, err := l.aws.ec2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: []string{m.ID}}); err != nil {
+		return fmt.Errorf("terminate instance %s (%s): %w", m.ID, m.Name, err)
+	}
+	return nil
+}

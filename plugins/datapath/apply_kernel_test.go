@@ -1,0 +1,137 @@
+//go:build kernel
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/branchline-cni/branchline/plugins/nstest"
+)
+
+// failing is a context that ends at the n-th time it is asked, which Apply does before each step.
+type failing struct {
+	context.Context
+	left int
+}
+
+func (f *failing) Err() error {
+	if f.left == 0 {
+		return context.Canceled
+	}
+	f.left--
+	return nil
+}
+
+func testPlan(t *testing.T, trunk int) map[string]Plan {
+	t.Helper()
+	mac, _ := net.ParseMAC("06:20:0d:3c:5f:bc")
+	plans := map[string]Plan{}
+	for name, change := range map[string]func(*Request){
+		"branch": func(r *Request) {
+			r.Branch = &Branch{VLAN: 7, MAC: mac, Gateway: netip.MustParseAddr("192.168.32.1"), TrunkIfindex: trunk}
+		},
+		"regular": func(r *Request) { r.Regular = &Regular{RouteTable: 2} },
+	} {
+		r := Request{
+			Owner: Owner{"sandbox-1", "eth0"}, PodNamespace: "shop", PodName: "web", VethPrefix: "eni", MTU: 9001,
+			Address: netip.MustParseAddr("192.168.47.64"),
+		}
+		change(&r)
+		p, err := NewPlan(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plans[name] = p
+	}
+	return plans
+}
+
+func TestApplyUndoesEverythingWhicheverStepFails(t *testing.T) {
+	host, vpc, pod := nstest.New(t), nstest.New(t), nstest.New(t)
+	host.Veth(t, "trunk", vpc, "fabric")
+	for name, plan := range testPlan(t, host.Link(t, "trunk").Attrs().Index) {
+		t.Run(name, func(t *testing.T) {
+			hostBefore, podBefore, files := host.Snapshot(t), pod.Snapshot(t), nstest.Files(t)
+			unchanged := func(step string) {
+				t.Helper()
+				if after := host.Snapshot(t); !slices.Equal(hostBefore, after) {
+					t.Fatalf("%s: left on the host: %q, before: %q", step, after, hostBefore)
+				}
+				if after := pod.Snapshot(t); !slices.Equal(podBefore, after) {
+					t.Fatalf("%s: left in the pod: %q", step, after)
+				}
+			}
+			for i, step := range plan.Steps {
+				// Ended before the step, and the step itself refused by the kernel.
+				err := host.Try(func() error {
+					return Apply(&failing{context.Background(), i}, plan, pod.FD())
+				})
+				if !errors.Is(err, context.Canceled) && err == nil {
+					t.Fatalf("ended before %s: %v", step, err)
+				}
+				unchanged("ended before " + step.String())
+				broken := plan
+				broken.Steps = slices.Insert(slices.Clone(plan.Steps), i+1, Step(SetSysctl{"no-such-link", "rp_filter", "2"}))
+				err = host.Try(func() error { return Apply(context.Background(), broken, pod.FD()) })
+				var failed *StepError
+				if !errors.As(err, &failed) {
+					t.Fatalf("failing after %s: %v", step, err)
+				}
+				unchanged("failing after " + step.String())
+			}
+			host.Do(t, func() error { return Apply(context.Background(), plan, pod.FD()) })
+			lock, err := OpenLock(t.TempDir() + "/lock")
+			if err != nil {
+				t.Fatal(err)
+			}
+			host.Do(t, func() error {
+				_, err := Teardown(context.Background(), Removal{
+					Owner: plan.Owner, PodNamespace: "shop", PodName: "web", HostVeths: []string{plan.HostVeth.Host},
+				}, lock)
+				return err
+			})
+			lock.Close()
+			unchanged("teardown")
+			if now := nstest.Files(t); now > files {
+				t.Errorf("%d descriptors open, %d before", now, files)
+			}
+		})
+	}
+}
+
+// TestALinkThatWasNotMarkedYetIsRepaired: the executable was killed between making a link and marking it.
+func TestALinkThatWasNotMarkedYetIsRepaired(t *testing.T) {
+	host, vpc, pod := nstest.New(t), nstest.New(t), nstest.New(t)
+	host.Veth(t, "trunk", vpc, "fabric")
+	for name, plan := range testPlan(t, host.Link(t, "trunk").Attrs().Index) {
+		t.Run(name, func(t *testing.T) {
+			before := host.Snapshot(t)
+			host.Do(t, func() error {
+				k, err := openKernel(context.Background(), plan.Owner, pod.FD())
+				if err != nil {
+					return err
+				}
+				defer k.close()
+				return k.do(plan.Steps[0])
+			})
+			host.Do(t, func() error { return Apply(context.Background(), plan, pod.FD()) })
+			lock, err := OpenLock(t.TempDir() + "/lock")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer lock.Close()
+			host.Do(t, func() error {
+				_, err := Teardown(context.Background(), Removal{Owner: plan.Owner, HostVeths: []string{plan.HostVeth.Host}}, lock)
+				return err
+			})
+			if after := host.Snapshot(t); !slices.Equal(before, after) {
+				t.Errorf("left: %q, before: %q", after, before)
+			}
+		})
+	}
+}

@@ -1,0 +1,144 @@
+package datapath
+
+import (
+	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Numbers and names that other agents on the node know (the wiring contract of EKS), or that the node agent and
+// the executable share.
+const (
+	// MaxVLAN is the highest VLAN id that the control plane gives to a branch ENI. 121 and up would also reach the
+	// kernel's own table numbers, 253 to 255.
+	MaxVLAN = 120
+	// BranchVethPrefix starts the host veth of a strict branch pod; regular pods' is configured.
+	BranchVethPrefix = "vlan"
+	// LocalPodsTable has each regular pod's /32 by its host veth; the agent's rule 512 sends everything through it.
+	LocalPodsTable = 511
+	// MainTable is the kernel's main routing table, where the primary ENI's routes are.
+	MainTable = 254
+	// PriorityBranch is that of the iif rules of strict branch pods, before the local table's (20 in strict mode).
+	PriorityBranch = 10
+	// PriorityFromPod is that of the rule that sends a regular pod's packets out by its own ENI.
+	PriorityFromPod = 1536
+
+	branchTableBase = 100
+	looseRPFilter   = "2"
+	nameHashLength  = 11
+)
+
+// PodGateway is what each pod has as its default gateway; no host owns it, a permanent neighbour entry answers for it.
+var PodGateway = netip.AddrFrom4([4]byte{169, 254, 1, 1})
+
+// HostVethName is the name of a pod's veth on the host. The network policy agent computes the same.
+func HostVethName(prefix, namespace, pod string) string {
+	sum := sha1.Sum([]byte(namespace + "." + pod))
+	return prefix + hex.EncodeToString(sum[:])[:nameHashLength]
+}
+
+// VLANLinkName is the name of the link of a branch ENI.
+func VLANLinkName(id int) string { return "vlan.eth." + strconv.Itoa(id) }
+
+// VLANLinkID is the inverse of VLANLinkName.
+func VLANLinkID(name string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, "vlan.eth.")
+	id, err := strconv.Atoi(digits)
+	return id, ok && err == nil && id >= 1 && id <= MaxVLAN && VLANLinkName(id) == name
+}
+
+// VLANTable is the routing table of a branch ENI.
+func VLANTable(id int) int { return branchTableBase + id }
+
+// Owner is one interface of one sandbox, by the CNI specification's identifiers.
+type Owner struct {
+	ContainerID string
+	IfName      string
+}
+
+func (o Owner) String() string { return o.ContainerID + "/" + o.IfName }
+
+// Mark is what the ifalias of each of our links says: whose it is, and what a DEL needs when the runtime has lost the
+// result. In the kernel it reads "branchline:<container id>/<interface> [vlan=<id>] [ip=<address>]".
+type Mark struct {
+	Owner
+	VLAN    int
+	Address netip.Addr
+}
+
+// MarkPrefix starts the ifalias of every link of ours.
+const MarkPrefix = "branchline:"
+
+// maxMarkedID keeps the alias within what the kernel takes; longer container ids are marked by their hash.
+const maxMarkedID = 128
+
+func markedID(containerID string) string {
+	if len(containerID) <= maxMarkedID {
+		return containerID
+	}
+	sum := sha256.Sum256([]byte(containerID))
+	return "sha256-" + hex.EncodeToString(sum[:])
+}
+
+func (m Mark) String() string {
+	var b strings.Builder
+	b.WriteString(MarkPrefix + markedID(m.ContainerID) + "/" + m.IfName)
+	if m.VLAN != 0 {
+		b.WriteString(" vlan=" + strconv.Itoa(m.VLAN))
+	}
+	if m.Address.IsValid() {
+		b.WriteString(" ip=" + m.Address.String())
+	}
+	return b.String()
+}
+
+// Is says whether the mark is that of the sandbox's interface.
+func (m Mark) Is(o Owner) bool {
+	return m.IfName == o.IfName && m.ContainerID == markedID(o.ContainerID)
+}
+
+// ErrNoMark says that an ifalias is not one of ours.
+var ErrNoMark = errors.New("link carries no branchline mark")
+
+// ParseMark reads an ifalias. Unknown fields, of a later version, are passed over.
+func ParseMark(alias string) (Mark, error) {
+	rest, ok := strings.CutPrefix(alias, MarkPrefix)
+	if !ok {
+		return Mark{}, ErrNoMark
+	}
+	fields := strings.Split(rest, " ")
+	id, ifName, ok := strings.Cut(fields[0], "/")
+	if !ok || id == "" || ifName == "" {
+		return Mark{}, fmt.Errorf("%w: no <container id>/<interface> in ifalias %q", ErrNoMark, alias)
+	}
+	m := Mark{Owner: Owner{ContainerID: id, IfName: ifName}}
+	for _, field := range fields[1:] {
+		key, value, _ := strings.Cut(field, "=")
+		switch key {
+		case "vlan":
+			if n, err := strconv.Atoi(value); err == nil && n >= 1 && n <= MaxVLAN {
+				m.VLAN = n
+			}
+		case "ip":
+			if a, err := netip.ParseAddr(value); err == nil && a.Zone() == "" {
+				m.Address = a
+			}
+		}
+	}
+	return m, nil
+}
+
+// linkMAC derives a veth end's locally administered address from its sandbox. It is set when the link is made: udev
+// replaces an address that the kernel has drawn, and the pod's permanent neighbour entry would then be wrong.
+func linkMAC(o Owner, end string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(end + "|" + o.String()))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^0x01 | 0x02
+	return mac
+}

@@ -1,0 +1,79 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// ErrInvalidRequest is wrapped by what NewPlan says of a request that can't be wired; nothing was touched then.
+var ErrInvalidRequest = errors.New("invalid wiring request")
+
+func (r Request) validate() error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %s", ErrInvalidRequest, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case r.Owner.ContainerID == "" || r.Owner.IfName == "":
+		return bad("container id and interface name must be set")
+	case r.PodNamespace == "" || r.PodName == "":
+		return bad("the pod's namespace and name must be set")
+	case r.MTU < 576 || r.MTU > 65535:
+		return bad("mtu %d is not within 576 and 65535", r.MTU)
+	case !Usable(r.Address):
+		return bad("%s is no IPv4 unicast address for a pod", r.Address)
+	case (r.Regular == nil) == (r.Branch == nil):
+		return bad("want either a regular or a branch interface")
+	}
+	if r.Regular != nil {
+		if err := CheckVethPrefix(r.VethPrefix); err != nil {
+			return bad("veth prefix: %v", err)
+		}
+		return r.Regular.validate(bad)
+	}
+	return r.Branch.validate(r.Address, bad)
+}
+
+func (r Regular) validate(bad func(string, ...any) error) error {
+	// 0 is "unspecified", 253 and 255 are the kernel's default and local tables, 511 is ours for local pods.
+	switch t := r.RouteTable; {
+	case t < 1, t == 253, t == 255, t == LocalPodsTable:
+		return bad("route table %d can't be an ENI's", t)
+	}
+	return nil
+}
+
+func (b Branch) validate(address netip.Addr, bad func(string, ...any) error) error {
+	switch {
+	case b.VLAN < 1 || b.VLAN > MaxVLAN:
+		return bad("vlan id %d is not within 1 and %d", b.VLAN, MaxVLAN)
+	case len(b.MAC) != 6 || b.MAC[0]&1 != 0 || string(b.MAC) == "\x00\x00\x00\x00\x00\x00":
+		return bad("%q is no unicast Ethernet address for the branch ENI", b.MAC)
+	case !Usable(b.Gateway) || b.Gateway == address:
+		return bad("%s can't be the gateway of a branch ENI with address %s", b.Gateway, address)
+	case b.TrunkIfindex < 1:
+		return bad("trunk ifindex %d must be positive", b.TrunkIfindex)
+	}
+	return nil
+}
+
+// Usable says whether an address can be a pod's or a subnet router's.
+func Usable(a netip.Addr) bool {
+	return a.Is4() && a.IsGlobalUnicast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// CheckVethPrefix refuses prefixes that would make a link's name too long or that name other kinds of links.
+func CheckVethPrefix(prefix string) error {
+	// Not a regular expression: compiling one at start costs more than a sandbox's whole plan.
+	ok := len(prefix) >= 1 && len(prefix) <= 4
+	for _, c := range []byte(prefix) {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z')
+	}
+	switch {
+	case !ok:
+		return fmt.Errorf("%q is not 1 to 4 letters", prefix)
+	case prefix == "eth" || prefix == "vlan" || prefix == "lo":
+		return fmt.Errorf("%q is reserved (eth, vlan and lo are)", prefix)
+	}
+	return nil
+}

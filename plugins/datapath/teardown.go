@@ -1,0 +1,198 @@
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Removal says what a sandbox may have left, as far as its runtime still knows. Only Owner must be set: the marks of the
+// links tell the rest.
+type Removal struct {
+	Owner        Owner
+	PodNamespace string
+	PodName      string
+	// HostVeths are the names that the pod's host veth may have.
+	HostVeths []string
+	VLAN      int        // 0: not known, or not a branch pod
+	Address   netip.Addr // invalid: not known
+	// Regular is set when the result is there and names no VLAN link, so that none need be looked for.
+	Regular bool
+}
+
+// Removed is what a teardown found, for the log.
+type Removed struct {
+	Links   []string
+	VLAN    int
+	Address netip.Addr
+}
+
+// view is what a teardown decides by.
+type view struct {
+	veths    map[string]observed
+	vlan     int // 0: none is known of
+	vlanLink observed
+	address  netip.Addr
+	// addressHeldBy is the ifindex of the link that the table of local pods has the address on, 0 for none.
+	addressHeldBy int
+}
+
+// teardownSteps decides what goes. It never names what belongs to another sandbox, see the package comment.
+func teardownSteps(hostVeths []string, v view) []Step {
+	free := func(o observed) bool { return o.holder != other }
+	ours := func(o observed) bool { return o.holder == us || o.holder == leftover }
+	var steps []Step
+	if v.vlan != 0 {
+		table := VLANTable(v.vlan)
+		if free(v.vlanLink) {
+			steps = append(steps, DeleteRule{Rule{Priority: PriorityBranch, Iif: VLANLinkName(v.vlan), Table: table}})
+		}
+		for _, name := range hostVeths {
+			if free(v.veths[name]) {
+				steps = append(steps, DeleteRule{Rule{Priority: PriorityBranch, Iif: name, Table: table}})
+			}
+		}
+	} else if v.address.IsValid() {
+		held := v.addressHeldBy
+		for _, name := range hostVeths {
+			if o := v.veths[name]; ours(o) && o.index == held {
+				held = 0
+			}
+		}
+		if held == 0 {
+			steps = append(steps, DeleteRule{Rule{Priority: PriorityFromPod, From: v.address}})
+		}
+	}
+	for _, name := range hostVeths {
+		if ours(v.veths[name]) {
+			steps = append(steps, DeleteLink{name})
+		}
+	}
+	// The VLAN link goes last: as long as it is there, the next DEL still knows what this one has left undone.
+	if v.vlan != 0 && ours(v.vlanLink) {
+		steps = append(steps, DeleteLink{VLANLinkName(v.vlan)})
+	}
+	return steps
+}
+
+// Teardown removes what the sandbox has on the host; what is in its network namespace goes with the host veth. It needs
+// neither that namespace nor the agent, may run any number of times, and touches nothing of a newer sandbox, whatever
+// name, VLAN id or address they share. It takes the locks itself.
+func Teardown(ctx context.Context, r Removal, lock *Lock) (Removed, error) {
+	k, err := openKernel(ctx, r.Owner, -1)
+	if err != nil {
+		return Removed{}, err
+	}
+	defer k.close()
+	if r.PodName != "" {
+		if err := lock.Pod(ctx, r.PodNamespace, r.PodName); err != nil {
+			return Removed{}, err
+		}
+	}
+	v, err := k.view(ctx, r, lock)
+	if err != nil {
+		return Removed{}, err
+	}
+	removed := Removed{VLAN: v.vlan, Address: v.address}
+	var errs []error
+	for _, step := range teardownSteps(r.HostVeths, v) {
+		if err := ctx.Err(); err != nil {
+			return removed, errors.Join(append(errs, &StepError{Step: step, Err: fmt.Errorf("not begun: %w", context.Cause(ctx))})...)
+		}
+		if err := k.do(step); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if d, ok := step.(DeleteLink); ok {
+			removed.Links = append(removed.Links, d.Name)
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+func (k *kernel) view(ctx context.Context, r Removal, lock *Lock) (view, error) {
+	v := view{veths: map[string]observed{}, vlan: r.VLAN, address: r.Address}
+	mine := false
+	for _, name := range r.HostVeths {
+		o, err := k.observe(name, r.Owner)
+		if err != nil {
+			return view{}, err
+		}
+		v.veths[name] = o
+		if o.holder == us || o.holder == leftover {
+			k.index[Host][name] = o.index
+		}
+		if o.holder == us {
+			mine = true
+			// The mark is written with the link and can't be lost; the runtime's cached result can.
+			v.vlan, v.address = o.mark.VLAN, o.mark.Address
+		}
+	}
+	if v.vlan == 0 && !mine && !r.Regular {
+		id, err := k.findVLAN(ctx, r.Owner)
+		if err != nil {
+			return view{}, err
+		}
+		v.vlan = id
+	}
+	if v.vlan != 0 {
+		if err := lock.VLAN(ctx, v.vlan); err != nil {
+			return view{}, err
+		}
+		var err error
+		name := VLANLinkName(v.vlan)
+		if v.vlanLink, err = k.observe(name, r.Owner); err != nil {
+			return view{}, err
+		}
+		if v.vlanLink.holder == us || v.vlanLink.holder == leftover {
+			k.index[Host][name] = v.vlanLink.index
+		}
+		return v, nil
+	}
+	if v.address.Is4() {
+		var err error
+		v.addressHeldBy, err = k.localPodLink(v.address)
+		return v, err
+	}
+	return v, nil
+}
+
+// findVLAN looks for the sandbox's VLAN link when neither a result nor a host veth tells its id (the network namespace
+// died, taking the veth along). It asks for each possible name: there are few, and a dump of all links would grow with
+// the node's pods and be interrupted by their churn.
+func (k *kernel) findVLAN(ctx context.Context, owner Owner) (int, error) {
+	for id := 1; id <= MaxVLAN; id++ {
+		if err := ctx.Err(); err != nil {
+			return 0, fmt.Errorf("look for the VLAN link of sandbox %s: %w", owner, context.Cause(ctx))
+		}
+		o, err := k.observe(VLANLinkName(id), owner)
+		if err != nil {
+			return 0, err
+		}
+		if o.holder == us {
+			return id, nil
+		}
+	}
+	return 0, nil
+}
+
+// localPodLink is the index of the link that the table of local pods has this very address on; 0 when it has none.
+func (k *kernel) localPodLink(address netip.Addr) (int, error) {
+	routes, err := k.host.RouteGetWithOptions(address.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+	switch {
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ESRCH):
+		return 0, nil
+	case err != nil:
+		return 0, fmt.Errorf("look up the route to %s: %w", address, err)
+	}
+	for _, r := range routes {
+		if r.Table == LocalPodsTable {
+			return r.LinkIndex, nil
+		}
+	}
+	return 0, nil
+}

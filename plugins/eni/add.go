@@ -1,0 +1,117 @@
+package eni
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"google.golang.org/grpc"
+
+	"github.com/branchline-cni/branchline/plugins/datapath"
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+// add asks the agent what the sandbox gets, wires it and prints the result. When any of it fails nothing is left, and
+// the agent knows that it can have the address back.
+func (o *operation) add(ctx context.Context) (err error) {
+	if err := errors.Join(o.configErr, o.podErr); err != nil {
+		return err
+	}
+	netns, err := openNetns(o.args.Netns)
+	if err != nil {
+		return err
+	}
+	defer netns.Close()
+	client, err := rpc.Dial(o.config.Socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+
+	reply, err := client.Add(ctx, &rpc.AddRequest{
+		Version: rpc.Version, Pod: o.pod.message(), Attachment: o.attachment(),
+	}, grpc.WaitForReady(true))
+	if err != nil {
+		if !definite(err) {
+			o.tell(client, true, err.Error())
+		}
+		return err
+	}
+	// undo runs also when a panic unwinds the stack: the locks and the connection are still there then.
+	undo := func(reason string) { o.tell(client, true, reason) }
+	var lock *datapath.Lock
+	delivered := false
+	defer func() {
+		if !delivered {
+			reason := "panic"
+			if err != nil {
+				reason = err.Error()
+			}
+			undo(reason)
+		}
+		if lock != nil {
+			lock.Close()
+		}
+	}()
+	w, err := planReply(o.config, o.pod, o.owner, reply)
+	if err != nil {
+		return err
+	}
+	o.note("address", w.address.String(), "eni", w.eni)
+	if w.vlan != 0 {
+		o.note("vlan", w.vlan)
+	}
+	if lock, err = o.lockFor(ctx, w); err != nil {
+		return err
+	}
+	undo = func(reason string) {
+		o.unwire(lock, w)
+		o.tell(client, true, reason)
+	}
+	if err := datapath.Apply(ctx, w.plan, int(netns.Fd())); err != nil {
+		return err
+	}
+	// From here on the sandbox is wired: the result must reach the runtime, or the wiring must go.
+	err = types.PrintResult(newResult(w, o.args.Netns), o.config.CNIVersion)
+	delivered = err == nil
+	return err
+}
+
+// lockFor takes what a DEL of an older sandbox of the same pod, or on the same VLAN id, would take.
+func (o *operation) lockFor(ctx context.Context, w wiring) (*datapath.Lock, error) {
+	lock, err := datapath.OpenLock(o.config.lockPath())
+	if err != nil {
+		return nil, err
+	}
+	err = lock.Pod(ctx, o.pod.Namespace, o.pod.Name)
+	if err == nil && w.vlan != 0 {
+		err = lock.VLAN(ctx, w.vlan)
+	}
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+// unwire takes away what Apply has not undone itself: everything after it has succeeded, or in a panic. The locks are
+// held and are taken once more without effect, since they belong to the open file.
+func (o *operation) unwire(lock *datapath.Lock, w wiring) {
+	ctx, cancel := context.WithTimeout(context.Background(), delDeadline)
+	defer cancel()
+	_, err := datapath.Teardown(ctx, datapath.Removal{
+		Owner: o.owner, PodNamespace: o.pod.Namespace, PodName: o.pod.Name,
+		HostVeths: []string{w.plan.HostVeth.Host}, VLAN: w.vlan, Address: w.address, Regular: w.vlan == 0,
+	}, lock)
+	if err != nil {
+		o.note("undoError", err.Error())
+	}
+}
+
+func defaultRoute() *types.Route {
+	return &types.Route{
+		Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
+		GW:  datapath.PodGateway.AsSlice(),
+	}
+}

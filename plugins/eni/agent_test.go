@@ -1,0 +1,132 @@
+package eni
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+// fakeAgent is a small node agent with state: which pod gets what, and who holds it.
+type fakeAgent struct {
+	rpc.UnimplementedNodeAgentServer
+	socket string
+
+	mu      sync.Mutex
+	pods    map[string]*rpc.AddReply // by namespace/name
+	refusal map[string]error
+	held    map[string]string // container id/interface -> pod
+	dels    []*rpc.DelRequest
+	server  *grpc.Server
+}
+
+func newFakeAgent(t testing.TB) *fakeAgent {
+	a := &fakeAgent{
+		socket: filepath.Join(t.TempDir(), "ipamd.sock"),
+		pods:   map[string]*rpc.AddReply{}, refusal: map[string]error{}, held: map[string]string{},
+	}
+	t.Cleanup(a.stop)
+	return a
+}
+
+func (a *fakeAgent) start(t testing.TB) {
+	t.Helper()
+	if err := a.serve(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (a *fakeAgent) serve() error {
+	l, err := rpc.Listen(a.socket)
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer(grpc.Creds(rpc.NewServerCredentials()))
+	rpc.RegisterNodeAgentServer(server, a)
+	a.mu.Lock()
+	a.server = server
+	a.mu.Unlock()
+	go server.Serve(l)
+	return nil
+}
+
+func (a *fakeAgent) stop() {
+	a.mu.Lock()
+	s := a.server
+	a.server = nil
+	a.mu.Unlock()
+	if s != nil {
+		s.Stop()
+	}
+}
+
+func (a *fakeAgent) Add(_ context.Context, r *rpc.AddRequest) (*rpc.AddReply, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key := r.GetPod().GetNamespace() + "/" + r.GetPod().GetName()
+	if err := a.refusal[key]; err != nil {
+		return nil, err
+	}
+	reply, ok := a.pods[key]
+	if !ok {
+		return nil, status.Errorf(codes.NotFound, "pod %s is not known to the API server", key)
+	}
+	a.held[r.GetAttachment().GetContainerId()+"/"+r.GetAttachment().GetIfName()] = key
+	return reply, nil
+}
+
+func (a *fakeAgent) Del(_ context.Context, r *rpc.DelRequest) (*rpc.DelReply, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.dels = append(a.dels, r)
+	key := r.GetAttachment().GetContainerId() + "/" + r.GetAttachment().GetIfName()
+	_, found := a.held[key]
+	delete(a.held, key)
+	return &rpc.DelReply{Version: rpc.Version, Found: found}, nil
+}
+
+func (a *fakeAgent) set(pod string, reply *rpc.AddReply) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pods[pod] = reply
+}
+
+func (a *fakeAgent) refuse(pod string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refusal[pod] = err
+}
+
+func (a *fakeAgent) holds() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.held)
+}
+
+func (a *fakeAgent) lastDel() *rpc.DelRequest {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.dels) == 0 {
+		return nil
+	}
+	return a.dels[len(a.dels)-1]
+}
+
+func branchReply(vlan uint32, mac, address string, trunk int) *rpc.AddReply {
+	return &rpc.AddReply{Version: rpc.Version, Interface: &rpc.AddReply_Branch{Branch: &rpc.BranchInterface{
+		EniId: "eni-0branch", Mac: mac, VlanId: vlan, Address: address,
+		SubnetCidr: "192.168.32.0/19", Gateway: "192.168.32.1", TrunkIfindex: uint32(trunk),
+	}}}
+}
+
+func regularReply(address string, table uint32) *rpc.AddReply {
+	return &rpc.AddReply{Version: rpc.Version, Interface: &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
+		Address: address, EniId: "eni-0own", RouteTable: table,
+	}}}
+}

@@ -1,0 +1,113 @@
+package eni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/branchline-cni/branchline/plugins/datapath"
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+// Error codes of our own; below 100 are the CNI specification's ("Error", well-known codes).
+const (
+	// CodeRefused: the agent refuses this pod, and trying again without a change is useless. The message says what to do.
+	CodeRefused uint = 100
+	// CodeWiring: a kernel change failed; what was made is undone.
+	CodeWiring uint = 101
+	// CodeConflict: a link with the name that we need is somebody else's, or the sandbox is wired already.
+	CodeConflict uint = 102
+	// CodeBadReply: the agent's answer can't be wired. Agent and executable may be too far apart in version.
+	CodeBadReply uint = 103
+	// CodePanic: a defect of the executable; the log file has the stack.
+	CodePanic uint = 104
+	// CodeUnsupported: this version of the executable, or of the agent, does not know the verb.
+	CodeUnsupported uint = 105
+	// CodePeer: the process that listens on the agent's socket is not root.
+	CodePeer uint = 106
+)
+
+func invalidConfig(field, format string, args ...any) error {
+	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("network configuration: %s: %s", field, fmt.Sprintf(format, args...)), "")
+}
+
+func invalidEnv(variable, format string, args ...any) error {
+	return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("%s: %s", variable, fmt.Sprintf(format, args...)), "")
+}
+
+// badReply is what is wrong with an agent's answer.
+type badReply struct{ err error }
+
+func (e badReply) Error() string { return "the node agent's answer can't be wired: " + e.err.Error() }
+func (e badReply) Unwrap() error { return e.err }
+
+// toCNI is the one place where errors become the codes that the runtime sees.
+func toCNI(attempt string, err error) *types.Error {
+	if err == nil {
+		return nil
+	}
+	var done *types.Error
+	if errors.As(err, &done) {
+		return done
+	}
+	return types.NewError(codeOf(err), attempt+": "+messageOf(err), "")
+}
+
+func codeOf(err error) uint {
+	var reply badReply
+	var step *datapath.StepError
+	switch {
+	case errors.Is(err, rpc.ErrPeerRefused):
+		return CodePeer
+	case errors.As(err, &reply), errors.Is(err, datapath.ErrInvalidRequest):
+		return CodeBadReply
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, os.ErrDeadlineExceeded):
+		return types.ErrTryAgainLater
+	case errors.Is(err, datapath.ErrConflict):
+		return CodeConflict
+	case errors.As(err, &step):
+		if _, ok := step.Step.(datapath.AddVeth); ok && errors.Is(err, os.ErrExist) {
+			return CodeConflict
+		}
+		return CodeWiring
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		return CodeWiring
+	}
+	switch s.Code() {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Canceled, codes.Aborted:
+		return types.ErrTryAgainLater
+	case codes.NotFound:
+		return types.ErrUnknownContainer
+	case codes.InvalidArgument:
+		return types.ErrInvalidEnvironmentVariables
+	case codes.FailedPrecondition, codes.PermissionDenied, codes.Unauthenticated:
+		return CodeRefused
+	case codes.Unimplemented:
+		return CodeUnsupported
+	}
+	return types.ErrInternal
+}
+
+// messageOf leaves out gRPC's own preamble ("rpc error: code = …"): the code is in the CNI error already.
+func messageOf(err error) string {
+	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
+		return fmt.Sprintf("%s (%s)", s.Message(), s.Code())
+	}
+	return err.Error()
+}
+
+// definite says that the agent has answered, and so holds nothing for us: any other failed call may have reached it.
+func definite(err error) bool {
+	switch status.Code(err) {
+	case codes.FailedPrecondition, codes.NotFound, codes.InvalidArgument, codes.ResourceExhausted, codes.Unimplemented, codes.PermissionDenied:
+		return true
+	}
+	return errors.Is(err, rpc.ErrPeerRefused)
+}

@@ -1,0 +1,290 @@
+//go:build kernel
+
+package eni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/branchline-cni/branchline/plugins/nstest"
+)
+
+// TestMain lets the runtime's library run this binary as the plugin: below the name aws-cni it is the executable, whose
+// main is nothing but Main.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "aws-cni" {
+		Main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// node is a worker node with its primary ENI and its trunk, both cabled to a router that stands for the VPC. It is set
+// up as the agent sets up a node in strict mode.
+type node struct {
+	t      *testing.T
+	host   *nstest.NS
+	vpc    *nstest.NS
+	agent  *fakeAgent
+	bin    string
+	config map[string]any
+	before []string
+	cache  string
+}
+
+const nodeAddress = "192.168.10.10"
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n := &node{t: t, host: nstest.New(t), vpc: nstest.New(t), agent: newFakeAgent(t), bin: t.TempDir(), cache: t.TempDir()}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(exe, filepath.Join(n.bin, "aws-cni")); err != nil {
+		t.Fatal(err)
+	}
+	n.host.Veth(t, "eth0", n.vpc, "p0")
+	n.host.Veth(t, "trunk", n.vpc, "fabric")
+	n.host.Address(t, "eth0", nodeAddress+"/19")
+	n.vpc.Address(t, "p0", "192.168.0.1/19")
+	n.host.Route(t, netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: net.ParseIP("192.168.0.1")})
+	for _, ns := range []*nstest.NS{n.host, n.vpc} {
+		ns.Sysctl(t, "ip_forward", "1")
+		ns.Sysctl(t, "tcp_early_demux", "0")
+	}
+	// The strictest node that can be met: what the executable sets per link must win over it.
+	n.host.Sysctl(t, "conf/all/rp_filter", "1")
+	n.host.Sysctl(t, "conf/default/rp_filter", "1")
+	n.host.Sysctl(t, "conf/eth0/rp_filter", "2")
+	n.vpc.Sysctl(t, "conf/all/rp_filter", "0")
+	for _, l := range []string{"p0", "fabric"} {
+		n.vpc.Sysctl(t, "conf/"+l+"/rp_filter", "0")
+	}
+	for _, r := range []struct{ prio, table int }{{20, 255}, {512, 511}} {
+		rule := netlink.NewRule()
+		rule.Family, rule.Priority, rule.Table = unix.AF_INET, r.prio, r.table
+		if err := n.host.Handle.RuleAdd(rule); err != nil {
+			t.Fatal(err)
+		}
+	}
+	local := netlink.NewRule()
+	local.Family, local.Priority, local.Table = unix.AF_INET, 0, 255
+	if err := n.host.Handle.RuleDel(local); err != nil {
+		t.Fatal(err)
+	}
+	n.config = map[string]any{
+		"type": "aws-cni", "vethPrefix": "eni", "mtu": "9001", "podSGEnforcingMode": "strict",
+		"pluginLogFile": filepath.Join(t.TempDir(), "plugin.log"), "pluginLogLevel": "debug", "ipamdSocket": n.agent.socket,
+	}
+	n.before = n.host.Snapshot(t)
+	return n
+}
+
+func cidr(s string) *net.IPNet {
+	_, n, err := net.ParseCIDR(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+func (n *node) trunk() int { return n.host.Link(n.t, "trunk").Attrs().Index }
+
+// attachBranch cables a branch ENI to its VLAN id, as the VPC does: the router knows the address's MAC without asking.
+func (n *node) attachBranch(vlan int, mac, address string) {
+	n.t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = fmt.Sprintf("fabric.%d", vlan), n.vpc.Link(n.t, "fabric").Attrs().Index
+	if err := n.vpc.Handle.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: vlan, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}); err != nil {
+		n.t.Fatalf("make %s: %v (does this kernel have 802.1Q? These tests run in the VM: go run ./test/kernel ./plugins/...)", attrs.Name, err)
+	}
+	n.vpc.Up(n.t, attrs.Name)
+	n.vpc.Sysctl(n.t, "conf/"+attrs.Name+"/rp_filter", "0")
+	n.vpc.Address(n.t, attrs.Name, "192.168.32.1/32")
+	index := n.vpc.Link(n.t, attrs.Name).Attrs().Index
+	n.vpc.Route(n.t, netlink.Route{LinkIndex: index, Dst: cidr(address + "/32"), Scope: netlink.SCOPE_LINK})
+	hw, _ := net.ParseMAC(mac)
+	if err := n.vpc.Handle.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, Family: unix.AF_INET, IP: net.ParseIP(address), HardwareAddr: hw}); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// sandbox is what a runtime knows of a pod.
+type sandbox struct {
+	id, namespace, name, netns string
+	ifName, args               string
+}
+
+func newSandbox(id, pod string, ns *nstest.NS) sandbox {
+	namespace, name, _ := strings.Cut(pod, "/")
+	s := sandbox{id: id, namespace: namespace, name: name, ifName: "eth0"}
+	if ns != nil {
+		s.netns = ns.Path()
+	}
+	return s
+}
+
+func (n *node) list(version string) *libcni.NetworkConfigList {
+	n.t.Helper()
+	raw, err := json.Marshal(map[string]any{"cniVersion": version, "name": "aws-cni", "disableCheck": true, "plugins": []any{n.config}})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	list, err := libcni.ConfListFromBytes(raw)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return list
+}
+
+func (s sandbox) runtimeConf() *libcni.RuntimeConf {
+	rc := &libcni.RuntimeConf{ContainerID: s.id, NetNS: s.netns, IfName: s.ifName, Args: [][2]string{{"IgnoreUnknown", "1"}}}
+	if s.args == "" {
+		rc.Args = append(rc.Args, [2]string{"K8S_POD_NAMESPACE", s.namespace}, [2]string{"K8S_POD_NAME", s.name},
+			[2]string{"K8S_POD_INFRA_CONTAINER_ID", s.id}, [2]string{"K8S_POD_UID", "uid-of-" + s.name})
+	}
+	return rc
+}
+
+func (n *node) cni() *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir([]string{n.bin}, n.cache, nil)
+}
+
+func (n *node) add(version string, s sandbox) (res types.Result, err error) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = n.host.Try(func() error {
+		res, err = n.cni().AddNetworkList(ctx, n.list(version), s.runtimeConf())
+		return err
+	})
+	return res, err
+}
+
+func (n *node) mustAdd(s sandbox) *current.Result {
+	n.t.Helper()
+	res, err := n.add("1.0.0", s)
+	if err != nil {
+		n.t.Fatalf("ADD of %s: %v", s.name, err)
+	}
+	r, err := current.GetResult(res)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return r
+}
+
+func (n *node) mustDel(s sandbox) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	n.host.Do(n.t, func() error { return n.cni().DelNetworkList(ctx, n.list("1.0.0"), s.runtimeConf()) })
+}
+
+// forget loses the runtime's cached results.
+func (n *node) forget() { n.cache = n.t.TempDir() }
+
+// keepCache copies the cached results, so that a DEL that has been done can come once more with its prevResult.
+func (n *node) keepCache() (restore func()) {
+	n.t.Helper()
+	saved := n.t.TempDir()
+	if err := os.CopyFS(saved, os.DirFS(n.cache)); err != nil {
+		n.t.Fatal(err)
+	}
+	return func() { n.cache = saved }
+}
+
+func (n *node) wantClean() {
+	n.t.Helper()
+	after := n.host.Snapshot(n.t)
+	if !slices.Equal(n.before, after) {
+		n.t.Errorf("left behind on the host:\n%s", difference(n.before, after))
+	}
+}
+
+func difference(a, b []string) string {
+	var out bytes.Buffer
+	for _, l := range a {
+		if !slices.Contains(b, l) {
+			fmt.Fprintln(&out, "-", l)
+		}
+	}
+	for _, l := range b {
+		if !slices.Contains(a, l) {
+			fmt.Fprintln(&out, "+", l)
+		}
+	}
+	return out.String()
+}
+
+func wantCode(t *testing.T, err error, code uint, parts ...string) {
+	t.Helper()
+	var e *types.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("want a CNI error with code %d, got %T: %v", code, err, err)
+	}
+	if e.Code != code {
+		t.Errorf("code %d, want %d: %s", e.Code, code, e.Msg)
+	}
+	for _, p := range parts {
+		if !strings.Contains(e.Error(), p) {
+			t.Errorf("error %q does not name %q", e.Error(), p)
+		}
+	}
+}
+
+// talk sends a line from one namespace to a server in another and back, by TCP.
+func talk(t *testing.T, server *nstest.NS, serverAddr string, client *nstest.NS, clientAddr string) error {
+	t.Helper()
+	var l net.Listener
+	server.Do(t, func() (err error) {
+		l, err = net.Listen("tcp4", net.JoinHostPort(serverAddr, "0"))
+		return err
+	})
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		fmt.Fprintln(c, c.RemoteAddr())
+	}()
+	return client.Try(func() error {
+		d := net.Dialer{Timeout: 3 * time.Second}
+		if clientAddr != "" {
+			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(clientAddr)}
+		}
+		c, err := d.Dial("tcp4", l.Addr().String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(3 * time.Second))
+		var seen string
+		if _, err := fmt.Fscanln(c, &seen); err != nil {
+			return err
+		}
+		if clientAddr != "" && !strings.HasPrefix(seen, clientAddr+":") {
+			return fmt.Errorf("the server saw %s, want %s", seen, clientAddr)
+		}
+		return nil
+	})
+}

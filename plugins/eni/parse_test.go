@@ -1,0 +1,208 @@
+package eni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	cniversion "github.com/containernetworking/cni/pkg/version"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/branchline-cni/branchline/plugins/datapath"
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+func cniCode(t testing.TB, err error) uint {
+	t.Helper()
+	var e *types.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("%T is no CNI error: %v", err, err)
+	}
+	return e.Code
+}
+
+func TestConfigErrorsNameTheField(t *testing.T) {
+	for text, want := range map[string]struct {
+		code uint
+		name string
+	}{
+		`{`:                                   {types.ErrDecodingFailure, "JSON"},
+		`{"mtu":"70000"}`:                     {types.ErrInvalidNetworkConfig, "mtu"},
+		`{"mtu":9001}`:                        {types.ErrInvalidNetworkConfig, "mtu"},
+		`{"vethPrefix":"toolong"}`:            {types.ErrInvalidNetworkConfig, "vethPrefix"},
+		`{"vethPrefix":"lo"}`:                 {types.ErrInvalidNetworkConfig, "vethPrefix"},
+		`{"vethPrefix":"e/i"}`:                {types.ErrInvalidNetworkConfig, "vethPrefix"},
+		`{"podSGEnforcingMode":"standard"}`:   {types.ErrInvalidNetworkConfig, "podSGEnforcingMode"},
+		`{"pluginLogFile":"stdout"}`:          {types.ErrInvalidNetworkConfig, "pluginLogFile"},
+		`{"pluginLogLevel":"chatty"}`:         {types.ErrInvalidNetworkConfig, "pluginLogLevel"},
+		`{"ipamdSocket":"run/ipamd.sock"}`:    {types.ErrInvalidNetworkConfig, "ipamdSocket"},
+		`{"ipamdSocket":["/run/ipamd.sock"]}`: {types.ErrInvalidNetworkConfig, "ipamdSocket"},
+	} {
+		c, err := parseConfig([]byte(text))
+		if code := cniCode(t, err); code != want.code || !strings.Contains(err.Error(), want.name) {
+			t.Errorf("%s: code %d, %v; want code %d and the name %s", text, code, err, want.code, want.name)
+		}
+		if c.MTU != defaultMTU || c.VethPrefix != defaultVethPrefix || c.Socket != rpc.SocketPath {
+			t.Errorf("%s: what a DEL would work with: %+v", text, c)
+		}
+	}
+	c, err := parseConfig([]byte(`{"cniVersion":"1.0.0","name":"aws-cni","vethPrefix":"abc","mtu":"1500","podSGEnforcingMode":"strict",
+		"pluginLogLevel":"DEBUG","ipamdSocket":"/run/x.sock","prevResult":null,"runtimeConfig":{"a":1}}`))
+	if err != nil || c.MTU != 1500 || c.VethPrefix != "abc" || c.LogLevel != "debug" || c.Socket != "/run/x.sock" || c.PrevResult != nil {
+		t.Errorf("good config: %+v, %v", c, err)
+	}
+}
+
+func TestArgsErrorsNameTheKey(t *testing.T) {
+	for args, name := range map[string]string{
+		"":                                  "K8S_POD_NAMESPACE",
+		"K8S_POD_NAMESPACE=a;K8S_POD_NAME=": "K8S_POD_NAME",
+		"K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;OTHER=1":         "OTHER",
+		"K8S_POD_NAMESPACE":                                  "K8S_POD_NAMESPACE",
+		"K8S_POD_NAMESPACE=../x;K8S_POD_NAME=b":              "K8S_POD_NAMESPACE",
+		"IgnoreUnknown=perhaps":                              "IgnoreUnknown",
+		"CommonArgs=1;K8S_POD_NAMESPACE=a;K8S_POD_UID=u;X=1": "X",
+	} {
+		if _, err := parseArgs(args); cniCode(t, err) != types.ErrInvalidEnvironmentVariables || !strings.Contains(err.Error(), name) {
+			t.Errorf("%q: %v, want it to name %s", args, err, name)
+		}
+	}
+	p, err := parseArgs("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_UID=u;X=y")
+	if err != nil || p != (podArgs{"shop", "web", "u", "c"}) {
+		t.Errorf("good args: %+v, %v", p, err)
+	}
+}
+
+func TestErrorsOfTheAgentHaveTheSpecificationsCodes(t *testing.T) {
+	for err, want := range map[error]uint{
+		status.Error(codes.Unavailable, "starting"):                        types.ErrTryAgainLater,
+		status.Error(codes.DeadlineExceeded, "no annotation yet"):          types.ErrTryAgainLater,
+		status.Error(codes.ResourceExhausted, "no address"):                types.ErrTryAgainLater,
+		status.Error(codes.NotFound, "pod unknown"):                        types.ErrUnknownContainer,
+		status.Error(codes.InvalidArgument, "no name"):                     types.ErrInvalidEnvironmentVariables,
+		status.Error(codes.FailedPrecondition, "refused"):                  CodeRefused,
+		status.Error(codes.Unimplemented, "what"):                          CodeUnsupported,
+		status.Error(codes.Internal, "bug"):                                types.ErrInternal,
+		fmt.Errorf("dial: %w", rpc.ErrPeerRefused):                         CodePeer,
+		badReply{errors.New("vlan id 0")}:                                  CodeBadReply,
+		fmt.Errorf("claim: %w", datapath.ErrConflict):                      CodeConflict,
+		&datapath.StepError{Step: datapath.SetUp{}, Err: context.Canceled}: types.ErrTryAgainLater,
+		&datapath.StepError{Step: datapath.SetUp{}, Err: errors.New("no")}: CodeWiring,
+		types.NewError(types.ErrInvalidNetworkConfig, "mtu", ""):           types.ErrInvalidNetworkConfig,
+	} {
+		if got := toCNI("ADD of pod a/b", err); got.Code != want {
+			t.Errorf("%v: code %d, want %d", err, got.Code, want)
+		}
+	}
+	if toCNI("ADD", nil) != nil {
+		t.Error("no error became one")
+	}
+}
+
+func TestResultTellsDELEverythingInEveryVersion(t *testing.T) {
+	reply := branchReply(7, "06:20:0d:3c:5f:bc", "192.168.47.64", 3)
+	w, err := planReply(Config{VethPrefix: "eni", MTU: 9001}, podArgs{Namespace: "kube-system", Name: "coredns-57ff979f67-qqbdh"},
+		datapath.Owner{ContainerID: "c", IfName: "eth0"}, reply)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		out, err := newResult(w, "/run/netns/x").GetAsVersion(version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := json.Marshal(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := cniversion.NewResult(version, raw); err != nil {
+			t.Errorf("%s: %v", version, err)
+		}
+		p, err := parsePrevious(raw, "eth0")
+		if err != nil || p.vlan != 7 || p.hostVeth != "vlanb5faff8a083" || p.address.String() != "192.168.47.64" || !p.known {
+			t.Errorf("%s: DEL reads %+v, %v from %s", version, p, err, raw)
+		}
+		if !strings.Contains(string(raw), "06:20:0d:3c:5f:bc") {
+			t.Errorf("%s: the branch ENI's MAC is not in %s", version, raw)
+		}
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(`{"cniVersion":"1.0.0","name":"aws-cni","mtu":"9001","vethPrefix":"eni","prevResult":{"cniVersion":"1.0.0"}}`))
+	f.Add([]byte(`{"mtu":{},"ipamdSocket":"/a"}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		c, err := parseConfig(in)
+		if err != nil {
+			cniCode(t, err)
+		}
+		if c.MTU < minMTU || c.MTU > maxMTU || datapath.CheckVethPrefix(c.VethPrefix) != nil || len(c.Socket) > maxSocketPath || c.LogFile == "" {
+			t.Fatalf("unusable: %+v", c)
+		}
+	})
+}
+
+func FuzzArgs(f *testing.F) {
+	f.Add("IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_UID=c")
+	f.Add("CommonArgs=1;IgnoreUnknown=x")
+	f.Add(";;=;==")
+	f.Fuzz(func(t *testing.T, in string) {
+		p, err := parseArgs(in)
+		if err != nil {
+			cniCode(t, err)
+			return
+		}
+		if p.Name == "" || p.Namespace == "" || strings.Contains(p.Name+p.Namespace, "/") {
+			t.Fatalf("accepted %+v", p)
+		}
+	})
+}
+
+func FuzzPrevResult(f *testing.F) {
+	f.Add([]byte(`{"cniVersion":"1.0.0","interfaces":[{"name":"enib5faff8a083"},{"name":"eth0","sandbox":"/x"},{"name":"vlan.eth.7"}],"ips":[{"address":"10.0.0.1/32"}]}`))
+	f.Add([]byte(`{"cniVersion":"0.3.1","interfaces":[null],"ips":[{"version":"4","address":"10.0.0.1/32"},null]}`))
+	f.Add([]byte(`{"ip4":{"ip":"10.0.0.1/32"}}`))
+	f.Add([]byte(`[]`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		p, err := parsePrevious(in, "eth0")
+		if err != nil && p.known {
+			t.Fatal("known with an error")
+		}
+		if p.vlan < 0 || p.vlan > datapath.MaxVLAN || len(p.hostVeth) > 15 || p.address.IsValid() && !p.address.Is4() {
+			t.Fatalf("unusable: %+v", p)
+		}
+	})
+}
+
+func FuzzReply(f *testing.F) {
+	f.Add(true, uint32(7), "06:20:0d:3c:5f:bc", "192.168.47.64", "192.168.32.0/19", "192.168.32.1", uint32(3))
+	f.Add(false, uint32(2), "", "192.168.10.7", "", "", uint32(0))
+	f.Add(true, uint32(0), "ff:ff:ff:ff:ff:ff", "::1", "0.0.0.0/0", "0.0.0.0", uint32(1<<31))
+	f.Fuzz(func(t *testing.T, branch bool, n uint32, mac, address, subnet, gateway string, trunk uint32) {
+		reply := regularReply(address, n)
+		if branch {
+			reply = &rpc.AddReply{Interface: &rpc.AddReply_Branch{Branch: &rpc.BranchInterface{
+				VlanId: n, Mac: mac, Address: address, SubnetCidr: subnet, Gateway: gateway, TrunkIfindex: trunk,
+			}}}
+		}
+		w, err := planReply(Config{VethPrefix: "eni", MTU: 9001}, podArgs{Namespace: "a", Name: "b"}, datapath.Owner{ContainerID: "c", IfName: "eth0"}, reply)
+		if err != nil {
+			if toCNI("ADD", err).Code != CodeBadReply {
+				t.Fatalf("code of %v", err)
+			}
+			return
+		}
+		if branch && (n < 1 || n > 120 || len(w.plan.VLAN.MAC) != 6 || net.HardwareAddr(w.plan.VLAN.MAC)[0]&1 != 0) {
+			t.Fatalf("accepted %+v", w)
+		}
+		if !w.address.Is4() || len(w.plan.Steps) == 0 {
+			t.Fatalf("accepted %+v", w)
+		}
+	})
+}

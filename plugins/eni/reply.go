@@ -1,0 +1,84 @@
+package eni
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/branchline-cni/branchline/plugins/datapath"
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+// wiring is a checked answer of the agent.
+type wiring struct {
+	plan    datapath.Plan
+	address netip.Addr
+	eni     string
+	vlan    int
+}
+
+// planReply turns the agent's answer into a plan. Nothing of the answer is trusted: a wrong VLAN id or address would
+// wire the pod with another pod's security groups.
+func planReply(c Config, p podArgs, owner datapath.Owner, reply *rpc.AddReply) (wiring, error) {
+	r := datapath.Request{Owner: owner, PodNamespace: p.Namespace, PodName: p.Name, VethPrefix: c.VethPrefix, MTU: c.MTU}
+	var w wiring
+	var err error
+	switch {
+	case reply.GetRegular() != nil:
+		g := reply.GetRegular()
+		w.eni = g.GetEniId()
+		r.Regular = &datapath.Regular{RouteTable: int(g.GetRouteTable())}
+		r.Address, err = parseAddress("address", g.GetAddress())
+	case reply.GetBranch() != nil:
+		b := reply.GetBranch()
+		w.eni, w.vlan = b.GetEniId(), int(b.GetVlanId())
+		r.Branch, r.Address, err = parseBranch(b)
+	default:
+		err = fmt.Errorf("neither a regular nor a branch interface is in it (agent version %q, ours %q)", reply.GetVersion(), rpc.Version)
+	}
+	if err == nil {
+		w.address = r.Address
+		w.plan, err = datapath.NewPlan(r)
+	}
+	if err != nil {
+		return wiring{}, badReply{err}
+	}
+	return w, nil
+}
+
+func parseBranch(b *rpc.BranchInterface) (*datapath.Branch, netip.Addr, error) {
+	fail := func(err error) (*datapath.Branch, netip.Addr, error) { return nil, netip.Addr{}, err }
+	address, err := parseAddress("address", b.GetAddress())
+	if err != nil {
+		return fail(err)
+	}
+	gateway, err := parseAddress("gateway", b.GetGateway())
+	if err != nil {
+		return fail(err)
+	}
+	subnet, err := netip.ParsePrefix(b.GetSubnetCidr())
+	if err != nil || !subnet.Addr().Is4() || subnet != subnet.Masked() {
+		return fail(fmt.Errorf("subnet_cidr %q is not an IPv4 network", b.GetSubnetCidr()))
+	}
+	if !subnet.Contains(address) {
+		return fail(fmt.Errorf("address %s is not in the branch ENI's subnet %s", address, subnet))
+	}
+	if !subnet.Contains(gateway) {
+		return fail(fmt.Errorf("gateway %s is not in the branch ENI's subnet %s", gateway, subnet))
+	}
+	mac, err := net.ParseMAC(b.GetMac())
+	if err != nil {
+		return fail(fmt.Errorf("mac %q is not an Ethernet address", b.GetMac()))
+	}
+	return &datapath.Branch{
+		VLAN: int(b.GetVlanId()), MAC: mac, Gateway: gateway, TrunkIfindex: int(b.GetTrunkIfindex()),
+	}, address, nil
+}
+
+func parseAddress(field, text string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	if err != nil || !datapath.Usable(a) {
+		return netip.Addr{}, fmt.Errorf("%s %q is not an IPv4 unicast address", field, text)
+	}
+	return a, nil
+}

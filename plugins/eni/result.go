@@ -1,0 +1,85 @@
+package eni
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/branchline-cni/branchline/plugins/datapath"
+)
+
+// newResult is what the runtime caches and passes to the chained plugins and to DEL. It says everything that DEL needs:
+// the host veth's name, the pod's address and, as the name of the third interface, the VLAN id.
+func newResult(w wiring, netns string) *current.Result {
+	veth := w.plan.HostVeth
+	r := &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{
+			{Name: veth.Host, Mac: veth.HostMAC.String(), Mtu: veth.MTU},
+			{Name: veth.Pod, Mac: veth.PodMAC.String(), Mtu: veth.MTU, Sandbox: netns},
+		},
+		IPs: []*current.IPConfig{{
+			Interface: current.Int(1),
+			Address:   net.IPNet{IP: w.address.AsSlice(), Mask: net.CIDRMask(32, 32)},
+			Gateway:   datapath.PodGateway.AsSlice(),
+		}},
+	}
+	r.Routes = append(r.Routes, defaultRoute())
+	if v := w.plan.VLAN; v != nil {
+		r.Interfaces = append(r.Interfaces, &current.Interface{Name: v.Name, Mac: v.MAC.String()})
+	}
+	return r
+}
+
+// previous is what DEL takes from an earlier result.
+type previous struct {
+	known    bool
+	hostVeth string
+	vlan     int
+	address  netip.Addr
+}
+
+// parsePrevious reads a result of ours. The two lists that matter are spelt alike in every version that we declare, and
+// the library's conversion panics on a null among the interfaces. A result that can't be read counts as missing, with
+// the reason for the log: DEL does without.
+func parsePrevious(raw json.RawMessage, ifName string) (previous, error) {
+	if len(raw) == 0 {
+		return previous{}, nil
+	}
+	var result struct {
+		Interfaces []struct {
+			Name    string `json:"name"`
+			Sandbox string `json:"sandbox"`
+		} `json:"interfaces"`
+		IPs []struct {
+			Address string `json:"address"`
+		} `json:"ips"`
+	}
+	if err := json.Unmarshal(raw, &result); err != nil {
+		return previous{}, fmt.Errorf("read prevResult: %w", err)
+	}
+	p := previous{known: len(result.Interfaces) > 0}
+	for _, i := range result.Interfaces {
+		if i.Sandbox != "" || len(i.Name) > maxLinkName || i.Name == "" {
+			continue
+		}
+		if id, ok := datapath.VLANLinkID(i.Name); ok {
+			p.vlan = id
+		} else if p.hostVeth == "" && i.Name != ifName {
+			p.hostVeth = i.Name
+		}
+	}
+	for _, ip := range result.IPs {
+		if prefix, err := netip.ParsePrefix(ip.Address); err == nil && datapath.Usable(prefix.Addr()) {
+			p.address = prefix.Addr()
+			break
+		}
+	}
+	return p, nil
+}
+
+// maxLinkName is IFNAMSIZ - 1 of the kernel.
+const maxLinkName = 15

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func newWork(t *testing.T, out *bytes.Buffer) *work {
+	dir := t.TempDir()
+	return &work{runner: &runner{root: dir, tmp: dir, logs: dir, out: out}, log: &lineWriter{w: out}}
+}
+
+func TestGoTestEventsAreCounted(t *testing.T) {
+	var out bytes.Buffer
+	w := newWork(t, &out)
+	for _, line := range []string{
+		`{"Action":"start","Package":"github.com/branchline-cni/branchline/policy"}`,
+		`{"Action":"output","Package":"github.com/branchline-cni/branchline/policy","Test":"TestA","Output":"hello\n"}`,
+		`{"Action":"pass","Package":"github.com/branchline-cni/branchline/policy","Test":"TestA/x","Elapsed":0}`,
+		`{"Action":"pass","Package":"github.com/branchline-cni/branchline/policy","Test":"TestA","Elapsed":0}`,
+		`{"Action":"fail","Package":"github.com/branchline-cni/branchline/policy","Test":"TestB","Elapsed":0}`,
+		`{"Action":"skip","Package":"github.com/branchline-cni/branchline/policy","Test":"TestC","Elapsed":0}`,
+		`{"Action":"fail","Package":"github.com/branchline-cni/branchline/policy","Elapsed":0}`,
+		`{"Action":"skip","Package":"github.com/branchline-cni/branchline/none","Elapsed":0}`,
+		`{"ImportPath":"github.com/branchline-cni/branchline/broken [x.test]","Action":"build-output","Output":"syntax error\n"}`,
+		`{"ImportPath":"github.com/branchline-cni/branchline/broken [x.test]","Action":"build-fail"}`,
+		`{"Action":"fail","Package":"github.com/branchline-cni/branchline/broken","Elapsed":0,"FailedBuild":"x"}`,
+		`not an event`,
+	} {
+		w.goTest(line)
+	}
+	want := tally{passed: 2, failed: 1, skipped: []string{"policy.TestC"}, failures: []string{"policy.TestB", "broken"}}
+	if d := cmp.Diff(want, w.tests, cmp.AllowUnexported(tally{})); d != "" {
+		t.Errorf("counted (-want +got):\n%s", d)
+	}
+	for _, want := range []string{"hello\n", "syntax error\n", "not an event\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, &out)
+		}
+	}
+}
+
+func TestVerboseOutputOfATestBinaryIsCounted(t *testing.T) {
+	var out bytes.Buffer
+	w := newWork(t, &out)
+	var pkg string
+	for line := range strings.Lines("=== PKG plugins/datapath\n=== RUN   TestA\n    --- PASS: TestA/x (0.00s)\n--- PASS: TestA (0.01s)\n--- FAIL: TestB (1.00s)\n--- SKIP: TestC (0.00s)\nFAIL\n") {
+		w.verbose(&pkg, strings.TrimSuffix(line, "\n"))
+	}
+	want := tally{passed: 2, failed: 1, skipped: []string{"plugins/datapath.TestC"}, failures: []string{"plugins/datapath.TestB"}}
+	if d := cmp.Diff(want, w.tests, cmp.AllowUnexported(tally{})); d != "" {
+		t.Errorf("counted (-want +got):\n%s", d)
+	}
+}
+
+func TestASkippedTestFailsItsPart(t *testing.T) {
+	var skips tally
+	skips.count("skip", modulePrefix+"policy", "TestC")
+	if err := skips.verdict(); err == nil || !strings.Contains(err.Error(), "policy.TestC") {
+		t.Errorf("verdict is %v", err)
+	}
+}
+
+// runParts runs parts that do nothing but what is given.
+func runParts(t *testing.T, ctx context.Context, out *bytes.Buffer, parts ...part) []result {
+	t.Helper()
+	w := newWork(t, out)
+	for i := range parts {
+		if parts[i].deadline == 0 {
+			parts[i].deadline = time.Minute
+		}
+	}
+	return w.runAll(ctx, parts)
+}
+
+func TestLaterPartsRunUnlessTheyNeedOneThatFailed(t *testing.T) {
+	var out bytes.Buffer
+	ran := ""
+	one := func(name string, err error, after ...string) part {
+		return part{name: name, after: after, run: func(context.Context, *work) error { ran += name; return err }}
+	}
+	results := runParts(t, t.Context(), &out,
+		one("a", errors.New("broken")), one("b", nil), one("c", nil, "a"), one("d", nil, "c"), one("e", nil, "b"))
+	if ran != "abe" {
+		t.Errorf("ran %q, want abe", ran)
+	}
+	var table bytes.Buffer
+	if summarize(&table, results, []string{"part x: not named"}, "logs") {
+		t.Error("a failed part makes no failed run")
+	}
+	lines := strings.Split(strings.TrimSpace(table.String()), "\n")
+	if last := lines[len(lines)-1]; last != "2 passed, 3 failed" {
+		t.Errorf("the last line is %q\n%s", last, &table)
+	}
+	for _, want := range []string{"NOT RUN", "part x: not named", "a: broken"} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("the summary lacks %q:\n%s", want, &table)
+		}
+	}
+}
+
+func TestAPartThatHangsIsEndedAtItsDeadline(t *testing.T) {
+	var out bytes.Buffer
+	began := time.Now()
+	results := runParts(t, t.Context(), &out, part{name: "hang", deadline: 300 * time.Millisecond, run: func(ctx context.Context, w *work) error {
+		return w.command(ctx, nil, nil, "sh", "-c", "sleep 60 & wait")
+	}})
+	if results[0].err == nil || !strings.Contains(results[0].err.Error(), "deadline") {
+		t.Errorf("ended with %v", results[0].err)
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("ended after %s", took)
+	}
+}
+
+func TestInterruptionLeavesTheRestNotRun(t *testing.T) {
+	var out bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	results := runParts(t, ctx, &out,
+		part{name: "a", run: func(ctx context.Context, w *work) error { cancel(); return ctx.Err() }},
+		part{name: "b", run: func(context.Context, *work) error { t.Error("b ran"); return nil }})
+	if !errors.Is(results[1].err, errNotRun) {
+		t.Errorf("b ended with %v", results[1].err)
+	}
+}
+
+func TestOnlyTakesWhatThePartsNeed(t *testing.T) {
+	names := func(ps []part) string {
+		var ns []string
+		for _, p := range ps {
+			ns = append(ns, p.name)
+		}
+		return strings.Join(ns, " ")
+	}
+	all := allParts()
+	chosen, left, err := choose(all, "kernel, lint")
+	if err != nil || names(chosen) != "artifacts lint kernel" || len(left) != len(all)-3 {
+		t.Errorf("chose %q, left %d, %v", names(chosen), len(left), err)
+	}
+	if _, _, err := choose(all, "lunt"); err == nil || !strings.Contains(err.Error(), "lint") {
+		t.Errorf("an unknown part: %v", err)
+	}
+	if chosen, left, err := choose(all, ""); err != nil || len(chosen) != len(all) || left != nil {
+		t.Errorf("all: %d parts, %v, %v", len(chosen), left, err)
+	}
+}
+
+func TestTestsAreFoundByFileAndName(t *testing.T) {
+	dir := t.TempDir()
+	for name, src := range map[string]string{
+		"a/x_kernel_test.go": "package a\nimport \"testing\"\nfunc TestTwo(t *testing.T) {}\nfunc TestOne(t *testing.T) {}\nfunc TestMain(m *testing.M) {}\nfunc helper() {}\n",
+		"a/x_test.go":        "package a\nimport \"testing\"\nfunc TestPlain(t *testing.T) {}\nfunc FuzzParse(f *testing.F) {}\n",
+		"out/x_test.go":      "package b\nimport \"testing\"\nfunc TestBuilt(t *testing.T) {}\n",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(src), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct{ suffix, prefix, want string }{
+		{"_kernel_test.go", "Test", "[{a [TestOne TestTwo]}]"},
+		{"", "Fuzz", "[{a [FuzzParse]}]"},
+		{"_envtest_test.go", "Test", "[]"},
+	} {
+		got, err := findTests(dir, tc.suffix, tc.prefix)
+		if err != nil || fmt.Sprint(got) != tc.want {
+			t.Errorf("findTests(%q, %q) = %v, %v; want %s", tc.suffix, tc.prefix, got, err, tc.want)
+		}
+	}
+}

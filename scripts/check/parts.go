@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	second = time.Second
+	minute = time.Minute
+)
+
+// allParts are the parts in the order in which they run: what fails fast first,
+// but for the artifacts, which most of the others need.
+func allParts() []part {
+	return []part{
+		{
+			name: "artifacts", what: "Kubernetes, CoreDNS, a kernel and Debian packages into the cache",
+			cold: 20 * minute, warm: 10 * second, deadline: 50 * minute,
+			packages: []string{"kmod"}, run: makeArtifacts,
+		},
+		{
+			name: "generate", what: "the committed generated code is current",
+			cold: 3 * minute, warm: 15 * second, deadline: 12 * minute, run: checkGenerated,
+		},
+		{
+			name: "lint", what: "gofmt, go vet, staticcheck, with all build tags",
+			cold: 5 * minute, warm: 30 * second, deadline: 15 * minute, run: lint,
+		},
+		{
+			name: "build", what: "amd64 and arm64 executables and images, size budgets, import rules",
+			cold: 6 * minute, warm: 30 * second, deadline: 20 * minute, run: build,
+		},
+		{
+			name: "unit", what: "plain tests, the product's with the race detector",
+			cold: 10 * minute, warm: 90 * second, deadline: 25 * minute,
+			packages: []string{"gcc", "libc6-dev"}, run: unit,
+		},
+		{
+			name: "fuzz", what: "each parser of outside input, a few seconds",
+			cold: 4 * minute, warm: 90 * second, deadline: 15 * minute, run: fuzz,
+		},
+		{
+			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
+			cold: 3 * minute, warm: 2 * minute, deadline: 15 * minute, after: []string{"artifacts"},
+			heavy: true, run: kernel,
+		},
+		{
+			name: "envtest", what: "the control plane's code against a real API server and etcd",
+			cold: 3 * minute, warm: 2 * minute, deadline: 15 * minute, after: []string{"artifacts"}, run: envtest,
+		},
+		{
+			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
+			cold: 4 * minute, warm: 2 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			heavy: true, run: labTests,
+		},
+		{
+			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
+			cold: 8 * minute, warm: 6 * minute, deadline: 25 * minute, after: []string{"artifacts"},
+			heavy: true, run: demo,
+		},
+	}
+}
+
+// choose returns the parts named in only (all when it is empty), with the parts
+// that they need, in their order, and a line for each part that is left out.
+func choose(all []part, only string) (chosen []part, left []string, err error) {
+	if only == "" {
+		return all, nil, nil
+	}
+	want := map[string]bool{}
+	var add func(name string) error
+	add = func(name string) error {
+		i := slices.IndexFunc(all, func(p part) bool { return p.name == name })
+		if i < 0 {
+			names := make([]string, len(all))
+			for i, p := range all {
+				names[i] = p.name
+			}
+			return fmt.Errorf("there is no part %q; the parts are %s", name, strings.Join(names, ", "))
+		}
+		want[name] = true
+		for _, a := range all[i].after {
+			if err := add(a); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for name := range strings.SplitSeq(only, ",") {
+		if err := add(strings.TrimSpace(name)); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, p := range all {
+		if want[p.name] {
+			chosen = append(chosen, p)
+		} else {
+			left = append(left, "part "+p.name+": not named by -only")
+		}
+	}
+	return chosen, left, nil
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/branchline-cni/branchline/lab/artifacts"
+)
+
+// part is one line of the summary.
+type part struct {
+	name       string
+	what       string // for a reader: what it does
+	cold, warm time.Duration
+	deadline   time.Duration
+	after      []string // parts that must have passed
+	packages   []string // Debian packages that must be installed
+	heavy      bool     // needs root, memory and devices
+	run        func(ctx context.Context, w *work) error
+}
+
+// work is what a part has in hand while it runs.
+type work struct {
+	*runner
+	log   *lineWriter
+	tests tally
+	notes []string // for the summary: what was left out, and why
+}
+
+// result is how a part ended.
+type result struct {
+	part  part
+	err   error
+	took  time.Duration
+	tests tally
+	notes []string
+}
+
+type runner struct {
+	root, tmp, logs string
+	cache           *artifacts.Cache
+	out             io.Writer
+}
+
+var errNotRun = errors.New("not run")
+
+func (r *runner) runAll(ctx context.Context, parts []part) []result {
+	var results []result
+	failed := map[string]bool{}
+	if err := os.MkdirAll(r.logs, 0o755); err != nil {
+		fmt.Fprintln(r.out, "check:", err)
+	}
+	for i, p := range parts {
+		res := result{part: p}
+		var missing []string
+		for _, a := range p.after {
+			if failed[a] {
+				missing = append(missing, a)
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
+			res.err = fmt.Errorf("%w: interrupted", errNotRun)
+		case len(missing) > 0:
+			res.err = fmt.Errorf("%w: it needs %s, which failed", errNotRun, strings.Join(missing, ", "))
+			fmt.Fprintf(r.out, "[%2d/%d] %-10s %v\n", i+1, len(parts), p.name, res.err)
+		default:
+			res = r.runOne(ctx, fmt.Sprintf("[%2d/%d] %-10s", i+1, len(parts), p.name), p)
+		}
+		failed[p.name] = res.err != nil
+		results = append(results, res)
+	}
+	return results
+}
+
+func (r *runner) runOne(ctx context.Context, prefix string, p part) result {
+	path := filepath.Join(r.logs, p.name+".log")
+	f, err := os.Create(path)
+	if err != nil {
+		return result{part: p, err: fmt.Errorf("make its log: %w", err)}
+	}
+	defer f.Close()
+	fmt.Fprintf(r.out, "%s starts: %s\n", prefix, p.what)
+	w := &work{runner: r, log: &lineWriter{w: f}}
+
+	began, ended := time.Now(), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(30 * time.Second)
+		defer t.Stop()
+		for {
+			select {
+			case <-ended:
+				return
+			case <-t.C:
+				fmt.Fprintf(r.out, "%s %s: %s\n", prefix, time.Since(began).Round(time.Second), w.log.last())
+			}
+		}
+	})
+	pctx, cancel := context.WithTimeoutCause(ctx, p.deadline, fmt.Errorf("it took longer than its deadline, %s", p.deadline))
+	err = p.run(pctx, w)
+	if cause := context.Cause(pctx); cause != nil && err != nil {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	cancel()
+	close(ended)
+	wg.Wait()
+
+	if err == nil {
+		err = w.tests.verdict()
+	}
+	took := time.Since(began)
+	if err != nil {
+		fmt.Fprintf(w.log, "%s: %v\n", p.name, err)
+		fmt.Fprintf(r.out, "%s FAILED after %s; the end of %s:\n%s", prefix, took.Round(time.Second), path, lastLines(path, 60))
+	} else {
+		fmt.Fprintf(r.out, "%s passed in %s%s\n", prefix, took.Round(time.Second), w.tests.brief())
+	}
+	return result{part: p, err: err, took: took, tests: w.tests, notes: w.notes}
+}
+
+// command runs a program to its end, with its output in the part's log and, when
+// lines is given, handed to it line by line instead. Its process group is asked
+// to end when ctx ends, and killed if it does not.
+func (w *work) command(ctx context.Context, env []string, lines func(string), argv ...string) error {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = w.root
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	const grace = 30 * time.Second
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = grace
+	fmt.Fprintf(w.log, "$ %s\n", strings.Join(argv, " "))
+	cmd.Stderr = w.log
+	cmd.Stdout = w.log
+	var split *splitter
+	if lines != nil {
+		split = &splitter{each: lines}
+		cmd.Stdout = split
+	}
+	err := cmd.Run()
+	if ctx.Err() != nil && cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what of the group did not end by itself
+	}
+	if split != nil {
+		split.end()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
+	}
+	return nil
+}
+
+// output is command for a program whose whole output is wanted.
+func (w *work) output(ctx context.Context, argv ...string) (string, error) {
+	var b strings.Builder
+	err := w.command(ctx, nil, func(l string) { b.WriteString(l + "\n") }, argv...)
+	return b.String(), err
+}
+
+// lineWriter is a log that several programs write to, and knows its last line.
+type lineWriter struct {
+	mu   sync.Mutex
+	w    io.Writer
+	line string
+}
+
+func (l *lineWriter) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for part := range bytes.Lines(b) {
+		if s := strings.TrimSpace(string(part)); s != "" {
+			l.line = s
+		}
+	}
+	return l.w.Write(b)
+}
+
+func (l *lineWriter) last() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	const most = 110
+	if r := []rune(l.line); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return l.line
+}
+
+// splitter hands complete lines on.
+type splitter struct {
+	each func(string)
+	rest []byte
+}
+
+func (s *splitter) Write(b []byte) (int, error) {
+	s.rest = append(s.rest, b...)
+	for {
+		i := bytes.IndexByte(s.rest, '\n')
+		if i < 0 {
+			return len(b), nil
+		}
+		s.each(string(s.rest[:i]))
+		s.rest = s.rest[i+1:]
+	}
+}
+
+func (s *splitter) end() {
+	if len(s.rest) > 0 {
+		s.each(string(s.rest))
+	}
+}
+
+func lastLines(path string, n int) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	if len(lines) > n {
+		lines = lines[len(lines)-n:]
+	}
+	return "    " + strings.Join(lines, "\n    ") + "\n"
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// summarize prints the table that ends a run and says whether all is well. The
+// counts of its last line are of tests, plus one for each part that is more than
+// its tests (a linter, a build) or that failed without a test to blame.
+func summarize(w io.Writer, results []result, left []string, logs string) bool {
+	fmt.Fprintf(w, "\n%-10s  %-7s  %7s  %6s  %6s  %7s\n", "part", "result", "minutes", "passed", "failed", "skipped")
+	passed, failed := 0, 0
+	var total time.Duration
+	var reasons []string
+	ok := true
+	for _, r := range results {
+		verdict := "passed"
+		switch {
+		case errors.Is(r.err, errNotRun):
+			verdict = "NOT RUN"
+		case r.err != nil:
+			verdict = "FAILED"
+		}
+		fmt.Fprintf(w, "%-10s  %-7s  %7s  %6d  %6d  %7d\n", r.part.name, verdict, minutes(r.took), r.tests.passed, r.tests.failed, len(r.tests.skipped))
+		total += r.took
+		passed += r.tests.passed
+		failed += r.tests.failed
+		if r.err != nil {
+			ok = false
+			if r.tests.failed == 0 {
+				failed++
+			}
+			reasons = append(reasons, fmt.Sprintf("%s: %s (log: %s)", r.part.name, firstLine(r.err.Error()), filepath.Join(logs, r.part.name+".log")))
+		} else if r.tests.passed == 0 {
+			passed++
+		}
+		for _, s := range r.tests.skipped {
+			left = append(left, s+": "+orUnknown(allowedSkips[s]))
+		}
+		left = append(left, r.notes...)
+	}
+	fmt.Fprintf(w, "%-10s  %-7s  %7s\n", "all", "", minutes(total))
+	if len(left) > 0 {
+		fmt.Fprintf(w, "\nleft out:\n  %s\n", strings.Join(left, "\n  "))
+	}
+	if len(reasons) > 0 {
+		fmt.Fprintf(w, "\nwhat failed:\n  %s\n", strings.Join(reasons, "\n  "))
+	}
+	fmt.Fprintf(w, "\n%d passed, %d failed\n", passed, failed)
+	return ok && failed == 0
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	const most = 400
+	if len(line) > most {
+		line = line[:most] + "…"
+	}
+	return line
+}
+
+func orUnknown(reason string) string {
+	if reason == "" {
+		return "skipped without a reason"
+	}
+	return reason
+}

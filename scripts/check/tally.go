@@ -1,0 +1,119 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// allowedSkips are the tests that may be skipped, by package and name, with the
+// reason. Everything else that is skipped fails its part.
+var allowedSkips = map[string]string{}
+
+// tally counts tests. Each test and each subtest counts as one.
+type tally struct {
+	passed, failed int
+	skipped        []string // package.Test
+	failures       []string // package.Test, or a package that did not build
+}
+
+func (t *tally) brief() string {
+	if t.passed+t.failed+len(t.skipped) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d tests passed", t.passed)
+}
+
+// verdict is an error when a test failed or was skipped without a known reason.
+func (t *tally) verdict() error {
+	var errs []error
+	if len(t.failures) > 0 {
+		errs = append(errs, fmt.Errorf("failed: %s", strings.Join(t.failures, ", ")))
+	}
+	var unknown []string
+	for _, s := range t.skipped {
+		if allowedSkips[s] == "" {
+			unknown = append(unknown, s)
+		}
+	}
+	if len(unknown) > 0 {
+		errs = append(errs, fmt.Errorf("skipped without a reason in allowedSkips: %s", strings.Join(unknown, ", ")))
+	}
+	return errors.Join(errs...)
+}
+
+func (t *tally) count(action, pkg, test string) {
+	name := strings.TrimPrefix(pkg, modulePrefix)
+	if test != "" {
+		name += "." + test
+	}
+	switch action {
+	case "pass":
+		if test != "" {
+			t.passed++
+		}
+	case "skip":
+		if test != "" { // a package without tests "skips" too
+			t.skipped = append(t.skipped, name)
+		}
+	case "fail", "build-fail":
+		if test != "" {
+			t.failed++
+		}
+		// A package fails because its tests do; it is named only when none did.
+		if test == "" && slices.ContainsFunc(t.failures, func(f string) bool { return strings.HasPrefix(f, name+".") || f == name }) {
+			return
+		}
+		t.failures = append(t.failures, name)
+	}
+}
+
+const modulePrefix = "github.com/branchline-cni/branchline/"
+
+// event is one line of go test -json: go doc test2json.
+type event struct {
+	Action, Package, Test, Output, ImportPath string
+	Elapsed                                   float64
+}
+
+// goTest reads one line of go test -json: counts it, and writes what a person
+// wants to read of it to the log.
+func (w *work) goTest(line string) {
+	var e event
+	if err := json.Unmarshal([]byte(line), &e); err != nil {
+		fmt.Fprintln(w.log, line)
+		return
+	}
+	switch e.Action {
+	case "output", "build-output":
+		fmt.Fprint(w.log, e.Output)
+	case "build-fail":
+		pkg, _, _ := strings.Cut(e.ImportPath, " ")
+		w.tests.count(e.Action, pkg, "")
+	default:
+		w.tests.count(e.Action, e.Package, e.Test)
+	}
+}
+
+// --- PASS: TestX/sub (0.00s), indented by four spaces for each level
+var verboseLine = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \(`)
+
+// verbose reads one line of go test -v, which is what a test binary prints when
+// it runs without the go command. The runner of the kernel tests says which
+// package it is at with a line "=== PKG name".
+func (w *work) verbose(pkg *string, line string) {
+	fmt.Fprintln(w.log, line)
+	if name, ok := strings.CutPrefix(line, "=== PKG "); ok {
+		*pkg = strings.ReplaceAll(strings.TrimSpace(name), "__", "/")
+		return
+	}
+	if m := verboseLine.FindStringSubmatch(line); m != nil {
+		w.tests.count(strings.ToLower(m[1]), *pkg, m[2])
+	}
+}
+
+func minutes(d time.Duration) string { return fmt.Sprintf("%.1f", d.Minutes()) }

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// raceRooms are the rooms whose tests run with the race detector: what ships.
+// The lab's own run without it, which halves the time.
+var raceRooms = []string{"api", "aws", "cmd", "controller", "ipamd", "plugins", "policy", "rpc"}
+
+func unit(ctx context.Context, w *work) error {
+	list, err := w.output(ctx, "go", "list", "./...")
+	if err != nil {
+		return err
+	}
+	var race, plain []string
+	for _, pkg := range strings.Fields(list) {
+		room, _, _ := strings.Cut(strings.TrimPrefix(pkg, modulePrefix), "/")
+		if slices.Contains(raceRooms, room) {
+			race = append(race, pkg)
+		} else {
+			plain = append(plain, pkg)
+		}
+	}
+	// No cached results: a test that passed yesterday says nothing of today's kernel.
+	args := []string{"go", "test", "-json", "-count=1", "-timeout", "5m"}
+	var errs []error
+	if len(race) > 0 {
+		errs = append(errs, w.command(ctx, []string{"CGO_ENABLED=1"}, w.goTest, append(append(args, "-race"), race...)...))
+	}
+	if len(plain) > 0 {
+		errs = append(errs, w.command(ctx, nil, w.goTest, append(args, plain...)...))
+	}
+	return errors.Join(errs...)
+}
+
+const fuzzTime = "4s"
+
+func fuzz(ctx context.Context, w *work) error {
+	targets, err := findTests(w.root, "", "Fuzz")
+	if err != nil {
+		return err
+	}
+	if len(targets) == 0 {
+		return errors.New("no fuzz test was found")
+	}
+	var errs []error
+	for _, t := range targets {
+		for _, name := range t.names {
+			if ctx.Err() != nil {
+				return errors.Join(append(errs, context.Cause(ctx))...)
+			}
+			err := w.command(ctx, nil, nil, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", fuzzTime, "-timeout", "3m", "./"+t.dir)
+			action := "pass"
+			if err != nil {
+				action = "fail"
+				errs = append(errs, err)
+			}
+			w.tests.count(action, t.dir, name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// kernel compiles the kernel tests here and runs all of them in one virtual
+// machine. A test binary is called after its package, with __ for each slash.
+func kernel(ctx context.Context, w *work) error {
+	pkgs, err := findTests(w.root, "_kernel_test.go", "Test")
+	if err != nil {
+		return err
+	}
+	if len(pkgs) == 0 {
+		return errors.New("no package has kernel tests (*_kernel_test.go)")
+	}
+	bins := filepath.Join(w.tmp, "kernel")
+	if err := os.MkdirAll(bins, 0o755); err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range pkgs {
+		out := filepath.Join(bins, strings.ReplaceAll(p.dir, "/", "__")+".test")
+		if err := w.command(ctx, []string{"CGO_ENABLED=0"}, nil, "go", "test", "-c", "-tags", "kernel", "-o", out, "./"+p.dir); err != nil {
+			errs = append(errs, err)
+			w.tests.count("build-fail", p.dir, "")
+			continue
+		}
+		// Tests read their testdata from their package's folder.
+		if err := os.WriteFile(out+".dir", []byte(filepath.Join(w.root, p.dir)), 0o644); err != nil {
+			return err
+		}
+	}
+	var pkg string
+	errs = append(errs, w.command(ctx, nil, func(l string) { w.verbose(&pkg, l) }, "go", "run", "./test/kernel", "-v", "-bins", bins))
+	if w.tests.passed == 0 {
+		errs = append(errs, errors.New("no kernel test passed"))
+	}
+	return errors.Join(errs...)
+}
+
+// tagged runs the tests behind one build tag: those in files with the suffix and
+// no others of their packages, which ran already.
+func (w *work) tagged(ctx context.Context, tag string, env []string) error {
+	pkgs, err := findTests(w.root, "_"+tag+"_test.go", "Test")
+	if err != nil {
+		return err
+	}
+	if len(pkgs) == 0 {
+		return fmt.Errorf("no package has %s tests (*_%s_test.go)", tag, tag)
+	}
+	var errs []error
+	for _, p := range pkgs {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, context.Cause(ctx))...)
+		}
+		quoted := make([]string, len(p.names))
+		for i, n := range p.names {
+			quoted[i] = regexp.QuoteMeta(n)
+		}
+		errs = append(errs, w.command(ctx, env, w.goTest, "go", "test", "-json", "-count=1", "-timeout", "12m", "-tags", tag,
+			"-run", "^("+strings.Join(quoted, "|")+")$", "./"+p.dir))
+	}
+	if w.tests.passed == 0 {
+		errs = append(errs, fmt.Errorf("no %s test passed", tag))
+	}
+	return errors.Join(errs...)
+}
+
+// envtest gives controller-runtime's test environment the executables that it
+// looks for, all of them our one Kubernetes.
+func envtest(ctx context.Context, w *work) error {
+	hyperkube, err := w.cache.Hyperkube(ctx)
+	if err != nil {
+		return err
+	}
+	assets := filepath.Join(w.tmp, "envtest")
+	if err := os.MkdirAll(assets, 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"etcd", "kube-apiserver", "kubectl"} {
+		if err := os.Symlink(hyperkube, filepath.Join(assets, name)); err != nil {
+			return err
+		}
+	}
+	return w.tagged(ctx, "envtest", []string{"KUBEBUILDER_ASSETS=" + assets})
+}
+
+func labTests(ctx context.Context, w *work) error { return w.tagged(ctx, "lab", nil) }
+
+func demo(ctx context.Context, w *work) error {
+	return w.command(ctx, nil, nil, "go", "run", "./cmd/vpclab", "demo", "--ci")
+}

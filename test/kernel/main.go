@@ -1,0 +1,125 @@
+// Command kernel runs tests that need root and a kernel with 802.1Q: it compiles them here, boots one VM and runs them all
+// in it, so that they run the same on a machine whose own kernel lacks VLANs, and touch nothing of the machine.
+//
+//	go run ./test/kernel ./plugins/... ./ipamd/...     compile what has *_kernel_test.go files, and run it
+//	go run ./test/kernel -bins DIR                     run the test binaries (*.test) in DIR
+//
+// It ends with one line that says what ran. A test that skips itself counts as failed: nothing is left out in silence.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/branchline-cni/branchline/lab/artifacts"
+	"github.com/branchline-cni/branchline/lab/instance"
+)
+
+// modules are what the tests may need and a kernel doesn't load by itself when asked by netlink.
+var modules = []string{
+	"8021q", "veth", "tun", "bridge", "dummy", "vrf", "nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_compat",
+	"nft_fib_ipv4", "nft_fib_inet", "nft_reject_inet", "nf_conntrack", "nf_conntrack_netlink", "xt_comment", "xt_conntrack",
+	"xt_mark", "xt_MASQUERADE", "xt_addrtype",
+}
+
+type options struct {
+	bins, run string
+	verbose   bool
+	timeout   time.Duration
+	memoryMiB int
+	cpus      int
+	patterns  []string
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.bins, "bins", "", "folder of test binaries to run instead of compiling packages")
+	flag.StringVar(&o.run, "run", "", "run only tests that match this regular expression")
+	flag.BoolVar(&o.verbose, "v", false, "show all output, as it comes")
+	flag.DurationVar(&o.timeout, "timeout", 5*time.Minute, "time for each test binary")
+	flag.IntVar(&o.memoryMiB, "memory", 2560, "the VM's memory, MiB")
+	flag.IntVar(&o.cpus, "cpus", 2, "the VM's CPUs")
+	flag.Parse()
+	o.patterns = flag.Args()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, o)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kernel tests:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("root is needed (the VM shares this machine's files): run it as root")
+	}
+	if (o.bins == "") == (len(o.patterns) == 0) {
+		return errors.New("give either -bins DIR or packages")
+	}
+	began := time.Now()
+	work, err := os.MkdirTemp("", "blkt-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	var tests []testBinary
+	if o.bins != "" {
+		tests, err = listBinaries(o.bins)
+	} else {
+		tests, err = compile(ctx, o.patterns, filepath.Join(work, "bins"))
+	}
+	if err != nil {
+		return err
+	}
+	vm, err := boot(ctx, o, work, tests)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, vm.Close()) }()
+	var total tally
+	for _, t := range tests {
+		total.add(runBinary(ctx, vm, o, t, os.Stdout))
+		if ctx.Err() != nil {
+			return errors.New("interrupted")
+		}
+	}
+	fmt.Printf("kernel tests: %s in %v\n", total, time.Since(began).Round(100*time.Millisecond))
+	if !total.ok() {
+		return errors.New("failed")
+	}
+	return nil
+}
+
+func boot(ctx context.Context, o options, work string, tests []testBinary) (instance.Instance, error) {
+	cache, err := artifacts.Open()
+	if err != nil {
+		return nil, err
+	}
+	agent, err := instance.Agent(ctx, cache)
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := cache.Kernel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var keep []string
+	for _, t := range tests {
+		keep = append(keep, t.path, t.dir)
+	}
+	return instance.StartVM(ctx, instance.Spec{
+		ID: fmt.Sprintf("kerneltest-%d", os.Getpid()), Name: "kerneltest", StateDir: filepath.Join(work, "state"), Agent: agent, Kernel: kernel,
+		MemoryMiB: o.memoryMiB, CPUs: o.cpus, MaxENIs: 1, Modules: modules, Keep: keep,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+}
