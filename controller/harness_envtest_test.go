@@ -338,8 +338,8 @@ func ledgerOf(t *testing.T, id string) *ledgerv1.BranchLedger {
 // ready waits for the trunk, then labels the node as the agent does, and waits for the capacity.
 func ready(t *testing.T, node, id string, want int64) {
 	t.Helper()
-	ask(t, node)
 	eventually(t, "trunk of "+node, func() error {
+		ask(t, node) // again where the CNINode was one of an earlier node of this name
 		if l := ledgerOf(t, id); l == nil || l.Spec.TrunkENIID == "" {
 			return fmt.Errorf("ledger %+v", l)
 		}
@@ -458,9 +458,12 @@ func confirm(t *testing.T, id string, p *corev1.Pod) {
 // inEC2 lists the controller's ENIs of an instance: how many trunks, and the branches.
 func inEC2(t *testing.T, id string) (trunks int, branches []ec2types.NetworkInterface) {
 	t.Helper()
-	out, err := w.ec2.DescribeNetworkInterfaces(t.Context(), &ec2.DescribeNetworkInterfacesInput{Filters: []ec2types.Filter{
-		{Name: awssdk.String("tag:branchline.dev/instance-id"), Values: []string{id}}}})
-	must(t, err)
+	var out *ec2.DescribeNetworkInterfacesOutput
+	eventually(t, "describe the ENIs of "+id, func() (err error) {
+		out, err = w.ec2.DescribeNetworkInterfaces(t.Context(), &ec2.DescribeNetworkInterfacesInput{Filters: []ec2types.Filter{
+			{Name: awssdk.String("tag:branchline.dev/instance-id"), Values: []string{id}}}})
+		return err
+	})
 	for _, e := range out.NetworkInterfaces {
 		if *e.Description == "aws-k8s-trunk-eni" {
 			trunks++

@@ -81,8 +81,12 @@ func TestTheTenthPodIsToldWhoUsesTheNine(t *testing.T) {
 	namespace(t, "ten")
 	id := launch(t, "ten", "m5.large", w.subnet)
 	ready(t, "ten", id, 9)
+	var nine []*corev1.Pod
 	for i := range 9 {
-		defer annotated(t, pod(t, "ten", fmt.Sprintf("p%d", i), "ten"))
+		nine = append(nine, pod(t, "ten", fmt.Sprintf("p%d", i), "ten"))
+	}
+	for _, p := range nine {
+		annotated(t, p)
 	}
 	branches(t, id, 9)
 	tenth := pod(t, "ten", "tenth", "")
@@ -135,8 +139,6 @@ func TestEC2RefusalsAreSaidAndOvercome(t *testing.T) {
 		clear()
 		annotated(t, p)
 	}
-	p := pod(t, "refused", "red", "")
-	_ = p
 	branches(t, id, 4)
 }
 

@@ -17,12 +17,12 @@ func (l *Lab) startInstance(ctx context.Context, spec ec2.InstanceSpec) (instanc
 	s := instance.Spec{
 		ID: spec.ID, Type: spec.Type, StateDir: l.stateDir(spec.ID), Agent: l.parts.agent,
 		DNS: dnsAddr, SearchDomain: Region + ".compute.internal",
-		Keep: []string{l.parts.cacheDir}, Log: l.log,
+		Keep: []string{l.parts.cacheDir, l.BinDir()}, Log: l.log,
 	}
 	if !vmTypes[spec.Type] {
 		return instance.StartNetns(ctx, s)
 	}
-	s.MemoryMiB, s.CPUs, s.MaxENIs, s.Kernel = 5120, 2, 3, l.parts.kernel
+	s.MemoryMiB, s.CPUs, s.MaxENIs, s.Kernel = 4096, 2, 3, l.parts.kernel
 	s.Modules = []string{
 		"8021q", "veth", "nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_fib_ipv4", "nft_fib_inet",
 		"nft_numgen", "nft_reject_ipv4", "nf_conntrack", "overlay", "br_netfilter",

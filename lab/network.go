@@ -46,7 +46,13 @@ const (
 	DatabaseRole = "databaseRole"
 
 	ControllerPolicyARN = "arn:aws:iam::aws:policy/AmazonEKSVPCResourceController"
+	clusterPolicyARN    = "arn:aws:iam::aws:policy/AmazonEKSClusterPolicy"
 	nodePolicyARN       = "arn:aws:iam::aws:policy/AmazonEKS_CNI_Policy"
+
+	// trunkPolicy is what an account that is enabled for the trunk API gives to its controller. No managed policy has
+	// these actions: on ordinary accounts only the hosted controller may call them.
+	trunkPolicyName = "trunk-api"
+	trunkPolicy     = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ec2:AssociateTrunkInterface","ec2:DisassociateTrunkInterface","ec2:DescribeTrunkInterfaceAssociations"],"Resource":"*"}]}`
 )
 
 // Network is what the walk-through's first two steps make: the VPC and the groups of the cluster and its nodes.
@@ -162,10 +168,17 @@ func (a awsClients) makeRoles(ctx context.Context) error {
 			return fmt.Errorf("put role %s into its instance profile: %w", role, err)
 		}
 	}
-	if _, err := a.iam.AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{
-		RoleName: aws.String(NodeRole), PolicyArn: aws.String(nodePolicyARN),
+	for role, policy := range map[string]string{NodeRole: nodePolicyARN, ClusterRole: clusterPolicyARN} {
+		if _, err := a.iam.AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{
+			RoleName: aws.String(role), PolicyArn: aws.String(policy),
+		}); err != nil {
+			return fmt.Errorf("attach %s to %s: %w", policy, role, err)
+		}
+	}
+	if _, err := a.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{
+		RoleName: aws.String(ClusterRole), PolicyName: aws.String(trunkPolicyName), PolicyDocument: aws.String(trunkPolicy),
 	}); err != nil {
-		return fmt.Errorf("attach %s to %s: %w", nodePolicyARN, NodeRole, err)
+		return fmt.Errorf("put policy %s into %s: %w", trunkPolicyName, ClusterRole, err)
 	}
 	return nil
 }
@@ -208,10 +221,41 @@ func (a awsClients) launch(ctx context.Context, name, instanceType, role, subnet
 	if err != nil {
 		return Machine{}, fmt.Errorf("launch %s instance %q: private address: %w", instanceType, name, err)
 	}
-	return Machine{
+	m := Machine{
 		ID: aws.ToString(i.InstanceId), Name: name, Type: instanceType, Address: addr,
 		ENIID: aws.ToString(i.NetworkInterfaces[0].NetworkInterfaceId), GroupIDs: groups,
-	}, nil
+	}
+	return m, a.awaitRunning(ctx, m)
+}
+
+// awaitRunning waits until EC2 says that an instance runs.
+func (a awsClients) awaitRunning(ctx context.Context, m Machine) error {
+	for {
+		out, err := a.ec2.DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{m.ID}})
+		if err != nil {
+			return fmt.Errorf("wait for instance %s (%s): %w", m.ID, m.Name, err)
+		}
+		state := ec2types.InstanceStateNamePending
+		if len(out.Reservations) == 1 && len(out.Reservations[0].Instances) == 1 {
+			i := out.Reservations[0].Instances[0]
+			state = i.State.Name
+			if state == ec2types.InstanceStateNameTerminated && i.StateReason != nil {
+				return fmt.Errorf("wait for instance %s (%s): it ended: %s", m.ID, m.Name, aws.ToString(i.StateReason.Message))
+			}
+		}
+		switch state {
+		case ec2types.InstanceStateNameRunning:
+			return nil
+		case ec2types.InstanceStateNamePending:
+		default:
+			return fmt.Errorf("wait for instance %s (%s): it is %s", m.ID, m.Name, state)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for instance %s (%s) to run: %w", m.ID, m.Name, context.Cause(ctx))
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
 }
 
 // Terminate ends an instance by the API, as its owner would.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/util/retry"
@@ -20,6 +21,9 @@ type Store struct {
 	// Reader bypasses every cache: a transition is decided on what is stored.
 	Reader client.Reader
 	Writer client.Writer
+
+	// One writer at a time per ledger within the process: its pods' workers would only make each other try again.
+	locks sync.Map // instance id -> *sync.Mutex
 }
 
 // Get reads one ledger, bypassing caches.
@@ -35,6 +39,9 @@ func (st *Store) Get(ctx context.Context, instanceID string) (*v1.BranchLedger, 
 // may be called several times; ErrUnchanged from it ends the update without a write, any other error as it is. The
 // ledger is returned as it is stored.
 func (st *Store) Update(ctx context.Context, instanceID string, change func(*v1.BranchLedger) error) (*v1.BranchLedger, error) {
+	lock, _ := st.locks.LoadOrStore(instanceID, &sync.Mutex{})
+	lock.(*sync.Mutex).Lock()
+	defer lock.(*sync.Mutex).Unlock()
 	var l *v1.BranchLedger
 	err := retry.OnError(retry.DefaultBackoff, apierrors.IsConflict, func() error {
 		var err error

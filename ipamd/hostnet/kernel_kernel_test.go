@@ -24,7 +24,7 @@ func TestRoutingOfARealKernelIsReconciledBothWays(t *testing.T) {
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eni1"}, PeerName: "peer"}); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []string{"eni1", "peer"} {
+	for _, n := range []string{"lo", "eni1", "peer"} { // without lo there is no local table, and no gateway is valid
 		l, err := netlink.LinkByName(n)
 		if err != nil {
 			t.Fatal(err)

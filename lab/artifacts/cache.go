@@ -107,6 +107,11 @@ func (c *Cache) entry(ctx context.Context, r recipe) (string, error) {
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}
 	if err == nil {
+		// Unpacking may have given the folder an old time, and prune goes by it.
+		now := time.Now()
+		err = os.Chtimes(tmp, now, now)
+	}
+	if err == nil {
 		if err = os.MkdirAll(filepath.Dir(final), 0o755); err == nil {
 			err = os.Rename(tmp, final)
 		}

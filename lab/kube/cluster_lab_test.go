@@ -33,7 +33,7 @@ const conflist = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
   "ranges": [[{"subnet": "192.168.0.64/26", "gateway": "192.168.0.65"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`
 
 func TestClusterOnNamespaceInstances(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
 	checkNothingIsLeft(t)
 	lab := newTestLab(t, ctx)
@@ -131,7 +131,7 @@ func TestClusterOnNamespaceInstances(t *testing.T) {
 		if err := node.Restart(ctx, Kubelet); err != nil {
 			t.Fatal(err)
 		}
-		c.kubectl(t, "delete", "deployment", "after", "--wait")
+		c.kubectl(t, "delete", "pod,deployment", "-l", "app=after", "--grace-period=1", "--wait=false")
 		c.kubectl(t, "wait", "--for=delete", "pod", "-l", "app=after", "--timeout=90s")
 	})
 	if t.Failed() {

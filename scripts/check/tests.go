@@ -154,5 +154,5 @@ func envtest(ctx context.Context, w *work) error {
 func labTests(ctx context.Context, w *work) error { return w.tagged(ctx, "lab", nil) }
 
 func demo(ctx context.Context, w *work) error {
-	return w.command(ctx, nil, nil, "go", "run", "./cmd/vpclab", "demo", "--ci")
+	return w.command(ctx, nil, nil, "go", "run", "./cmd/vpclab", "demo", "--kills", "--evidence", filepath.Join(w.logs, "evidence"))
 }

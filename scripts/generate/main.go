@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/branchline-cni/branchline/ipamd/config"
 )
 
 // steps are the generators, each run in the checkout's root.
@@ -30,7 +32,10 @@ var steps = [][]string{
 }
 
 // inputs is what the generators read and where they write.
-var inputs = []string{"go.mod", "go.sum", "buf.yaml", "buf.gen.yaml", "tools", "rpc", "api", "config/crd"}
+var inputs = []string{"go.mod", "go.sum", "buf.yaml", "buf.gen.yaml", "tools", "rpc", "api", "config/crd", configurationDoc}
+
+// configurationDoc holds the table of the agent's variables between two marks.
+const configurationDoc = "docs/configuration.md"
 
 func main() {
 	check := flag.Bool("check", false, "change nothing; fail when the committed files are not current")
@@ -75,7 +80,7 @@ func run(ctx context.Context, check bool) error {
 		return err
 	}
 	var stale []string
-	for _, d := range []string{"rpc", "api", "config/crd"} {
+	for _, d := range []string{"rpc", "api", "config/crd", configurationDoc} {
 		diff, err := compare(ctx, root, dir, d)
 		if err != nil {
 			return err
@@ -102,13 +107,31 @@ func generate(ctx context.Context, dir string) error {
 			return fmt.Errorf("run %s: %w\n%s", strings.Join(step, " "), err, bytes.TrimSpace(out))
 		}
 	}
+	return writeVariables(filepath.Join(dir, configurationDoc))
+}
+
+// writeVariables replaces the table in the documentation.
+func writeVariables(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("write the table of variables: %w", err)
+	}
+	const begin, end = "<!-- variables -->\n", "<!-- end -->\n"
+	head, rest, ok := strings.Cut(string(b), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return fmt.Errorf("write the table of variables: %s lacks its marks", path)
+	}
+	if err := os.WriteFile(path, []byte(head+begin+config.MarkdownTable()+end+tail), 0o644); err != nil {
+		return fmt.Errorf("write the table of variables: %w", err)
+	}
 	return nil
 }
 
 // isGenerated says by its name whether a file is the generators'.
 func isGenerated(rel string) bool {
 	name := filepath.Base(rel)
-	return strings.HasSuffix(name, ".pb.go") || strings.HasPrefix(name, "zz_generated.") ||
+	return rel == configurationDoc || strings.HasSuffix(name, ".pb.go") || strings.HasPrefix(name, "zz_generated.") ||
 		strings.HasPrefix(rel, "config/crd/") && strings.HasSuffix(name, ".yaml") && strings.Contains(name, "_")
 }
 
@@ -119,7 +142,7 @@ func removeGenerated(dir string) (int, error) {
 			return err
 		}
 		rel, err := filepath.Rel(dir, path)
-		if err == nil && isGenerated(rel) {
+		if err == nil && isGenerated(rel) && rel != configurationDoc { // only a part of it is generated
 			files = append(files, path)
 		}
 		return err
@@ -134,6 +157,9 @@ func removeGenerated(dir string) (int, error) {
 }
 
 func copyTree(from, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
 	info, err := os.Stat(from)
 	if err != nil {
 		return err

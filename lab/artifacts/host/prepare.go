@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/branchline-cni/branchline/lab/artifacts"
 )
 
 // GoVersion is the oldest Go that the sources build with.
@@ -49,4 +51,14 @@ func (n Needs) Prepare(ctx context.Context, w io.Writer) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 15*time.Minute, errors.New("installing took longer than 15 minutes"))
 	defer cancel()
 	return Install(ctx, w, missing)
+}
+
+// Prepare does Lab(...).Prepare for the cache and the temporary folder: all that
+// a program that runs the lab has to call.
+func Prepare(ctx context.Context, w io.Writer) error {
+	cache, err := artifacts.Open()
+	if err != nil {
+		return err
+	}
+	return Lab(cache.Dir(), os.TempDir()).Prepare(ctx, w)
 }

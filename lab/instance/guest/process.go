@@ -87,8 +87,16 @@ func (r *reaper) signal(pid int, sig syscall.Signal, group bool) error {
 	return syscall.Kill(pid, sig)
 }
 
+// environment is the agent's own, in which extra replaces variables: most programs take the first of two.
 func environment(extra []string) []string {
-	return append([]string{"PATH=" + defaultPath, "HOME=/root", "LANG=C.UTF-8", "TERM=dumb"}, extra...)
+	var env []string
+	for _, v := range []string{"PATH=" + defaultPath, "HOME=/root", "LANG=C.UTF-8", "TERM=dumb"} {
+		name, _, _ := strings.Cut(v, "=")
+		if !slices.ContainsFunc(extra, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
+			env = append(env, v)
+		}
+	}
+	return append(env, extra...)
 }
 
 // lookup finds the executable as execvp does, by the PATH that the process itself will have.

@@ -1,0 +1,245 @@
+package datapath
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// model is a host's kernel as a set: links with their owners' marks, and rules and routes as text with the link that
+// they hang on. It knows what the kernel takes away along with a link.
+type model struct {
+	links  map[string]string // name -> mark
+	rules  map[string]bool
+	routes map[string]string // table and destination -> link
+}
+
+func newModel() *model {
+	return &model{map[string]string{}, map[string]bool{}, map[string]string{}}
+}
+
+func (m *model) do(s Step) {
+	switch s := s.(type) {
+	case AddVLAN:
+		m.links[s.Name] = ""
+	case AddVeth:
+		m.links[s.Host] = ""
+	case SetMark:
+		m.links[s.Link] = s.Mark.String()
+	case AddRoute:
+		if s.Side == Host {
+			m.routes[fmt.Sprint(s.Table, " ", s.Dst)] = s.Link
+		}
+	case AddRule:
+		any := s.Rule
+		any.Table = 0
+		m.do(DeleteRule{any})
+		m.rules[s.Rule.String()] = true
+	case DeleteRule:
+		for r := range m.rules {
+			if r == s.Rule.String() || s.Table == 0 && strings.HasPrefix(r, s.Rule.String()+" lookup ") {
+				delete(m.rules, r)
+			}
+		}
+	case DeleteLink:
+		delete(m.links, s.Name)
+		maps.DeleteFunc(m.routes, func(_, link string) bool { return link == s.Name })
+	}
+}
+
+func (m *model) String() string {
+	return fmt.Sprint(slices.Sorted(maps.Keys(m.links)), slices.Sorted(maps.Keys(m.rules)), m.routes)
+}
+
+// apply does what Apply does: claims, then steps.
+func (m *model) apply(p Plan) {
+	m.do(DeleteLink{p.HostVeth.Host})
+	if p.VLAN != nil {
+		m.do(DeleteLink{p.VLAN.Name})
+	}
+	for _, s := range p.Steps {
+		m.do(s)
+	}
+}
+
+// teardown does what Teardown does, with a view of the model.
+func (m *model) teardown(r Request, p Plan) {
+	see := func(name string) observed {
+		alias, ok := m.links[name]
+		if !ok {
+			return observed{}
+		}
+		o := observed{holder: other, index: len(name)}
+		if mark, err := ParseMark(alias); err == nil && mark.Is(r.Owner) {
+			o.holder = us
+		}
+		return o
+	}
+	names := []string{p.HostVeth.Host}
+	v := view{veths: map[string]observed{names[0]: see(names[0])}, address: r.Address}
+	if p.VLAN != nil {
+		v.vlan, v.vlanLink = p.VLAN.ID, see(p.VLAN.Name)
+	} else if link, ok := m.routes[fmt.Sprint(LocalPodsTable, " ", netip.PrefixFrom(r.Address, 32))]; ok {
+		v.addressHeldBy = len(link) + 1000
+		if link == names[0] {
+			v.addressHeldBy = len(link)
+		}
+	}
+	for _, s := range teardownSteps(names, v) {
+		m.do(s)
+	}
+}
+
+func genRequest(t *rapid.T, id string) Request {
+	r := Request{
+		Owner:        Owner{ContainerID: id, IfName: "eth0"},
+		PodNamespace: "shop", PodName: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "pod"),
+		VethPrefix: "eni", MTU: 9001,
+		Address: netip.AddrFrom4([4]byte{192, 168, 40, byte(rapid.IntRange(1, 2).Draw(t, "address"))}),
+	}
+	if rapid.Bool().Draw(t, "branch") {
+		r.Branch = &Branch{
+			VLAN: rapid.IntRange(1, 2).Draw(t, "vlan"), MAC: net.HardwareAddr{6, 1, 2, 3, 4, 5},
+			Gateway: netip.MustParseAddr("192.168.32.1"), TrunkIfindex: 3,
+		}
+	} else {
+		r.Regular = &Regular{RouteTable: rapid.SampledFrom([]int{MainTable, 2, 3}).Draw(t, "table")}
+	}
+	return r
+}
+
+func mustPlan(t interface{ Fatal(...any) }, r Request) Plan {
+	p, err := NewPlan(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestUndoOfAnyPartOfAPlanLeavesNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := mustPlan(t, genRequest(t, "one"))
+		m := newModel()
+		n := rapid.IntRange(0, len(p.Steps)).Draw(t, "done")
+		for _, s := range p.Steps[:n] {
+			m.do(s)
+		}
+		for _, s := range Undo(p.Steps[:n]) {
+			m.do(s)
+		}
+		if m.String() != newModel().String() {
+			t.Fatalf("left: %s", m)
+		}
+	})
+}
+
+// TestTeardownTakesItsOwnAndNothingElse: an older sandbox may share the pod's name, the VLAN id or the address with a
+// newer one; whenever its DEL comes, the newer one is wired as if it had been alone.
+func TestTeardownTakesItsOwnAndNothingElse(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		older, newer := genRequest(t, "older"), genRequest(t, "newer")
+		po, pn := mustPlan(t, older), mustPlan(t, newer)
+		alone := newModel()
+		alone.apply(pn)
+		m := newModel()
+		m.apply(po)
+		m.apply(pn)
+		for range rapid.IntRange(1, 2).Draw(t, "dels") {
+			m.teardown(older, po)
+		}
+		if m.String() != alone.String() {
+			t.Fatalf("after the late DEL:\n%s\nalone:\n%s", m, alone)
+		}
+		m.teardown(newer, pn)
+		if m.String() != newModel().String() {
+			t.Fatalf("left: %s", m)
+		}
+	})
+}
+
+func TestNamesAreWhatOtherAgentsCompute(t *testing.T) {
+	for prefix, want := range map[string]string{"eni": "enib5faff8a083", "vlan": "vlanb5faff8a083"} {
+		if got := HostVethName(prefix, "kube-system", "coredns-57ff979f67-qqbdh"); got != want {
+			t.Errorf("host veth %s, want %s", got, want)
+		}
+	}
+	if VLANLinkName(7) != "vlan.eth.7" || VLANTable(7) != 107 {
+		t.Error("VLAN link name or table")
+	}
+	for name, want := range map[string]int{"vlan.eth.7": 7, "vlan.eth.120": 120, "vlan.eth.121": 0, "vlan.eth.07": 0, "vlan.eth.": 0, "eth0": 0, "vlan.eth.-1": 0} {
+		if id, ok := VLANLinkID(name); ok != (want != 0) || ok && id != want {
+			t.Errorf("%s: id %d, %t", name, id, ok)
+		}
+	}
+}
+
+func TestMarksSurviveTheKernel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := Mark{Owner: Owner{
+			ContainerID: rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_.-]{0,300}`).Draw(t, "id"),
+			IfName:      rapid.StringMatching(`[a-z0-9]{1,15}`).Draw(t, "if"),
+		}, VLAN: rapid.IntRange(0, MaxVLAN).Draw(t, "vlan"), Address: netip.MustParseAddr("192.168.255.255")}
+		text := m.String()
+		if len(text) > 255 {
+			t.Fatalf("%d bytes don't fit into an ifalias", len(text))
+		}
+		got, err := ParseMark(text)
+		if err != nil || !got.Is(m.Owner) || got.VLAN != m.VLAN || got.Address != m.Address {
+			t.Fatalf("%q: %+v, %v", text, got, err)
+		}
+		if got.Is(Owner{m.ContainerID + "x", m.IfName}) || got.Is(Owner{m.ContainerID, m.IfName + "x"}) {
+			t.Fatal("another's mark is taken for ours")
+		}
+	})
+}
+
+func FuzzMark(f *testing.F) {
+	f.Add("branchline:abc/eth0 vlan=7 ip=192.168.47.64")
+	f.Add("branchline:/")
+	f.Fuzz(func(t *testing.T, alias string) {
+		m, err := ParseMark(alias)
+		if err == nil && (m.ContainerID == "" || m.IfName == "" || m.VLAN < 0 || m.VLAN > MaxVLAN) {
+			t.Fatalf("%q: %+v", alias, m)
+		}
+	})
+}
+
+func TestRequestsThatCannotBeWiredAreRefused(t *testing.T) {
+	good := func() Request {
+		return Request{
+			Owner: Owner{"c", "eth0"}, PodNamespace: "a", PodName: "b", VethPrefix: "eni", MTU: 9001, Address: netip.MustParseAddr("192.168.47.64"),
+			Branch: &Branch{VLAN: 7, MAC: net.HardwareAddr{6, 1, 2, 3, 4, 5}, Gateway: netip.MustParseAddr("192.168.32.1"), TrunkIfindex: 3},
+		}
+	}
+	mustPlan(t, good())
+	for name, change := range map[string]func(*Request){
+		"no owner":            func(r *Request) { r.Owner.ContainerID = "" },
+		"mtu too small":       func(r *Request) { r.MTU = 500 },
+		"no address":          func(r *Request) { r.Address = netip.Addr{} },
+		"IPv6 address":        func(r *Request) { r.Address = netip.MustParseAddr("fd00::1") },
+		"loopback":            func(r *Request) { r.Address = netip.MustParseAddr("127.0.0.1") },
+		"both kinds":          func(r *Request) { r.Regular = &Regular{RouteTable: 2} },
+		"neither kind":        func(r *Request) { r.Branch = nil },
+		"vlan 0":              func(r *Request) { r.Branch.VLAN = 0 },
+		"vlan 121":            func(r *Request) { r.Branch.VLAN = 121 },
+		"multicast MAC":       func(r *Request) { r.Branch.MAC = net.HardwareAddr{1, 1, 2, 3, 4, 5} },
+		"zero MAC":            func(r *Request) { r.Branch.MAC = make(net.HardwareAddr, 6) },
+		"gateway is the pod":  func(r *Request) { r.Branch.Gateway = r.Address },
+		"no trunk":            func(r *Request) { r.Branch.TrunkIfindex = 0 },
+		"table local":         func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: 255} },
+		"table of local pods": func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: LocalPodsTable} },
+		"no table":            func(r *Request) { r.Branch = nil; r.Regular = &Regular{} },
+	} {
+		r := good()
+		change(&r)
+		if _, err := NewPlan(r); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
