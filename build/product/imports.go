@@ -37,7 +37,7 @@ const labCommand = Module + "/cmd/vpclab"
 // LoadPackages lists the module's packages with their imports, and what each
 // program links, by its package's path.
 func LoadPackages(ctx context.Context, root string, programs ...Program) (pkgs []Package, links map[string][]string, err error) {
-	out, err := goCommand(ctx, root, []string{"GOOS=linux", "CGO_ENABLED=0"}, "list", "-json=ImportPath,Imports", "./...")
+	out, err := goCommand(ctx, root, []string{"GOOS=linux", "CGO_ENABLED=0"}, "list", "-tags", Tags, "-json=ImportPath,Imports", "./...")
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the module's packages: %w", err)
 	}
@@ -52,7 +52,7 @@ func LoadPackages(ctx context.Context, root string, programs ...Program) (pkgs [
 	}
 	links = map[string][]string{}
 	for _, p := range programs {
-		out, err := goCommand(ctx, root, []string{"GOOS=linux", "CGO_ENABLED=0"}, "list", "-deps", "./"+p.Package)
+		out, err := goCommand(ctx, root, []string{"GOOS=linux", "CGO_ENABLED=0"}, "list", "-tags", Tags, "-deps", "./"+p.Package)
 		if err != nil {
 			return nil, nil, fmt.Errorf("list what %s links: %w", p.Name, err)
 		}

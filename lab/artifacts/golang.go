@@ -9,14 +9,13 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-)
 
-// modulePath is how the checkout is recognised.
-const modulePath = "github.com/branchline-cni/branchline"
+	"github.com/branchline-cni/branchline/build/product"
+)
 
 // ErrNoCheckout is returned where something must be built and the working folder
 // is not inside a checkout of Branchline.
-var ErrNoCheckout = errors.New("not inside a checkout of " + modulePath)
+var ErrNoCheckout = errors.New("not inside a checkout of " + product.Module)
 
 // Hyperkube is the path of the executable of lab/kube/hyperkube: etcd, the
 // Kubernetes control plane, kubelet, kube-proxy and kubectl, by argv[0] or first
@@ -60,8 +59,9 @@ func (c *Cache) CoreDNS(ctx context.Context) (string, error) {
 }
 
 // Go is the path of a static, stripped executable called name, built from
-// package pkg ("./cmd/aws-cni") in the Go module in folder dir; dir may be
-// relative to the checkout, and empty for the checkout itself.
+// package pkg ("./cmd/aws-cni") in the Go module in folder dir, with the build
+// tags of what ships; dir may be relative to the checkout, and empty for the
+// checkout itself.
 func (c *Cache) Go(ctx context.Context, name, pkg, dir string, ldflags ...string) (string, error) {
 	if !filepath.IsAbs(dir) {
 		root, err := Checkout()
@@ -71,7 +71,7 @@ func (c *Cache) Go(ctx context.Context, name, pkg, dir string, ldflags ...string
 		dir = filepath.Join(root, dir)
 	}
 	return c.goBuild(ctx, goRecipe{
-		name: name, title: name, deadline: 15 * time.Minute, dir: dir, pkg: pkg, ldflags: ldflags,
+		name: name, title: name, deadline: 15 * time.Minute, dir: dir, pkg: pkg, tags: product.Tags, ldflags: ldflags,
 	})
 }
 
@@ -83,7 +83,7 @@ func Checkout() (string, error) {
 	}
 	for dir := wd; ; dir = filepath.Dir(dir) {
 		b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
-		if err == nil && moduleOf(string(b)) == modulePath {
+		if err == nil && moduleOf(string(b)) == product.Module {
 			return dir, nil
 		}
 		if dir == filepath.Dir(dir) {
@@ -95,7 +95,7 @@ func Checkout() (string, error) {
 type goRecipe struct {
 	name, title, usually string
 	deadline             time.Duration
-	dir, pkg             string
+	dir, pkg, tags       string
 	ldflags              []string
 }
 
@@ -110,6 +110,9 @@ func (c *Cache) goBuild(ctx context.Context, r goRecipe) (string, error) {
 	}
 	ldflags := strings.Join(append([]string{"-s", "-w"}, r.ldflags...), " ")
 	args := []string{"build", "-trimpath", "-ldflags", ldflags}
+	if r.tags != "" {
+		args = append(args, "-tags", r.tags)
+	}
 	dir, err := c.entry(ctx, recipe{
 		kind:     "go-" + r.name,
 		key:      key(append([]string{strings.TrimSpace(string(version)), r.pkg, files}, args...)...),
