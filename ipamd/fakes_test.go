@@ -74,8 +74,7 @@ func (c *cloud) add(device, secondary int, trunk bool) *cloudENI {
 
 func (c *cloud) grow(e *cloudENI, n int) (out []netip.Addr) {
 	for range n {
-		a := netip.AddrFrom4([4]byte{192, 168, byte(len(e.id)), 0})
-		a = netip.MustParseAddr(fmt.Sprintf("192.168.%d.%d", c.index(e), 10+len(e.addresses)))
+		a := netip.MustParseAddr(fmt.Sprintf("192.168.%d.%d", c.index(e), 10+len(e.addresses)))
 		e.addresses = append(e.addresses, a)
 		out = append(out, a)
 	}

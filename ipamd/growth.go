@@ -199,23 +199,26 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	}
 }
 
-// resumeRetirement gives back the ENIs that the store says are on their way out, also those of an earlier run.
+// resumeRetirement gives back one of the ENIs that the store says are on their way out, also of an earlier run. did says
+// that there was one: there may be more.
 func (a *Agent) resumeRetirement(ctx context.Context) (did bool, err error) {
-	for _, id := range a.store.View().Retiring {
-		if err := a.provision.Retire(ctx, id); err != nil {
-			return true, err
-		}
-		// Until IMDS and the link are gone the note stays, so that nothing of it is handed out.
-		a.links.Fire()
-		gone := a.await(ctx, joinTimeout, func() bool {
-			return !slices.ContainsFunc(a.inventory.ENIs(), func(e enis.ENI) bool { return e.ID == id })
-		})
-		if !gone {
-			return true, fmt.Errorf("%s was deleted and IMDS still shows it", id)
-		}
-		return true, a.store.Retired(id)
+	retiring := a.store.View().Retiring
+	if len(retiring) == 0 {
+		return false, nil
 	}
-	return false, nil
+	id := retiring[0]
+	if err := a.provision.Retire(ctx, id); err != nil {
+		return true, err
+	}
+	// Until IMDS and the link are gone the note stays, so that nothing of it is handed out.
+	a.links.Fire()
+	gone := a.await(ctx, joinTimeout, func() bool {
+		return !slices.ContainsFunc(a.inventory.ENIs(), func(e enis.ENI) bool { return e.ID == id })
+	})
+	if !gone {
+		return true, fmt.Errorf("%s was deleted and IMDS still shows it", id)
+	}
+	return true, a.store.Retired(id)
 }
 
 func (a *Agent) attach(ctx context.Context, count int) error {

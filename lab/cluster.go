@@ -169,7 +169,7 @@ func (l *Lab) Kill(ctx context.Context, v Victim) (string, error) {
 		pid, err := l.controller.kill(ctx)
 		return fmt.Sprintf("vpc-controller, pid %d on the control plane's instance", pid), err
 	case APIServer:
-		return "kube-apiserver, started again", l.kube.Restart(ctx, kube.APIServer)
+		return "kube-apiserver, since then started again and ready", l.kube.Restart(ctx, kube.APIServer)
 	case Agent:
 		return l.killAgent(ctx)
 	default:

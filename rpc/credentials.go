@@ -58,7 +58,7 @@ func (c peerCredentials) ClientHandshake(_ context.Context, _ string, conn net.C
 }
 
 func (c peerCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: Peer{}.AuthType(), ServerName: "localhost"}
+	return credentials.ProtocolInfo{SecurityProtocol: Peer{}.AuthType()}
 }
 
 func (c peerCredentials) Clone() credentials.TransportCredentials { return c }

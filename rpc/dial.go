@@ -36,6 +36,7 @@ func dial(socket string, uid uint32) (*Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
 		}),
+		grpc.WithAuthority("localhost"), // as gRPC has it for unix sockets; the default here would be the path
 		grpc.WithUnaryInterceptor(refusal.intercept),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),

@@ -37,9 +37,9 @@ func main() {
 }
 
 type settings struct {
-	kubeconfig, endpoint, region, imds string
-	webhooks                           controller.Webhooks
-	o                                  controller.Options
+	kubeconfig, endpoint, region string
+	webhooks                     controller.Webhooks
+	o                            controller.Options
 }
 
 func parse(args []string, out io.Writer) (*settings, error) {

@@ -208,7 +208,8 @@ func (r *Pods) failed(pod *corev1.Pod, l *ledgerv1.BranchLedger, err error) (ctr
 		r.Events.Warn(pod, "BranchENIsInUse", "%s", usage(l.Spec.NodeName, &l.Spec, nil))
 		return ctrl.Result{}, nil
 	case errors.Is(err, ledger.ErrMoved):
-		return ctrl.Result{Requeue: true}, nil
+		// Whoever moved it wrote the ledger, and its watch brings the pod back.
+		return ctrl.Result{}, nil
 	case apierrors.IsNotFound(err):
 		return ctrl.Result{}, nil // the ledger or the pod is gone; its watch has the next word
 	}

@@ -53,7 +53,7 @@ func (r *Nodes) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, e
 	}
 	cninode, err := r.cninode(ctx, &node)
 	if err != nil || cninode == nil {
-		return ctrl.Result{Requeue: err == nil}, err
+		return ctrl.Result{}, err // without an error, the CNINode's watch brings the node back
 	}
 	if !Managed(&node, cninode) {
 		return ctrl.Result{}, r.setCapacity(ctx, &node, nil)

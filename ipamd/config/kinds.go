@@ -176,7 +176,7 @@ func parseTags(s string) (map[string]string, error) {
 		case k == "" || len(k) > 127 || len(v) > 255:
 			return nil, fmt.Errorf("tag %q is too long or empty", k)
 		case strings.HasPrefix(strings.ToLower(k), "aws:"):
-			return nil, fmt.Errorf("tag %q uses the reserved prefix aws:", k)
+			return nil, fmt.Errorf("tag %q: AWS keeps the prefix aws: to itself", k)
 		}
 	}
 	return m, nil

@@ -19,6 +19,7 @@ func (w *walk) scheduleKills(ctx context.Context) func() error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	var wg sync.WaitGroup
 	errs := make([]error, len(lab.Victims))
+	began := time.Now()
 	for i, v := range lab.Victims {
 		after := time.Duration(w.rand.Int64N(int64(killWindow))).Round(10 * time.Millisecond)
 		w.Note("kill -9 of the %s is due %s into this step (seed %d)", v, after, w.opt.Seed)
@@ -36,7 +37,7 @@ func (w *walk) scheduleKills(ctx context.Context) func() error {
 				errs[i] = fmt.Errorf("kill the %s: %w", v, err)
 				return
 			}
-			w.Note("[kill] %s, %.2f s into the step: %s", v, after.Seconds(), what)
+			w.Note("[kill] %s, %.2f s into the step: %s", v, time.Since(began).Seconds(), what)
 		}()
 	}
 	return func() error {

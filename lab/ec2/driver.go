@@ -46,8 +46,9 @@ func (r *Region) attachmentSpec(e *eni) AttachmentSpec {
 	}
 }
 
-// drive lets do work without the lock, after all earlier steps of the instance, and calls then with the lock held and
-// do's error. Without a driver, then is called at once. Called with the lock held.
+// drive lets do work without the lock, once the data plane knows of the call that asks for it and after all earlier steps
+// of the instance, and calls then with the lock held and do's error. Without a driver, then is called at once. Called with
+// the lock held.
 func (r *Region) drive(i *instance, do func(context.Context, Instances) error, then func(error)) {
 	if r.cfg.Instances == nil {
 		then(nil)
@@ -55,18 +56,23 @@ func (r *Region) drive(i *instance, do func(context.Context, Instances) error, t
 	}
 	before, done := i.tail, make(chan struct{})
 	i.tail = done
-	r.work.Go(func() {
+	r.steps = append(r.steps, func() {
 		defer close(done)
 		if before != nil {
 			<-before // ends: every step is bounded by the region's context
 		}
-		// The lock is held by the call that asked for this step, until the data plane knows of it.
-		r.mu.Lock()
-		r.mu.Unlock() //nolint:staticcheck // nothing to do in between
 		err := do(r.ctx, r.cfg.Instances)
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		then(err)
 		r.changed()
 	})
+}
+
+// startSteps starts what the call asked of the driver. Called with the lock held, when the data plane knows of the call.
+func (r *Region) startSteps() {
+	for _, step := range r.steps {
+		r.work.Go(step)
+	}
+	r.steps = nil
 }

@@ -60,6 +60,7 @@ type Region struct {
 	tokens    map[string]idempotent
 	iam       iamState
 	buckets   map[string]*bucket
+	steps     []func() // what the current call asks of the driver
 	auditMu   sync.Mutex
 }
 

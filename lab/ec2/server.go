@@ -137,6 +137,7 @@ func (r *Region) do(c *call) ([]element, error) {
 	if err == nil && c.op.mutating {
 		r.changed()
 	}
+	r.startSteps()
 	return out, err
 }
 

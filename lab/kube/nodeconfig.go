@@ -78,10 +78,10 @@ func (n *NodeConfig) validate() error {
 		}
 	}
 	if !n.Address.Is4() {
-		errs = append(errs, fmt.Errorf("Address %q is not an IPv4 address", n.Address))
+		errs = append(errs, fmt.Errorf("field Address is %q, not an IPv4 address", n.Address))
 	}
 	if !n.Nameserver.IsValid() {
-		errs = append(errs, errors.New("Nameserver is not set"))
+		errs = append(errs, errors.New("field Nameserver is not set"))
 	}
 	if n.ProxyMode != "nftables" && n.ProxyMode != "iptables" {
 		errs = append(errs, fmt.Errorf("ProxyMode %q is neither nftables nor iptables", n.ProxyMode))

@@ -33,7 +33,6 @@ var (
 	dbMAC     = mac{2, 0, 0, 0, 0, 20}
 	farMAC    = mac{2, 0, 0, 0, 0, 30}
 	router1   = routerMAC("subnet-1")
-	router2   = routerMAC("subnet-2")
 
 	everyone = netip.MustParsePrefix("0.0.0.0/0")
 )
