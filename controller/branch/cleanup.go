@@ -15,6 +15,7 @@ import (
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/controller/cloud"
+	"github.com/branchline-cni/branchline/controller/events"
 	"github.com/branchline-cni/branchline/controller/ledger"
 )
 
@@ -24,7 +25,7 @@ type CleanUp struct {
 	Live     client.Reader
 	Cloud    *cloud.Client
 	Ledgers  *ledger.Store
-	Events   *Recorder
+	Events   *events.Recorder
 	Log      *slog.Logger
 	Now      func() time.Time
 	CoolDown func(context.Context) time.Duration
@@ -111,7 +112,8 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 		onTrunk[a.BranchENIID] = true
 	}
 	running, err := r.Cloud.Runs(ctx, l.Spec.InstanceID)
-	if err != nil && !errors.Is(err, cloud.ErrInstanceGone) {
+	instanceGone := errors.Is(err, cloud.ErrInstanceGone)
+	if err != nil && !instanceGone {
 		return l, err
 	}
 	ours := map[string]bool{}
@@ -132,7 +134,7 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 			switch {
 			case s.State == ledgerv1.Releasing:
 				// The slot got here by its pod's end, so that part of the evidence stands.
-				e := ledger.Evidence{PodEnded: true, AgentGone: agentGone, Unwired: !running || !onTrunk[s.ENIID]}
+				e := ledger.Evidence{InstanceGone: instanceGone, PodEnded: true, AgentGone: agentGone, Unwired: !running || !onTrunk[s.ENIID]}
 				changed = ledger.Reclaim(&l.Spec, s.VLANID, e, r.Now(), coolDown) || changed
 			case !onTrunk[s.ENIID]:
 				changed = ledger.Vacated(&l.Spec, s.VLANID, r.Now(), coolDown) || changed

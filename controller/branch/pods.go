@@ -16,6 +16,7 @@ import (
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/v1beta1"
 	"github.com/branchline-cni/branchline/controller/cloud"
+	"github.com/branchline-cni/branchline/controller/events"
 	"github.com/branchline-cni/branchline/controller/ledger"
 	"github.com/branchline-cni/branchline/controller/trunk"
 	"github.com/branchline-cni/branchline/policy"
@@ -29,9 +30,11 @@ type Pods struct {
 	Live    client.Reader
 	Cloud   *cloud.Client
 	Ledgers *ledger.Store
-	Events  *Recorder
+	Events  *events.Recorder
 	Log     *slog.Logger
 	Now     func() time.Time
+	// CoolDown says when a branch ENI that rests can be had again.
+	CoolDown func(context.Context) time.Duration
 	// Claim makes a new name for an attempt; it must never repeat.
 	Claim func() string
 }
@@ -138,7 +141,7 @@ func (r *Pods) assign(ctx context.Context, pod *corev1.Pod) (ctrl.Result, error)
 	if slot == nil || slot.State != ledgerv1.Bound {
 		var err error
 		if slot, err = r.bind(ctx, pod, &l); err != nil || slot == nil {
-			return r.failed(pod, &l, err)
+			return r.failed(ctx, pod, &l, err)
 		}
 	}
 	return ctrl.Result{}, r.mirror(ctx, pod, slot)
@@ -199,13 +202,13 @@ func (r *Pods) groups(ctx context.Context, pod *corev1.Pod) ([]string, error) {
 }
 
 // failed says to the pod why it has no branch ENI, and when it is tried again.
-func (r *Pods) failed(pod *corev1.Pod, l *ledgerv1.BranchLedger, err error) (ctrl.Result, error) {
+func (r *Pods) failed(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLedger, err error) (ctrl.Result, error) {
 	switch {
 	case err == nil:
 		return ctrl.Result{}, nil
 	case errors.Is(err, ledger.ErrFull):
 		// Freed slots come through the ledger's watch.
-		r.Events.Warn(pod, "BranchENIsInUse", "%s", usage(l.Spec.NodeName, &l.Spec, nil))
+		r.Events.Warn(pod, "BranchENIsInUse", "%s", say([]usage{usageOf(&l.Spec, nil, r.CoolDown(ctx))}))
 		return ctrl.Result{}, nil
 	case errors.Is(err, ledger.ErrMoved):
 		// Whoever moved it wrote the ledger, and its watch brings the pod back.

@@ -8,14 +8,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
-	"github.com/branchline-cni/branchline/controller/ledger"
+	"github.com/branchline-cni/branchline/controller/events"
 )
-
-// Events hold at most 1024 bytes.
-const maxMessage = 1000
 
 // retell is how often a pod that still can't be scheduled is looked at again.
 const retell = time.Minute
@@ -33,57 +31,129 @@ func (r *Pods) unscheduled(ctx context.Context, pod *corev1.Pod) (ctrl.Result, e
 		return ctrl.Result{}, fmt.Errorf("list ledgers: %w", err)
 	}
 	slices.SortFunc(ledgers.Items, func(a, b ledgerv1.BranchLedger) int { return strings.Compare(a.Spec.NodeName, b.Spec.NodeName) })
-	var nodes []string
+	var nodes []usage
 	for i := range ledgers.Items {
 		s := &ledgers.Items[i].Spec
 		pods, err := PodsOf(ctx, r.Client, s.NodeName)
 		if err != nil {
 			return ctrl.Result{}, err
 		}
-		nodes = append(nodes, usage(s.NodeName, s, pods))
+		nodes = append(nodes, usageOf(s, pods, r.CoolDown(ctx)))
 	}
 	message := "no node of the cluster has a trunk ENI: switch ENABLE_POD_ENI on, and use instance types that can carry one"
 	if len(nodes) > 0 {
-		message = "branch ENIs in use: " + strings.Join(nodes, "; ")
+		message = say(nodes)
 	}
 	r.Events.Warn(pod, "InsufficientBranchENIs", "%s", message)
 	return ctrl.Result{RequeueAfter: retell}, nil
 }
 
-// usage says how many branch ENIs of a node are in use, by whom, and how many only rest. pods are the node's pods that ask
-// for one; those without a slot yet count too, as they do for the scheduler.
-func usage(node string, s *ledgerv1.BranchLedgerSpec, pods []corev1.Pod) string {
-	var users []string
-	resting := 0
+// usage is what people ask about a node that has no room: who uses its branch ENIs, and what becomes of the others.
+type usage struct {
+	node     string
+	capacity int
+	// users have a branch ENI or, as the scheduler counts, a claim to one; never more than the capacity. waiting is how
+	// many more pods were bound to the node past the scheduler.
+	users   []string
+	waiting int
+	// Of the slots that no pod has: how many cool down, until when the first of them does, how many wait for the node's
+	// word that nothing of their pod is left, how many are being deleted, and how many hold an ENI that isn't ours.
+	cooling, releasing, deleting, foreign int
+	coolUntil                             time.Time
+}
+
+// usageOf counts the node's slots. pods are its pods that ask for a branch ENI.
+func usageOf(s *ledgerv1.BranchLedgerSpec, pods []corev1.Pod, coolDown time.Duration) usage {
+	u := usage{node: s.NodeName, capacity: int(s.Capacity)}
+	has := map[types.UID]bool{}
 	for i := range s.Slots {
-		switch slot := &s.Slots[i]; slot.State {
+		slot := &s.Slots[i]
+		has[slot.PodUID] = true
+		switch slot.State {
 		case ledgerv1.Free:
 		case ledgerv1.Creating, ledgerv1.Bound:
-			users = append(users, slot.PodNamespace+"/"+slot.PodName)
+			u.users = append(u.users, slot.PodNamespace+"/"+slot.PodName)
+		case ledgerv1.Cooling:
+			u.cooling++
+			if at := slot.Since.Add(coolDown); u.coolUntil.IsZero() || at.Before(u.coolUntil) {
+				u.coolUntil = at
+			}
+		case ledgerv1.Releasing:
+			u.releasing++
+		case ledgerv1.Occupied:
+			u.foreign++
 		default:
-			resting++
+			u.deleting++
 		}
 	}
+	var claims []string
 	for i := range pods {
-		if ledger.Of(s, pods[i].UID) == nil {
-			users = append(users, pods[i].Namespace+"/"+pods[i].Name)
+		if !has[pods[i].UID] {
+			claims = append(claims, pods[i].Namespace+"/"+pods[i].Name)
 		}
 	}
-	slices.Sort(users)
+	slices.Sort(claims)
+	room := min(len(claims), max(0, u.capacity-len(u.users)))
+	u.users, u.waiting = append(u.users, claims[:room]...), len(claims)-room
+	slices.Sort(u.users)
+	return u
+}
+
+// text names at most so many users.
+func (u *usage) text(most int) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "node %s has %d of %d branch ENIs in use", node, len(users)+resting, s.Capacity)
-	if len(users) > 0 {
-		fmt.Fprintf(&b, " by %s", strings.Join(users, ", "))
+	fmt.Fprintf(&b, "node %s has %d of %d branch ENIs in use", u.node, len(u.users), u.capacity)
+	if named := min(most, len(u.users)); named > 0 {
+		b.WriteString(" by " + strings.Join(u.users[:named], ", "))
+		if left := len(u.users) - named; left > 0 {
+			fmt.Fprintf(&b, " and %d more", left)
+		}
 	}
-	if resting > 0 {
-		fmt.Fprintf(&b, " (%d of them cooling down or being released)", resting)
+	part := func(n int, one, many string) {
+		if n == 1 {
+			fmt.Fprintf(&b, "; 1 more %s", one)
+		} else if n > 1 {
+			fmt.Fprintf(&b, "; %d more %s", n, many)
+		}
+	}
+	until := u.coolUntil.UTC().Format(time.RFC3339)
+	part(u.cooling, "is cooling down until "+until, "are cooling down, the first until "+until)
+	part(u.releasing, "waits for the node to confirm its pod's end", "wait for the node to confirm their pods' end")
+	part(u.deleting, "is being deleted", "are being deleted")
+	part(u.foreign, "is held by an ENI that is not in the ledger", "are held by ENIs that are not in the ledger")
+	if u.waiting > 0 {
+		fmt.Fprintf(&b, "; pods bound past that and waiting: %d", u.waiting)
 	}
 	return b.String()
 }
 
-func clip(message string) string {
-	if len(message) <= maxMessage {
-		return message
+// say joins the nodes' texts, with as many users as an event holds, and as many nodes.
+func say(nodes []usage) string {
+	most := 0
+	for i := range nodes {
+		most = max(most, len(nodes[i].users))
 	}
-	return message[:maxMessage] + " …"
+	for shown := len(nodes); shown > 0; {
+		text := join(nodes, shown, most)
+		if len(text) <= events.MaxMessage {
+			return text
+		}
+		if most > 1 {
+			most--
+		} else {
+			shown--
+		}
+	}
+	return fmt.Sprintf("none of %d nodes with a trunk ENI has a branch ENI free", len(nodes))
+}
+
+func join(nodes []usage, shown, most int) string {
+	parts := make([]string, 0, shown+1)
+	for i := range nodes[:shown] {
+		parts = append(parts, nodes[i].text(most))
+	}
+	if left := len(nodes) - shown; left > 0 {
+		parts = append(parts, fmt.Sprintf("and %d more nodes", left))
+	}
+	return strings.Join(parts, ". ")
 }

@@ -109,7 +109,7 @@ func TestLedgerModel(t *testing.T) {
 			"abandon": func(*rapid.T) { m.abandoned = !m.abandoned },
 			"reclaim": func(t *rapid.T) {
 				s := slotIn(t, v1.Releasing)
-				e := Evidence{PodEnded: true, AgentGone: m.abandoned, Unwired: m.abandoned}
+				e := Evidence{PodEnded: true, AgentGone: m.abandoned || rapid.Bool().Draw(t, "no feature"), Unwired: m.abandoned}
 				since, uid := s.Since.Time, s.PodUID
 				if Reclaim(&m.s, s.VLANID, e, m.now, rest) {
 					if !m.abandoned || m.now.Sub(since) < 2*rest {

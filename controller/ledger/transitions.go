@@ -30,8 +30,11 @@ type ENI struct {
 	ID, MAC, PrivateIP, SubnetCIDR string
 }
 
-// Evidence is what speaks for a pod being off its node where the node itself does not confirm it. All of it is needed.
+// Evidence is what speaks for a pod being off its node where the node itself does not confirm it: that the instance is
+// gone is enough, else all of the rest is needed.
 type Evidence struct {
+	// InstanceGone: EC2 says that the instance is terminated, or does not know it any more.
+	InstanceGone bool
 	// PodEnded: the pod is gone from the API server, or has run to its end.
 	PodEnded bool
 	// AgentGone: the CNINode does not exist, or no longer asks for security groups for pods.
@@ -190,10 +193,13 @@ func Confirm(s *v1.BranchLedgerSpec, released []v1.Released, now time.Time) bool
 	return changed
 }
 
-// Reclaim lets go of a slot that its node does not confirm. It needs all the evidence and twice the cool-down.
+// Reclaim lets go of a slot that its node does not confirm. It needs the evidence and twice the cool-down.
 func Reclaim(s *v1.BranchLedgerSpec, vlan int32, e Evidence, now time.Time, coolDown time.Duration) bool {
 	slot := Slot(s, vlan)
-	if slot == nil || slot.State != v1.Releasing || !e.PodEnded || !e.AgentGone || !e.Unwired || now.Before(slot.Since.Add(2*coolDown)) {
+	if slot == nil || slot.State != v1.Releasing || now.Before(slot.Since.Add(2*coolDown)) {
+		return false
+	}
+	if !e.InstanceGone && !(e.PodEnded && e.AgentGone && e.Unwired) {
 		return false
 	}
 	enter(slot, v1.Deleting, now)
