@@ -68,6 +68,7 @@ func (w *walk) cleanUp(ctx context.Context) error {
 
 // terminate ends the instance and its Node, as a scale-down does.
 func (w *walk) terminate(ctx context.Context) error {
+	w.nodeLogs(ctx)
 	if _, err := w.Do(ctx, w.Local, "aws", "ec2", "terminate-instances", "--instance-ids", w.node.ID, "--output", "text",
 		"--query", "TerminatingInstances[].CurrentState.Name"); err != nil {
 		return err

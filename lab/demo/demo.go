@@ -124,8 +124,26 @@ func Run(ctx context.Context, o Options) (err error) {
 	return nil
 }
 
+// nodeLogs saves the logs of agent and executable from both nodes. An instance that is gone has none.
+func (w *walk) nodeLogs(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for _, m := range []lab.Machine{w.node, w.small} {
+		for _, name := range []string{"ipamd.log", "plugin.log"} {
+			o, err := w.inside(m)(ctx, []string{"cat", "/var/log/aws-routed-eni/" + name})
+			if err == nil && o.Code == 0 {
+				err = os.WriteFile(filepath.Join(w.dir, m.Name+"-"+name), []byte(o.Stdout), 0o644)
+			}
+			if err != nil {
+				w.Note("%s of %s is not kept: %v", name, m.Name, err)
+			}
+		}
+	}
+}
+
 // diagnose keeps what somebody would ask for first after a failure.
 func (w *walk) diagnose(ctx context.Context) {
+	w.nodeLogs(ctx)
 	w.Note("the claim was not seen; what the cluster says:")
 	for _, argv := range [][]string{
 		{"kubectl", "get", "nodes,pods", "-A", "-o", "wide"},
