@@ -227,12 +227,9 @@ func confirm(t *testing.T, id string, p *corev1.Pod) {
 // inEC2 lists the controller's ENIs of an instance: how many trunks, and the branches.
 func inEC2(t *testing.T, id string) (trunks int, branches []ec2types.NetworkInterface) {
 	t.Helper()
-	var out *ec2.DescribeNetworkInterfacesOutput
-	eventually(t, "describe the ENIs of "+id, func() (err error) {
-		out, err = w.ec2.DescribeNetworkInterfaces(t.Context(), &ec2.DescribeNetworkInterfacesInput{Filters: []ec2types.Filter{
-			{Name: awssdk.String("tag:branchline.dev/instance-id"), Values: []string{id}}}})
-		return err
-	})
+	out, err := w.ec2.DescribeNetworkInterfaces(t.Context(), &ec2.DescribeNetworkInterfacesInput{Filters: []ec2types.Filter{
+		{Name: awssdk.String("tag:branchline.dev/instance-id"), Values: []string{id}}}})
+	must(t, err)
 	for _, e := range out.NetworkInterfaces {
 		if *e.Description == "aws-k8s-trunk-eni" {
 			trunks++

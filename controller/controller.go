@@ -5,6 +5,7 @@ package controller
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -32,6 +33,7 @@ import (
 	"github.com/branchline-cni/branchline/controller/admission"
 	"github.com/branchline-cni/branchline/controller/branch"
 	"github.com/branchline-cni/branchline/controller/cloud"
+	"github.com/branchline-cni/branchline/controller/events"
 	"github.com/branchline-cni/branchline/controller/ledger"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 )
@@ -59,6 +61,8 @@ type Options struct {
 	Now func() time.Time
 	// CoolDown overrides the ConfigMap; nil means to read it.
 	CoolDown func(context.Context) time.Duration
+	// Lease is how long a leader that died keeps others from leading; zero means 15 s.
+	Lease time.Duration
 	// SweepEvery and Recheck default to those of packages branch and trunk.
 	SweepEvery, Recheck time.Duration
 }
@@ -97,13 +101,25 @@ func Scheme() (*runtime.Scheme, error) {
 	return s, nil
 }
 
-// Run runs the controller until the context ends. Error: admission.ErrHosted where the cluster has a hosted control plane.
+// Run runs the controller until the context ends, which is no error, whatever it was doing. Error: admission.ErrHosted
+// where the cluster has a hosted control plane.
 func Run(ctx context.Context, o Options) error {
+	err := run(ctx, o)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func run(ctx context.Context, o Options) error {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.Lease == 0 {
+		o.Lease = 15 * time.Second
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -119,12 +135,13 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := admission.Hosted(ctx, client_); err != nil {
+	if err := o.alone(ctx, client_); err != nil {
 		return err
 	}
 	mgrOptions := manager.Options{
 		Scheme: scheme, Logger: logr.FromSlogHandler(o.Log.Handler()),
 		LeaderElection: o.LeaderElect, LeaderElectionID: Lease, LeaderElectionNamespace: "kube-system", LeaderElectionReleaseOnCancel: true,
+		LeaseDuration: ptr.To(o.Lease), RenewDeadline: ptr.To(o.Lease * 2 / 3), RetryPeriod: ptr.To(o.Lease * 2 / 15),
 		Metrics: server.Options{BindAddress: none(o.MetricsAddr)}, HealthProbeBindAddress: none(o.HealthAddr),
 		Cache:  cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: configMapOnly()},
 		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.ServiceAccount{}}}},
@@ -153,12 +170,15 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	if o.Webhooks != nil {
-		if err := o.serveWebhooks(ctx, mgr, certs, stop); err != nil {
+		if err := o.serveWebhooks(ctx, mgr, certs); err != nil {
 			return err
 		}
 	}
 	if err := o.reconcilers(mgr); err != nil {
 		return err
+	}
+	if err := watchHosted(mgr, &admission.StandAside{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Log: o.Log, Now: o.Now, Stop: stop}); err != nil {
+		return fmt.Errorf("watch for the hosted control plane: %w", err)
 	}
 	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
 		return fmt.Errorf("add the health check: %w", err)
@@ -179,6 +199,20 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
+// alone returns admission.ErrHosted, and says so by an event, where the cluster has a hosted control plane.
+func (o *Options) alone(ctx context.Context, c client.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+	err := admission.Hosted(ctx, c)
+	var hosted *admission.HostedError
+	if errors.As(err, &hosted) {
+		if err := admission.TellHosted(ctx, c, hosted, o.Now()); err != nil {
+			o.Log.WarnContext(ctx, "nobody was told that this controller stands aside", "error", err)
+		}
+	}
+	return err
+}
+
 func (o *Options) certificates(ctx context.Context, c client.Client) (*admission.Certificates, error) {
 	hosts, err := o.Webhooks.hosts()
 	if err != nil {
@@ -189,7 +223,7 @@ func (o *Options) certificates(ctx context.Context, c client.Client) (*admission
 	return admission.Load(ctx, c, c, hosts, o.Now())
 }
 
-func (o *Options) serveWebhooks(ctx context.Context, mgr manager.Manager, certs *admission.Certificates, stop context.CancelCauseFunc) error {
+func (o *Options) serveWebhooks(ctx context.Context, mgr manager.Manager, certs *admission.Certificates) error {
 	// Replicas that don't lead serve too, so the policies are watched from the start, not by the reconcilers alone.
 	if _, err := mgr.GetCache().GetInformer(ctx, &v1beta1.SecurityGroupPolicy{}, cache.BlockUntilSynced(false)); err != nil {
 		return fmt.Errorf("watch policies: %w", err)
@@ -200,22 +234,22 @@ func (o *Options) serveWebhooks(ctx context.Context, mgr manager.Manager, certs 
 		Policies: mgr.GetClient(), Live: mgr.GetAPIReader(), Decoder: decoder, Log: o.Log,
 	}}))
 	s.Register(admission.PathValidatePod, &webhook.Admission{Handler: &admission.ValidatePod{Decoder: decoder}})
-	s.Register(admission.PathValidateNode, &webhook.Admission{Handler: &admission.ValidateNode{Decoder: decoder}})
+	s.Register(admission.PathValidateNode, &webhook.Admission{Handler: &admission.ValidateNode{}})
 	return watchConfigs(mgr, &admission.Configs{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), URL: o.Webhooks.URL, Service: o.Webhooks.Service, CA: certs.CA,
-		Log: o.Log, Stop: func(err error) { stop(err) },
+		Log: o.Log,
 	})
 }
 
 func (o *Options) reconcilers(mgr manager.Manager) error {
 	c := &cloud.Client{EC2: o.EC2, ClusterName: o.ClusterName}
 	ledgers := &ledger.Store{Reader: mgr.GetAPIReader(), Writer: mgr.GetClient()}
-	events := &branch.Recorder{Recorder: mgr.GetEventRecorderFor("vpc-resource-controller"), Now: o.Now}
+	said := &events.Recorder{Recorder: mgr.GetEventRecorderFor("vpc-resource-controller"), Now: o.Now}
 	coolDown := o.CoolDown
 	if coolDown == nil {
-		coolDown = func(ctx context.Context) time.Duration { return branch.CoolDown(ctx, mgr.GetClient()) }
+		coolDown = (&branch.CoolDown{Read: mgr.GetClient(), Events: said, Log: o.Log}).Get
 	}
-	w := wiring{mgr: mgr, cloud: c, ledgers: ledgers, events: events, coolDown: coolDown, o: o,
+	w := wiring{mgr: mgr, cloud: c, ledgers: ledgers, events: said, coolDown: coolDown, o: o,
 		claim: func() string { return string(uuid.NewUUID()) }}
 	return w.add()
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,7 @@ var w struct {
 	region *labec2.Region
 	url    string
 	ec2    *ec2.Client // the operator's
+	iam    *iam.Client // the operator's
 	vpc    string
 	subnet string
 	group  string
@@ -116,15 +118,36 @@ func world(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	role := iam.NewFromConfig(operator)
-	trust := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}`
-	if _, err := role.CreateRole(ctx, &iam.CreateRoleInput{RoleName: awssdk.String("controller"), AssumeRolePolicyDocument: &trust}); err != nil {
-		return 1, err
-	}
-	if _, err := role.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: awssdk.String("controller"), PolicyName: awssdk.String("vpc-controller"), PolicyDocument: awssdk.String(string(document))}); err != nil {
+	w.iam = iam.NewFromConfig(operator)
+	if err := role(ctx, "controller", string(document)); err != nil {
 		return 1, err
 	}
 	return m.Run(), nil
+}
+
+// role makes an IAM role with one policy.
+func role(ctx context.Context, name, document string) error {
+	trust := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}`
+	if _, err := w.iam.CreateRole(ctx, &iam.CreateRoleInput{RoleName: &name, AssumeRolePolicyDocument: &trust}); err != nil {
+		return err
+	}
+	return allow(ctx, name, document)
+}
+
+// allow replaces a role's policy.
+func allow(ctx context.Context, name, document string) error {
+	_, err := w.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: &name, PolicyName: awssdk.String("vpc-controller"), PolicyDocument: &document})
+	return err
+}
+
+// as is an EC2 client in a role.
+func as(t *testing.T, role string) *ec2.Client {
+	t.Helper()
+	keys, ok := w.region.RoleCredentials(role, "i-controller")
+	if !ok {
+		t.Fatalf("no role %s", role)
+	}
+	return ec2.NewFromConfig(awsConfig(keys.AccessKeyID, keys.SecretAccessKey, keys.Token, nil))
 }
 
 func subnet(ctx context.Context, cidr string) (string, error) {
@@ -165,12 +188,28 @@ func awsConfig(key, secret, token string, wrap func(http.RoundTripper) http.Roun
 }
 
 // killer cuts a controller off the world after its n-th call took effect: the answer is lost, and so is every later call.
-// Reads of the API server have no effect, so being killed at one is the same as at the call before it.
+// Every call of EC2 counts, and every write to the API server. Reads of the API server have no effect, so to be killed at
+// one is to be killed before the next call that counts, which is to be killed after the one before: no point of its own.
 type killer struct {
 	mu    sync.Mutex
 	n     int // 0: never
 	calls []string
 	dead  chan struct{}
+	ended chan struct{} // closed when the controller has ended
+}
+
+// kill cuts the controller off now.
+func (k *killer) kill() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	close(k.dead)
+}
+
+// effects are the calls so far that changed something.
+func (k *killer) effects() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.calls)
 }
 
 var errKilled = errors.New("killed")
@@ -223,7 +262,7 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // start runs a controller until the returned function is called; that waits for its end.
 func start(t *testing.T, n int, change func(*controller.Options)) (k *killer, stop func() error) {
 	t.Helper()
-	k = &killer{n: n, dead: make(chan struct{})}
+	k = &killer{n: n, dead: make(chan struct{}), ended: make(chan struct{})}
 	cfg := rest.CopyConfig(w.cfg)
 	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return transport{k, rt, true} })
 	keys, ok := w.region.RoleCredentials("controller", "i-controller")
@@ -243,7 +282,10 @@ func start(t *testing.T, n int, change func(*controller.Options)) (k *killer, st
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- controller.Run(ctx, o) }()
+	go func() {
+		done <- controller.Run(ctx, o)
+		close(k.ended)
+	}()
 	stop = sync.OnceValue(func() error { cancel(); return <-done })
 	t.Cleanup(func() { stop() })
 	return k, stop

@@ -101,9 +101,7 @@ func killedAt(t *testing.T, n int) (calls []string, killed bool) {
 		return nil
 	})
 	close(over)
-	first.mu.Lock()
-	calls = first.calls
-	first.mu.Unlock()
+	calls = first.effects()
 	select {
 	case <-first.dead:
 		killed = true

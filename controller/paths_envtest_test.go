@@ -93,6 +93,12 @@ func TestTheTenthPodIsToldWhoUsesTheNine(t *testing.T) {
 	tenth.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable}}
 	must(t, w.admin.Status().Update(t.Context(), tenth))
 	told(t, tenth, "InsufficientBranchENIs", "node ten has 9 of 9", "ten/p0", "ten/p8")
+	// One ends and its successor has the scheduler's word already, while the slot waits: still nine of nine.
+	remove(t, nine[0])
+	pod(t, "ten", "p9", "ten")
+	state(t, id, ledgerv1.Releasing)
+	must(t, annotatePod(w.admin, tenth, "example.com/look", "again", ""))
+	told(t, tenth, "InsufficientBranchENIs", "node ten has 9 of 9 branch ENIs in use by ten/p1, ", "ten/p9; 1 more waits for the node to confirm")
 	// The instance goes with all its pods: nothing stays in EC2.
 	must(t, w.admin.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "ten"}}))
 	_, err := w.ec2.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{id}})

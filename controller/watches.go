@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -26,6 +27,7 @@ import (
 	"github.com/branchline-cni/branchline/controller/admission"
 	"github.com/branchline-cni/branchline/controller/branch"
 	"github.com/branchline-cni/branchline/controller/cloud"
+	"github.com/branchline-cni/branchline/controller/events"
 	"github.com/branchline-cni/branchline/controller/ledger"
 	"github.com/branchline-cni/branchline/controller/trunk"
 	"github.com/branchline-cni/branchline/policy"
@@ -47,7 +49,7 @@ type wiring struct {
 	mgr      manager.Manager
 	cloud    *cloud.Client
 	ledgers  *ledger.Store
-	events   *branch.Recorder
+	events   *events.Recorder
 	coolDown func(context.Context) time.Duration
 	claim    func() string
 	o        *Options
@@ -77,7 +79,7 @@ func (w *wiring) add() error {
 		Watches(&v1alpha1.CNINode{}, toNode).Watches(&ledgerv1.BranchLedger{}, toNode).
 		Watches(&corev1.Pod{}, toNode, builder.WithPredicates(branchPods(), predicate.NewPredicateFuncs(func(o client.Object) bool { return o.(*corev1.Pod).Spec.NodeName != "" }))).
 		WithOptions(options(nodeWorkers)).
-		Complete(&trunk.Nodes{Client: c, Cloud: w.cloud, Ledgers: w.ledgers, Events: mgr.GetEventRecorderFor("vpc-resource-controller"), Log: w.o.Log, ClusterName: w.o.ClusterName,
+		Complete(&trunk.Nodes{Client: c, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, ClusterName: w.o.ClusterName, Recheck: w.o.Recheck,
 			Pods: func(ctx context.Context, node string) ([]corev1.Pod, error) { return branch.PodsOf(ctx, c, node) }}); err != nil {
 		return fmt.Errorf("set up the node reconciler: %w", err)
 	}
@@ -93,13 +95,25 @@ func (w *wiring) add() error {
 		}
 		return r
 	})
+	// The cool-down has changed: what waits for its end may be due.
+	allLedgers := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+		var l ledgerv1.BranchLedgerList
+		if err := c.List(ctx, &l); err != nil {
+			w.o.Log.ErrorContext(ctx, "list the ledgers", "error", err)
+		}
+		var r []reconcile.Request
+		for i := range l.Items {
+			r = append(r, request("", l.Items[i].Name)...)
+		}
+		return r
+	})
 	if err := builder.ControllerManagedBy(mgr).Named("instance").For(&ledgerv1.BranchLedger{}).Watches(&corev1.Node{}, toLedgers).
 		WithOptions(options(nodeWorkers)).
 		Complete(&trunk.Instances{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Log: w.o.Log, Now: w.o.Now, Recheck: w.o.Recheck}); err != nil {
 		return fmt.Errorf("set up the instance reconciler: %w", err)
 	}
 	if err := builder.ControllerManagedBy(mgr).Named("cleanup").For(&ledgerv1.BranchLedger{}).
-		Watches(&v1alpha1.CNINode{}, toLedgers).WithOptions(options(nodeWorkers)).
+		Watches(&v1alpha1.CNINode{}, toLedgers).Watches(&corev1.ConfigMap{}, allLedgers).WithOptions(options(nodeWorkers)).
 		Complete(&branch.CleanUp{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, CoolDown: w.coolDown}); err != nil {
 		return fmt.Errorf("set up the clean-up: %w", err)
 	}
@@ -108,7 +122,7 @@ func (w *wiring) add() error {
 		Watches(&ledgerv1.BranchLedger{}, handler.EnqueueRequestsFromMapFunc(w.podsOfLedger)).
 		Watches(&v1beta1.SecurityGroupPolicy{}, handler.EnqueueRequestsFromMapFunc(w.podsOfPolicy)).
 		WithOptions(options(podWorkers)).
-		Complete(&branch.Pods{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, Claim: w.claim}); err != nil {
+		Complete(&branch.Pods{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, CoolDown: w.coolDown, Claim: w.claim}); err != nil {
 		return fmt.Errorf("set up the pod reconciler: %w", err)
 	}
 	if err := mgr.Add(&branch.Sweep{Live: live, Cloud: w.cloud, Log: w.o.Log, Now: w.o.Now, CoolDown: w.coolDown, Every: w.o.SweepEvery}); err != nil {
@@ -159,8 +173,19 @@ func branchPods() predicate.Predicate {
 	})
 }
 
-// watchConfigs keeps our webhook configurations; the hosted ones' appearance is noticed too.
+// watchConfigs keeps our webhook configurations, in the replica that leads.
 func watchConfigs(mgr manager.Manager, r *admission.Configs) error {
+	return onConfigs(mgr, "webhooks", options(1), r)
+}
+
+// watchHosted notices the hosted ones' appearance, in every replica.
+func watchHosted(mgr manager.Manager, r *admission.StandAside) error {
+	o := options(1)
+	o.NeedLeaderElection = ptr.To(false)
+	return onConfigs(mgr, "hosted", o, r)
+}
+
+func onConfigs(mgr manager.Manager, name string, o controller.Options, r reconcile.Reconciler) error {
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return request("", "webhooks") })
 	names := predicate.NewPredicateFuncs(func(o client.Object) bool {
 		switch o.GetName() {
@@ -171,11 +196,11 @@ func watchConfigs(mgr manager.Manager, r *admission.Configs) error {
 	})
 	// The namespace kube-system exists in every cluster: it gives the first trigger where no webhook
 	// configuration does, and only its name passes.
-	return builder.ControllerManagedBy(mgr).Named("webhooks").
+	return builder.ControllerManagedBy(mgr).Named(name).
 		Watches(&admissionregistrationv1.MutatingWebhookConfiguration{}, one, builder.WithPredicates(names)).
 		Watches(&admissionregistrationv1.ValidatingWebhookConfiguration{}, one, builder.WithPredicates(names)).
 		Watches(&corev1.Namespace{}, one, builder.WithPredicates(names)).
-		WithOptions(options(1)).Complete(r)
+		WithOptions(o).Complete(r)
 }
 
 // certificatesOf is the namespace whose existence triggers the first writing of the configurations.

@@ -31,6 +31,8 @@ type Links interface {
 	enis.Links
 	// VLANs returns the ids of the VLAN links of branch pods that are there.
 	VLANs(ctx context.Context) (map[int]bool, error)
+	// Marked returns what the links that the CNI executable made say of themselves.
+	Marked(ctx context.Context) (enis.Marked, error)
 	// Watch calls eni whenever a link that may be an ENI came, changed or went, and vlan for a branch pod's VLAN link,
 	// until ctx ends.
 	Watch(ctx context.Context, eni, vlan func())
@@ -85,13 +87,16 @@ type Agent struct {
 	ready   atomic.Bool
 	waiting atomic.Int32 // pods that wait for an address
 
+	started time.Time
+
 	mu       sync.Mutex
-	routed   map[string]bool     // ENIs whose routing is in place
-	listed   bool                // the inventory was read and routing was put in place at least once
-	orphans  map[netip.Addr]bool // wired, and nobody here remembers for whom
-	joining  map[string]int      // ENIs that we attached and the inventory does not show yet, by device index
-	poolErr  error               // why the pool can't grow
-	branches bool                // something of a branch pod is left on this node
+	asked    map[store.Key]time.Time // when an executable was last told of an allocation, in this run
+	routed   map[string]bool         // ENIs whose routing is in place
+	listed   bool                    // the inventory was read and routing was put in place at least once
+	orphans  map[netip.Addr]bool     // wired, and nobody here remembers for whom
+	joining  map[string]int          // ENIs that we attached and the inventory does not show yet, by device index
+	poolErr  error                   // why the pool can't grow
+	branches bool                    // something of a branch pod is left on this node
 }
 
 // New opens the store and builds the agent. It does not reach out yet.
@@ -104,7 +109,8 @@ func New(o Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		opt: o, store: st, events: o.Kube.Events(), routed: map[string]bool{}, joining: map[string]int{},
+		opt: o, store: st, events: o.Kube.Events(), started: o.Now(),
+		asked: map[store.Key]time.Time{}, routed: map[string]bool{}, joining: map[string]int{},
 		inventory: enis.New(enis.Options{Metadata: o.Metadata, EC2: o.EC2, Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log}),
 		provision: &enis.Provisioner{
 			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,
@@ -159,6 +165,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(a.runPool)
 	background(a.runTrunk)
 	background(a.runReleases)
+	background(a.runReclaim)
 	g.Go(func() error { return a.serve(ctx) })
 	g.Go(func() error { return a.serveMetrics(ctx) })
 	g.Go(func() error { return a.serveIntrospection(ctx) })

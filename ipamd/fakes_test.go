@@ -2,6 +2,7 @@ package ipamd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
@@ -42,7 +45,8 @@ type cloud struct {
 	enis   map[string]*cloudENI
 	next   int
 	vlans  map[int]bool
-	failed error // what every mutating EC2 call answers with
+	marked []netip.Addr // on the host veths
+	failed error        // what every mutating EC2 call answers with
 	onENI  func()
 	onVLAN func()
 }
@@ -149,6 +153,18 @@ func (c *cloud) VLANs(context.Context) (map[int]bool, error) {
 		out[id] = true
 	}
 	return out, nil
+}
+
+// Marked: addresses are marked where the host routes to them.
+func (c *cloud) Marked(ctx context.Context) (m enis.Marked, err error) {
+	m.VLANs, err = c.VLANs(ctx)
+	m.Addresses = map[netip.Addr]bool{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, a := range c.marked {
+		m.Addresses[a] = true
+	}
+	return m, err
 }
 
 func (c *cloud) Watch(ctx context.Context, eni, vlan func()) {
@@ -281,7 +297,14 @@ type world struct {
 	api     client.WithWatch
 	env     map[string]string
 	typ     string
+	noGet   atomic.Bool  // the API server answers no questions; watches go on
+	later   atomic.Int64 // how far the agent's clock is ahead
 }
+
+// pass moves the agent's clock.
+func (w *world) pass(d time.Duration) { w.later.Add(int64(d)) }
+
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.later.Load())) }
 
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
@@ -296,7 +319,16 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 		WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }).
 		WithIndex(&cninodev1.CNINode{}, "metadata.name", byName).
 		WithIndex(&ledgerv1.BranchLedger{}, "metadata.name", byName).Build()
-	return &world{t: t, dir: t.TempDir(), cloud: newCloud(), routing: newRouting(), api: api, typ: "m5.large", env: map[string]string{"MY_NODE_NAME": nodeName}}
+	w := &world{t: t, dir: t.TempDir(), cloud: newCloud(), routing: newRouting(), typ: "m5.large", env: map[string]string{"MY_NODE_NAME": nodeName}}
+	w.api = interceptor.NewClient(api, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			if w.noGet.Load() {
+				return errors.New("connection refused")
+			}
+			return c.Get(ctx, key, obj, opts...)
+		},
+	})
+	return w
 }
 
 // start runs an agent; stop ends it as a kill would: nothing is said to anyone.
@@ -321,7 +353,7 @@ func (w *world) start() (s service, stop func()) {
 	a, err := New(Options{
 		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
-		Metrics: prometheus.NewRegistry(), Version: "test", Log: log,
+		Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: w.now,
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -56,7 +56,7 @@ func (s service) Add(ctx context.Context, in *rpc.AddRequest) (*rpc.AddReply, er
 		s.a.metrics.failed("add")
 		st := statusOf(err)
 		switch st.Code() {
-		case codes.FailedPrecondition, codes.DeadlineExceeded, codes.ResourceExhausted:
+		case codes.FailedPrecondition, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Unavailable:
 			p := in.GetPod()
 			s.a.events.Pod(p.GetNamespace(), p.GetName(), p.GetUid(), "PodNotWired", st.Message())
 		}
@@ -120,7 +120,7 @@ func name(p *rpc.Pod) string { return p.GetNamespace() + "/" + p.GetName() }
 func (a *Agent) logRequest(ctx context.Context, op string, p *rpc.Pod, at *rpc.Attachment, al store.Allocation, start time.Time, err error) {
 	attrs := []slog.Attr{
 		slog.String("pod", name(p)), slog.String("uid", p.GetUid()),
-		slog.String("sandbox", at.GetContainerId()), slog.String("interface", at.GetIfName()), slog.Duration("took", time.Since(start)),
+		slog.String("sandbox", at.GetContainerId()), slog.String("interface", at.GetIfName()), slog.String("took", time.Since(start).Round(time.Microsecond).String()),
 	}
 	switch {
 	case al.Regular != nil:
@@ -284,6 +284,8 @@ func (a *Agent) exhausted(ctx context.Context) error {
 }
 
 func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, error) {
+	a.noteAsked(al.Key)
+	defer a.noteAsked(al.Key) // it may wait for the trunk's link
 	r := &rpc.AddReply{Version: a.opt.Version}
 	if al.Regular != nil {
 		r.Interface = &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
@@ -322,10 +324,16 @@ func (a *Agent) del(ctx context.Context, in *rpc.DelRequest) (al store.Allocatio
 	defer unlock()
 	al, found, err = a.store.Free(k)
 	if found && err == nil {
-		a.changed.Fire()
-		if al.Branch != nil {
-			a.branch.Fire()
-		}
+		a.ended(al)
 	}
 	return al, found, err
+}
+
+// ended wakes those who wait for what an allocation held.
+func (a *Agent) ended(al store.Allocation) {
+	a.forgetAsked(al.Key)
+	a.changed.Fire()
+	if al.Branch != nil {
+		a.branch.Fire()
+	}
 }

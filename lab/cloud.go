@@ -18,13 +18,6 @@ import (
 	"github.com/branchline-cni/branchline/lab/vpc/dns"
 )
 
-// machineTag says what an instance of the lab is made of. On AWS it is the hypervisor's business.
-const (
-	machineTag       = "lab.branchline.dev/machine"
-	machineVM        = "vm"
-	machineNamespace = "namespace"
-)
-
 // cloud makes real what the EC2 API says: it starts and ends instances and plugs ENIs into them and into the fabric.
 type cloud struct {
 	log    *slog.Logger

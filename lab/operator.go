@@ -57,7 +57,9 @@ A table "welcome" is read by the image %s from the host in PGHOST.
 Evidence (flow log, recordings of every port, the API's audit log): %s
 Logs of every program: %s
 
-Take it down with: vpclab down
+Take it down with:
+
+  go run ./cmd/vpclab down --dir %s
 `, int(sinceSeconds(l.began)), l.BinDir(), ClusterRole, ControllerPolicyARN, l.Network.VPCID, l.Network.NodeSubnetID, l.Network.NodeGroupID,
-		ClientImage, PauseImage, ClientImage, l.opt.EvidenceDir, filepath.Join(l.opt.Dir, "i"))
+		ClientImage, PauseImage, ClientImage, l.opt.EvidenceDir, filepath.Join(l.opt.Dir, "i"), l.opt.Dir)
 }

@@ -46,7 +46,7 @@ func runCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	}
 	defer out.Close()
 	log := logger(out, c.LogLevel)
-	klog.SetSlogLogger(log)
+	klog.SetSlogLogger(logger(out, max(c.LogLevel, slog.LevelInfo))) // what client-go has to say of itself is no help to users
 	err = run(ctx, c, log, *kubeconfig, *state, *socket, *metricsAddr)
 	if err != nil {
 		log.Error("the node agent ends", "error", err)

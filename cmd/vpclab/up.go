@@ -50,7 +50,7 @@ func upCommand() *cobra.Command {
 // up starts the process that holds the lab and waits until it says that the lab is up.
 func up(ctx context.Context, dir string) error {
 	if pid, running := holder(dir); running {
-		return fmt.Errorf("a lab runs already in %s (process %d): use it, or take it down with: vpclab down", dir, pid)
+		return fmt.Errorf("a lab runs already in %s (process %d): use it, or take it down with: go run ./cmd/vpclab down --dir %s", dir, pid, dir)
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove what an earlier lab left in %s: %w", dir, err)

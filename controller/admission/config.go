@@ -2,7 +2,6 @@ package admission
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -33,26 +32,6 @@ const (
 	PathValidateNode = "/validate-v1-node"
 )
 
-// ErrHosted: the cluster has the hosted control plane's webhooks. Two controllers would fight over every node.
-var ErrHosted = errors.New("the hosted control plane manages security groups for pods in this cluster")
-
-// Hosted returns ErrHosted, with the object's name, where one of the hosted configurations exists.
-func Hosted(ctx context.Context, read client.Reader) error {
-	for name, o := range map[string]client.Object{
-		HostedMutatingName:   &admissionregistrationv1.MutatingWebhookConfiguration{},
-		HostedValidatingName: &admissionregistrationv1.ValidatingWebhookConfiguration{},
-	} {
-		err := read.Get(ctx, client.ObjectKey{Name: name}, o)
-		if err == nil {
-			return fmt.Errorf("%w: the webhook configuration %s exists; this controller stands aside: remove its Deployment, or, on a cluster that is not hosted, that configuration", ErrHosted, name)
-		}
-		if client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("look for the webhook configuration %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
 // Configs keeps our webhook configurations as they should be, whoever changes them.
 type Configs struct {
 	Client client.Client
@@ -61,23 +40,12 @@ type Configs struct {
 	URL, Service string
 	CA           []byte
 	Log          *slog.Logger
-	// Stop is called when the hosted control plane takes over.
-	Stop func(error)
 }
 
 // Reconcile implements reconcile.Reconciler. The request only says that some webhook configuration changed.
 func (r *Configs) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, error) {
+	// StandAside has these taken away where the hosted ones exist.
 	if err := Hosted(ctx, r.Live); err != nil {
-		if errors.Is(err, ErrHosted) {
-			r.Log.ErrorContext(ctx, "standing aside", "error", err)
-			err := errors.Join(
-				client.IgnoreNotFound(r.Client.Delete(ctx, &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: MutatingName}})),
-				client.IgnoreNotFound(r.Client.Delete(ctx, &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: ValidatingName}})))
-			if err == nil {
-				r.Stop(ErrHosted)
-			}
-			return ctrl.Result{}, err
-		}
 		return ctrl.Result{}, err
 	}
 	m := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: MutatingName}}
@@ -109,16 +77,16 @@ func (r *Configs) client(path string) admissionregistrationv1.WebhookClientConfi
 	return c
 }
 
-func rule(resource string, ops ...admissionregistrationv1.OperationType) []admissionregistrationv1.RuleWithOperations {
+func rule(resources []string, ops ...admissionregistrationv1.OperationType) []admissionregistrationv1.RuleWithOperations {
 	return []admissionregistrationv1.RuleWithOperations{{Operations: ops, Rule: admissionregistrationv1.Rule{
-		APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{resource}, Scope: ptr.To(admissionregistrationv1.AllScopes),
+		APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: resources, Scope: ptr.To(admissionregistrationv1.AllScopes),
 	}}}
 }
 
 // Every field that the API server would fill in is set, so that a configuration that is as it should be compares equal.
 func (r *Configs) mutating() admissionregistrationv1.MutatingWebhook {
 	return admissionregistrationv1.MutatingWebhook{
-		Name: "mpod.vpc.k8s.aws", ClientConfig: r.client(PathMutatePod), Rules: rule("pods", admissionregistrationv1.Create),
+		Name: "mpod.vpc.k8s.aws", ClientConfig: r.client(PathMutatePod), Rules: rule([]string{"pods"}, admissionregistrationv1.Create),
 		FailurePolicy: ptr.To(admissionregistrationv1.Ignore), MatchPolicy: ptr.To(admissionregistrationv1.Equivalent),
 		NamespaceSelector: &metav1.LabelSelector{}, ObjectSelector: &metav1.LabelSelector{},
 		SideEffects: ptr.To(admissionregistrationv1.SideEffectClassNone), TimeoutSeconds: ptr.To[int32](5),
@@ -130,9 +98,9 @@ func (r *Configs) mutating() admissionregistrationv1.MutatingWebhook {
 }
 
 func (r *Configs) validating() []admissionregistrationv1.ValidatingWebhook {
-	hook := func(name, path, resource string, ops []admissionregistrationv1.OperationType, condition admissionregistrationv1.MatchCondition) admissionregistrationv1.ValidatingWebhook {
+	hook := func(name, path string, resources []string, ops []admissionregistrationv1.OperationType, condition admissionregistrationv1.MatchCondition) admissionregistrationv1.ValidatingWebhook {
 		return admissionregistrationv1.ValidatingWebhook{
-			Name: name, ClientConfig: r.client(path), Rules: rule(resource, ops...),
+			Name: name, ClientConfig: r.client(path), Rules: rule(resources, ops...),
 			FailurePolicy: ptr.To(admissionregistrationv1.Fail), MatchPolicy: ptr.To(admissionregistrationv1.Equivalent),
 			NamespaceSelector: &metav1.LabelSelector{}, ObjectSelector: &metav1.LabelSelector{},
 			SideEffects: ptr.To(admissionregistrationv1.SideEffectClassNone), TimeoutSeconds: ptr.To[int32](10),
@@ -140,10 +108,11 @@ func (r *Configs) validating() []admissionregistrationv1.ValidatingWebhook {
 		}
 	}
 	update := admissionregistrationv1.Update
+	// pods/status is there because an update of the status can change annotations too.
 	return []admissionregistrationv1.ValidatingWebhook{
-		hook("vpod.vpc.k8s.aws", PathValidatePod, "pods", []admissionregistrationv1.OperationType{admissionregistrationv1.Create, update},
+		hook("vpod.vpc.k8s.aws", PathValidatePod, []string{"pods", "pods/status"}, []admissionregistrationv1.OperationType{admissionregistrationv1.Create, update},
 			admissionregistrationv1.MatchCondition{Name: "touches-a-guarded-annotation", Expression: touches()}),
-		hook("vnode.vpc.k8s.aws", PathValidateNode, "nodes", []admissionregistrationv1.OperationType{update},
+		hook("vnode.vpc.k8s.aws", PathValidateNode, []string{"nodes"}, []admissionregistrationv1.OperationType{update},
 			admissionregistrationv1.MatchCondition{Name: "comes-from-the-agent", Expression: fmt.Sprintf("request.userInfo.username == '%s'", AgentUser)}),
 	}
 }

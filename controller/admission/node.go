@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"reflect"
 
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 )
 
@@ -18,40 +17,53 @@ const AgentUser = "system:serviceaccount:kube-system:aws-node"
 var agentLabels = []string{"vpc.amazonaws.com/has-trunk-attached", "vpc.amazonaws.com/eniConfig"}
 
 // ValidateNode answers /validate-v1-node.
-type ValidateNode struct {
-	Decoder admission.Decoder
-}
+type ValidateNode struct{}
 
 // Handle implements admission.Handler.
 func (h *ValidateNode) Handle(_ context.Context, req admission.Request) admission.Response {
 	if req.UserInfo.Username != AgentUser {
 		return admission.Allowed("")
 	}
-	var old, node corev1.Node
-	if err := h.Decoder.DecodeRaw(req.OldObject, &old); err != nil {
-		return admission.Errored(http.StatusBadRequest, fmt.Errorf("read the node as it was: %w", err))
+	// Read without a type: a field that only a newer API server knows counts like any other.
+	old, err := object(req.OldObject.Raw)
+	if err != nil {
+		return admission.Errored(http.StatusBadRequest, fmt.Errorf("the node as it was: %w", err))
 	}
-	if err := h.Decoder.Decode(req, &node); err != nil {
-		return admission.Errored(http.StatusBadRequest, fmt.Errorf("read the node: %w", err))
+	node, err := object(req.Object.Raw)
+	if err != nil {
+		return admission.Errored(http.StatusBadRequest, fmt.Errorf("the node: %w", err))
 	}
-	if !onlyLabels(&old, &node) {
-		return admission.Denied(fmt.Sprintf("%s may change nothing on node %s but its labels %v", AgentUser, node.Name, agentLabels))
+	if !onlyLabels(old, node) {
+		return admission.Denied(fmt.Sprintf("%s may change nothing on node %s but its labels %v", AgentUser, req.Name, agentLabels))
 	}
 	return admission.Allowed("")
 }
 
 // onlyLabels says whether two versions of a node differ in nothing but the agent's labels. What the API server keeps
 // books with does not count.
-func onlyLabels(old, node *corev1.Node) bool {
-	strip := func(n *corev1.Node) *corev1.Node {
-		n = n.DeepCopy()
-		n.ManagedFields, n.ResourceVersion, n.Generation = nil, "", 0
-		labels := maps.Clone(n.Labels)
-		for _, l := range agentLabels {
-			delete(labels, l)
+func onlyLabels(old, node map[string]any) bool {
+	strip := func(n map[string]any) map[string]any {
+		n = maps.Clone(n)
+		m, ok := n["metadata"].(map[string]any)
+		if !ok {
+			return n
 		}
-		n.Labels = labels
+		m = maps.Clone(m)
+		n["metadata"] = m
+		for _, f := range []string{"managedFields", "resourceVersion", "generation"} {
+			delete(m, f)
+		}
+		if labels, ok := m["labels"].(map[string]any); ok {
+			labels = maps.Clone(labels)
+			for _, l := range agentLabels {
+				delete(labels, l)
+			}
+			m["labels"] = labels
+		}
+		if labels, ok := m["labels"].(map[string]any); ok && len(labels) == 0 {
+			delete(m, "labels")
+		}
 		return n
 	}
-	return equality.Semantic.DeepEqual(strip(old), strip(node))
+	return reflect.DeepEqual(strip(old), strip(node))
 }

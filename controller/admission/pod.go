@@ -1,8 +1,10 @@
 package admission
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -11,6 +13,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -58,11 +61,61 @@ func (h *MutatePod) Handle(ctx context.Context, req admission.Request) admission
 	if !apply(&pod, groups) {
 		return admission.Allowed("")
 	}
-	changed, err := json.Marshal(&pod)
+	changed, err := carry(req.Object.Raw, &pod)
 	if err != nil {
-		return admission.Errored(http.StatusInternalServerError, fmt.Errorf("encode the pod: %w", err))
+		return admission.Errored(http.StatusInternalServerError, err)
 	}
 	return admission.PatchResponseFromRaw(req.Object.Raw, changed)
+}
+
+// carry takes what apply may have changed over into the object as it was sent: fields that a newer API server has and
+// this program does not know stay as they are.
+func carry(raw []byte, pod *corev1.Pod) ([]byte, error) {
+	o, err := object(raw)
+	if err != nil {
+		return nil, err
+	}
+	if policy.OnFargate(pod) {
+		if value, set := pod.Annotations[FargateAnnotation]; set {
+			err = unstructured.SetNestedField(o, value, "metadata", "annotations", FargateAnnotation)
+		} else {
+			unstructured.RemoveNestedField(o, "metadata", "annotations", FargateAnnotation)
+		}
+	} else {
+		containers, _, _ := unstructured.NestedFieldNoCopy(o, "spec", "containers")
+		list, ok := containers.([]any)
+		if !ok || len(list) == 0 {
+			return nil, errors.New("change the pod: it has no list of containers")
+		}
+		first, ok := list[0].(map[string]any)
+		if !ok {
+			return nil, errors.New("change the pod: its first container is no object")
+		}
+		r := pod.Spec.Containers[0].Resources
+		for field, list := range map[string]corev1.ResourceList{"limits": r.Limits, "requests": r.Requests} {
+			q := list[policy.Resource]
+			err = errors.Join(err, unstructured.SetNestedField(first, q.String(), "resources", field, policy.Resource))
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("change the pod: %w", err)
+	}
+	changed, err := json.Marshal(o)
+	if err != nil {
+		return nil, fmt.Errorf("encode the pod: %w", err)
+	}
+	return changed, nil
+}
+
+// object reads any JSON object, numbers as they are written.
+func object(raw []byte) (map[string]any, error) {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	var o map[string]any
+	if err := d.Decode(&o); err != nil {
+		return nil, fmt.Errorf("read the object: %w", err)
+	}
+	return o, nil
 }
 
 func (h *MutatePod) groups(ctx context.Context, pod *corev1.Pod) ([]string, error) {

@@ -131,7 +131,7 @@ func (r *Pods) assign(ctx context.Context, pod *corev1.Pod) (ctrl.Result, error)
 		return ctrl.Result{}, nil
 	}
 	var l ledgerv1.BranchLedger
-	if err := r.Client.Get(ctx, client.ObjectKey{Name: id}, &l); err != nil || l.Spec.TrunkENIID == "" {
+	if err := r.Client.Get(ctx, client.ObjectKey{Name: id}, &l); err != nil || l.Spec.TrunkENIID == "" || l.Spec.NodeName != node.Name {
 		if client.IgnoreNotFound(err) == nil {
 			r.Events.Warn(pod, "WaitingForTrunk", "node %s has no trunk ENI (yet): is ENABLE_POD_ENI on, and can its instance type carry one? The node's events say more", node.Name)
 		}

@@ -131,6 +131,8 @@ func Explain(err error) (reason, message string) {
 		return "TooManySecurityGroups", fmt.Sprintf("%s for %s: the policies give more security groups than EC2 allows on one network interface (5 unless raised): use fewer, or raise the quota", action, on)
 	case code == "NetworkInterfaceLimitExceeded":
 		return "NetworkInterfaceLimitExceeded", fmt.Sprintf("%s for %s: the account's quota of network interfaces in this region is used up: raise it, or delete unused ones", action, on)
+	case code == aws.CodeAttachmentLimitExceeded:
+		return "AttachmentLimitExceeded", fmt.Sprintf("%s for %s: the instance has as many network interfaces as its type allows, so none is left for the trunk: detach one, or replace the node; it is tried again", action, on)
 	case errors.Is(err, context.DeadlineExceeded):
 		return "EC2Timeout", fmt.Sprintf("%s for %s: no answer in time; it is tried again", action, on)
 	case code != "":

@@ -19,7 +19,7 @@ import (
 
 var errNoIndex = errors.New("no device index is free for the trunk: the agent keeps one once ENABLE_POD_ENI is on; detach an interface, or replace the node")
 
-// recheck is how often EC2 is asked about an instance whose Node is gone while it still runs.
+// recheck is how often EC2 is asked about an instance whose Node is gone or silent.
 const recheck = 30 * time.Second
 
 // Instances watches for instances that are gone. The object's key is the ledger's, that is, the instance's id.
@@ -42,14 +42,14 @@ func (r *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	for _, read := range []client.Reader{r.Client, r.Live} {
-		there, err := registered(ctx, read, &l)
-		if err != nil || there {
+		well, err := registered(ctx, read, &l)
+		if err != nil || well {
 			return ctrl.Result{}, err
 		}
 	}
 	running, err := r.Cloud.Runs(ctx, l.Spec.InstanceID)
 	if err == nil {
-		r.Log.InfoContext(ctx, "node is gone, its instance is not: waiting", "node", l.Spec.NodeName, "instance", l.Spec.InstanceID, "running", running)
+		r.Log.InfoContext(ctx, "node is gone or not ready, its instance is not gone: waiting", "node", l.Spec.NodeName, "instance", l.Spec.InstanceID, "running", running)
 		after := r.Recheck
 		if after == 0 {
 			after = recheck
@@ -62,7 +62,8 @@ func (r *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 	return ctrl.Result{}, r.clear(ctx, &l)
 }
 
-// registered says whether a Node of the ledger's instance exists.
+// registered says whether a Node of the ledger's instance exists and is not known to be in trouble. Where no cloud
+// provider deletes them, Nodes stay behind when their instances go, and then nothing but EC2 tells.
 func registered(ctx context.Context, read client.Reader, l *ledgerv1.BranchLedger) (bool, error) {
 	var node corev1.Node
 	err := read.Get(ctx, client.ObjectKey{Name: l.Spec.NodeName}, &node)
@@ -74,7 +75,7 @@ func registered(ctx context.Context, read client.Reader, l *ledgerv1.BranchLedge
 	}
 	id, ok := InstanceID(&node)
 	// A node without a provider id may still become this instance's.
-	return !ok || id == l.Spec.InstanceID, nil
+	return !ok || id == l.Spec.InstanceID && !silent(&node), nil
 }
 
 // clear deletes what EC2 has left of an instance that is gone, then its ledger. The slots are sent to their deletion

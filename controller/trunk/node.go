@@ -2,15 +2,15 @@ package trunk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/record"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -19,6 +19,7 @@ import (
 	"github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/aws"
 	"github.com/branchline-cni/branchline/controller/cloud"
+	"github.com/branchline-cni/branchline/controller/events"
 	"github.com/branchline-cni/branchline/controller/ledger"
 	"github.com/branchline-cni/branchline/policy"
 )
@@ -28,13 +29,13 @@ type Nodes struct {
 	Client      client.Client
 	Cloud       *cloud.Client
 	Ledgers     *ledger.Store
-	Events      record.EventRecorder
+	Events      *events.Recorder
 	Log         *slog.Logger
 	ClusterName string
 	// Pods lists the pods of a node that ask for a branch ENI and have not ended, from the cache.
 	Pods func(ctx context.Context, node string) ([]corev1.Pod, error)
-
-	told sync.Map // node UID -> struct{}: the unsupported type has been said
+	// Recheck is how often EC2 is asked about an instance that it says is gone; it defaults to 30 s.
+	Recheck time.Duration
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -59,9 +60,24 @@ func (r *Nodes) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, e
 		return ctrl.Result{}, r.setCapacity(ctx, &node, nil)
 	}
 	l, err := r.prepare(ctx, &node, id, cninode)
-	if err != nil {
+	if errors.Is(err, cloud.ErrInstanceGone) {
+		// EC2 may not know a young instance yet, so this is asked again, at leisure.
+		r.Events.Warn(&node, "InstanceGone", "EC2 instance %s of this node is terminated, or EC2 does not know it: delete the Node if it stays so", id)
+		after := r.Recheck
+		if after == 0 {
+			after = recheck
+		}
+		return ctrl.Result{RequeueAfter: after}, nil
+	}
+	var failed *cloud.Error
+	switch {
+	case errors.Is(err, errNoIndex):
+		r.Events.Warn(&node, "NoInterfaceLeft", "%v", err)
+	case errors.As(err, &failed):
 		reason, message := cloud.Explain(err)
-		r.Events.Event(&node, corev1.EventTypeWarning, reason, "trunk ENI: "+message)
+		r.Events.Warn(&node, reason, "trunk ENI: %s", message)
+	}
+	if err != nil {
 		return ctrl.Result{}, err
 	}
 	if l == nil {
@@ -142,6 +158,11 @@ func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cnino
 	if err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("read ledger of %s: %w", id, err)
 	}
+	if err == nil && l.Spec.NodeName != node.Name {
+		// A node sets its provider id itself: one that was broken into could name another's instance.
+		r.Events.Warn(node, "InstanceOfAnotherNode", "EC2 instance %s is known as node %s: this node gets no branch ENIs; register the instance under that name again, or replace it", id, l.Spec.NodeName)
+		return nil, nil
+	}
 	if err == nil && l.Spec.TrunkENIID != "" {
 		return &l, nil
 	}
@@ -195,7 +216,7 @@ func (r *Nodes) trunk(ctx context.Context, l *ledgerv1.BranchLedger, i *cloud.In
 	}
 	index, ok := deviceIndex(t, i)
 	if !ok {
-		return "", &cloud.Error{Action: "AttachNetworkInterface", Resource: "instance " + i.ID, Err: errNoIndex}
+		return "", fmt.Errorf("attach a trunk ENI to instance %s of type %s: %w", i.ID, i.Type, errNoIndex)
 	}
 	made, err := r.Cloud.OfInstance(ctx, i.ID)
 	if err != nil {
@@ -226,10 +247,7 @@ func (r *Nodes) trunk(ctx context.Context, l *ledgerv1.BranchLedger, i *cloud.In
 }
 
 func (r *Nodes) unsupported(node *corev1.Node, typeName string) {
-	if _, told := r.told.LoadOrStore(node.UID, struct{}{}); told {
-		return
-	}
-	r.Events.Eventf(node, corev1.EventTypeWarning, "UnsupportedInstanceType",
+	r.Events.Warn(node, "UnsupportedInstanceType",
 		"instance type %s can't carry a trunk ENI: no pod with security groups of its own can run on this node; use a type that can, for example m5.large", typeName)
 }
 

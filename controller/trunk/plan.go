@@ -27,6 +27,16 @@ func InstanceID(node *corev1.Node) (id string, ok bool) {
 	return m[1], true
 }
 
+// silent says whether the node is not ready: its kubelet says so, or has said nothing for long.
+func silent(node *corev1.Node) bool {
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status != corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
 // Linux says whether the node's system is Linux, as far as is known.
 func Linux(node *corev1.Node) bool {
 	os := node.Labels[corev1.LabelOSStable]

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -73,19 +74,56 @@ func (n *Netlink) List(context.Context) ([]Link, error) {
 }
 
 // VLANs returns the ids of the VLAN links of branch pods that are there.
-func (n *Netlink) VLANs(context.Context) (map[int]bool, error) {
+func (n *Netlink) VLANs(ctx context.Context) (map[int]bool, error) {
+	m, err := n.Marked(ctx)
+	return m.VLANs, err
+}
+
+// markPrefix starts the ifalias of each link that the CNI executable makes; "vlan=<id>" and "ip=<address>" follow.
+const markPrefix = "branchline:"
+
+// Marked is what the links of pods say of themselves, whichever sandbox they belong to.
+type Marked struct {
+	// VLANs holds the ids in marks, and those of all links that are named like a branch pod's.
+	VLANs map[int]bool
+	// Addresses are the pods'.
+	Addresses map[netip.Addr]bool
+}
+
+// Marked reads the marks and names of all links.
+func (n *Netlink) Marked(context.Context) (Marked, error) {
 	links, err := n.all()
 	if err != nil {
-		return nil, fmt.Errorf("list the links: %w", err)
+		return Marked{}, fmt.Errorf("list the links: %w", err)
 	}
-	out := map[int]bool{}
+	m := Marked{VLANs: map[int]bool{}, Addresses: map[netip.Addr]bool{}}
 	for _, l := range links {
-		var id int
-		if _, err := fmt.Sscanf(l.Attrs().Name, VLANPrefix+"%d", &id); err == nil {
-			out[id] = true
+		m.read(l.Attrs().Name, l.Attrs().Alias)
+	}
+	return m, nil
+}
+
+func (m Marked) read(name, alias string) {
+	if id, err := strconv.Atoi(strings.TrimPrefix(name, VLANPrefix)); err == nil && strings.HasPrefix(name, VLANPrefix) {
+		m.VLANs[id] = true
+	}
+	mark, ok := strings.CutPrefix(alias, markPrefix)
+	if !ok {
+		return
+	}
+	for field := range strings.FieldsSeq(mark) {
+		key, value, _ := strings.Cut(field, "=")
+		switch key {
+		case "vlan":
+			if id, err := strconv.Atoi(value); err == nil {
+				m.VLANs[id] = true
+			}
+		case "ip":
+			if addr, err := netip.ParseAddr(value); err == nil {
+				m.Addresses[addr] = true
+			}
 		}
 	}
-	return out, nil
 }
 
 // SetUp brings a link up, with its MTU and its address.

@@ -99,7 +99,7 @@ func (k *kernel) do(step Step) error {
 	case DeleteLink:
 		err = k.deleteLink(s.Name)
 	case DeleteRule:
-		_, err = k.deleteRule(s.Rule)
+		err = k.deleteRules(s.Rule)
 	default:
 		err = fmt.Errorf("no such step: %T", step)
 	}
@@ -193,14 +193,8 @@ func (k *kernel) addRoute(s AddRoute) error {
 func (k *kernel) addRule(r Rule) error {
 	stale := r
 	stale.Table = 0
-	for range maxStaleRules {
-		found, err := k.deleteRule(stale)
-		if err != nil {
-			return fmt.Errorf("%s: %w", DeleteRule{stale}, err)
-		}
-		if !found {
-			break
-		}
+	if err := k.deleteRules(stale); err != nil {
+		return fmt.Errorf("%s: %w", DeleteRule{stale}, err)
 	}
 	// The library adds with NLM_F_EXCL; an equal rule is what we want.
 	if err := k.host.RuleAdd(r.netlink()); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -212,12 +206,18 @@ func (k *kernel) addRule(r Rule) error {
 // maxStaleRules bounds the loop should the kernel say "deleted" for ever.
 const maxStaleRules = 64
 
-func (k *kernel) deleteRule(r Rule) (found bool, err error) {
-	err = k.host.RuleDel(r.netlink())
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
+// deleteRules deletes every rule with the selector, of any table when r names none: the kernel takes one at a time.
+func (k *kernel) deleteRules(r Rule) error {
+	for range maxStaleRules {
+		err := k.host.RuleDel(r.netlink())
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return err == nil, err
+	return fmt.Errorf("there are still more after %d were deleted", maxStaleRules)
 }
 
 func (r Rule) netlink() *netlink.Rule {

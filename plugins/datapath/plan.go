@@ -200,8 +200,13 @@ func NewPlan(r Request) (Plan, error) {
 		return p, nil
 	}
 	add(AddRoute{Table: LocalPodsTable, Dst: single, Link: veth.Host})
-	if r.Regular.RouteTable != MainTable {
-		add(AddRule{Rule{Priority: PriorityFromPod, From: r.Address, Table: r.Regular.RouteTable}})
+	fromPod := Rule{Priority: PriorityFromPod, From: r.Address}
+	if r.Regular.RouteTable == MainTable {
+		// An older sandbox with this address, whose DEL is still to come, may have been on another ENI.
+		add(DeleteRule{fromPod})
+	} else {
+		fromPod.Table = r.Regular.RouteTable
+		add(AddRule{fromPod})
 	}
 	return p, nil
 }

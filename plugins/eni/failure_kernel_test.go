@@ -53,6 +53,12 @@ func TestFailedADDLeavesNothingAndTheAgentKnows(t *testing.T) {
 			reply: func(n *node) *rpc.AddReply { return branchReply(7, "nonsense", branchIP, n.trunk()) }},
 		{name: "invalid address from the agent", code: CodeBadReply, names: []string{"address", "10.0.0.300"}, told: true,
 			reply: func(n *node) *rpc.AddReply { return regularReply("10.0.0.300", 254) }},
+		{name: "address outside the subnet from the agent", code: CodeBadReply, names: []string{"10.9.9.9", "192.168.32.0/19"}, told: true,
+			reply: func(n *node) *rpc.AddReply { return branchReply(7, branchMAC, "10.9.9.9", n.trunk()) }},
+		{name: "no trunk from the agent", code: CodeBadReply, names: []string{"trunk ifindex 0"}, told: true,
+			reply: func(n *node) *rpc.AddReply { return branchReply(7, branchMAC, branchIP, 0) }},
+		{name: "nothing from the agent", code: CodeBadReply, names: []string{"neither a regular nor a branch interface"}, told: true,
+			reply: func(n *node) *rpc.AddReply { return &rpc.AddReply{Version: "0.0.0"} }},
 		{name: "refused by the agent", code: CodeRefused, names: []string{"delete the pod"},
 			breakIt: func(n *node, pod *nstest.NS) {
 				n.agent.refuse(goldenPod, status.Error(codes.FailedPrecondition, "no annotation: delete the pod"))
@@ -203,6 +209,9 @@ func TestLateDELOfAnOldSandboxTouchesNothingNew(t *testing.T) {
 		{name: "same address, another pod", oldPod: "shop/old", newPod: "shop/new",
 			oldReply: func(n *node) *rpc.AddReply { return regularReply(regularIP, 2) },
 			newReply: func(n *node) *rpc.AddReply { return regularReply(regularIP, 2) }},
+		{name: "same address, on a secondary ENI once and on the primary now", oldPod: "shop/old", newPod: "shop/new",
+			oldReply: func(n *node) *rpc.AddReply { return regularReply(regularIP, 2) },
+			newReply: func(n *node) *rpc.AddReply { return regularReply(regularIP, 254) }},
 		{name: "same pod, same address", oldPod: goldenPod, newPod: goldenPod,
 			oldReply: func(n *node) *rpc.AddReply { return regularReply(regularIP, 2) },
 			newReply: func(n *node) *rpc.AddReply { return regularReply(regularIP, 2) }},
@@ -252,39 +261,6 @@ func TestLateDELOfAnOldSandboxTouchesNothingNew(t *testing.T) {
 				n.wantClean()
 			})
 		}
-	}
-}
-
-func TestBadInputIsNamedAndLeavesNothing(t *testing.T) {
-	for _, tc := range []struct {
-		name  string
-		harm  func(*node, *sandbox)
-		code  uint
-		names []string
-	}{
-		{"netns missing", func(n *node, s *sandbox) { s.netns = "/run/netns/gone" }, types.ErrUnknownContainer, []string{"/run/netns/gone"}},
-		{"netns is a file", func(n *node, s *sandbox) { s.netns = "/etc/hostname" }, types.ErrInvalidNetNS, []string{"/etc/hostname"}},
-		{"netns is another kind of namespace", func(n *node, s *sandbox) { s.netns = "/proc/self/ns/mnt" }, types.ErrInvalidNetNS, []string{"not a network"}},
-		{"netns is the host's", func(n *node, s *sandbox) { s.netns = n.host.Path() }, types.ErrInvalidNetNS, []string{"host's own"}},
-		{"bad mtu", func(n *node, s *sandbox) { n.config["mtu"] = "jumbo" }, types.ErrInvalidNetworkConfig, []string{"mtu", "jumbo"}},
-		{"mtu of the wrong type", func(n *node, s *sandbox) { n.config["mtu"] = 9001 }, types.ErrInvalidNetworkConfig, []string{"mtu", "string"}},
-		{"bad prefix", func(n *node, s *sandbox) { n.config["vethPrefix"] = "vlan" }, types.ErrInvalidNetworkConfig, []string{"vethPrefix"}},
-		{"bad mode", func(n *node, s *sandbox) { n.config["podSGEnforcingMode"] = "lax" }, types.ErrInvalidNetworkConfig, []string{"podSGEnforcingMode", "lax"}},
-		{"no pod in CNI_ARGS", func(n *node, s *sandbox) { s.args = "none" }, types.ErrInvalidEnvironmentVariables, []string{"CNI_ARGS", "K8S_POD_NAMESPACE"}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			n := newNode(t)
-			n.agent.start(t)
-			n.agent.set(goldenPod, regularReply(regularIP, 2))
-			s := newSandbox("sandbox-1", goldenPod, nstest.New(t))
-			tc.harm(n, &s)
-			_, err := n.add("1.0.0", s)
-			wantCode(t, err, tc.code, tc.names...)
-			n.wantClean()
-			if n.agent.holds() != 0 {
-				t.Error("the agent was asked")
-			}
-		})
 	}
 }
 

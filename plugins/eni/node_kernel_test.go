@@ -25,14 +25,14 @@ import (
 	"github.com/branchline-cni/branchline/plugins/nstest"
 )
 
-// TestMain lets the runtime's library run this binary as the plugin: below the name aws-cni it is the executable, whose
-// main is nothing but Main.
-func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == "aws-cni" {
-		Main()
-		return
+// executable is what the runtime's library runs: the CNI executable as it ships, under its name.
+func executable(t *testing.T) string {
+	t.Helper()
+	path := os.Getenv("BRANCHLINE_AWS_CNI")
+	if filepath.Base(path) != "aws-cni" {
+		t.Fatalf("BRANCHLINE_AWS_CNI=%q is not the path of aws-cni: run these tests by go run ./test/kernel ./plugins/...", path)
 	}
-	os.Exit(m.Run())
+	return path
 }
 
 // node is a worker node with its primary ENI and its trunk, both cabled to a router that stands for the VPC. It is set
@@ -52,14 +52,7 @@ const nodeAddress = "192.168.10.10"
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{t: t, host: nstest.New(t), vpc: nstest.New(t), agent: newFakeAgent(t), bin: t.TempDir(), cache: t.TempDir()}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(exe, filepath.Join(n.bin, "aws-cni")); err != nil {
-		t.Fatal(err)
-	}
+	n := &node{t: t, host: nstest.New(t), vpc: nstest.New(t), agent: newFakeAgent(t), bin: filepath.Dir(executable(t)), cache: t.TempDir()}
 	n.host.Veth(t, "eth0", n.vpc, "p0")
 	n.host.Veth(t, "trunk", n.vpc, "fabric")
 	n.host.Address(t, "eth0", nodeAddress+"/19")

@@ -42,8 +42,8 @@ func wantPodSide(t *testing.T, host, pod *nstest.NS, hostVeth, address string) {
 	if eth0 == nil || eth0.Attrs().MTU != 9001 || eth0.Attrs().RawFlags&unix.IFF_UP == 0 {
 		t.Fatalf("eth0 in the pod: %+v, want it up with MTU 9001", eth0)
 	}
-	if veth.Attrs().RawFlags&unix.IFF_UP == 0 || veth.Attrs().ParentIndex != eth0.Attrs().Index {
-		t.Errorf("host veth: up or peer wrong: %+v", veth.Attrs())
+	if veth.Attrs().RawFlags&unix.IFF_UP == 0 || veth.Attrs().ParentIndex != eth0.Attrs().Index || veth.Attrs().MTU != 9001 {
+		t.Errorf("host veth: up, MTU or peer wrong: %+v", veth.Attrs())
 	}
 	if got := host.ReadSysctl(t, "conf/"+hostVeth+"/rp_filter"); got != "2" {
 		t.Errorf("rp_filter of %s is %s, want 2", hostVeth, got)

@@ -85,6 +85,22 @@ func compile(ctx context.Context, patterns []string, dir string) ([]testBinary, 
 	return tests, nil
 }
 
+// executableVariable tells a test binary where the CNI executable is, built as it ships.
+const executableVariable = "BRANCHLINE_AWS_CNI"
+
+// buildExecutable builds the CNI executable into dir, under the name that it has on a node.
+func buildExecutable(ctx context.Context, dir string) (path string, err error) {
+	path = filepath.Join(dir, "aws-cni")
+	fmt.Fprintln(os.Stderr, "build", filepath.Base(path))
+	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "grpcnotrace", "-o", path, "github.com/branchline-cni/branchline/cmd/aws-cni")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	c.Stderr, c.Stdout = os.Stderr, os.Stderr
+	if err := c.Run(); err != nil {
+		return "", fmt.Errorf("build the CNI executable: %w", err)
+	}
+	return path, nil
+}
+
 // listBinaries finds the test binaries in dir. Beside NAME.test a file NAME.test.dir may name the folder to run it in.
 func listBinaries(dir string) ([]testBinary, error) {
 	dir, err := filepath.Abs(dir)

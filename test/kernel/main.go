@@ -4,6 +4,8 @@
 //	go run ./test/kernel ./plugins/... ./ipamd/...     compile what has *_kernel_test.go files, and run it
 //	go run ./test/kernel -bins DIR                     run the test binaries (*.test) in DIR
 //
+// The CNI executable is built, too, and its path given to each test binary in BRANCHLINE_AWS_CNI.
+//
 // It ends with one line that says what ran. A test that skips itself counts as failed: nothing is left out in silence.
 package main
 
@@ -81,14 +83,18 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	vm, err := boot(ctx, o, work, tests)
+	executable, err := buildExecutable(ctx, work)
+	if err != nil {
+		return err
+	}
+	vm, err := boot(ctx, o, work, tests, executable)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
 	var total tally
 	for _, t := range tests {
-		total.add(runBinary(ctx, vm, o, t, os.Stdout))
+		total.add(runBinary(ctx, vm, o, t, executable, os.Stdout))
 		if ctx.Err() != nil {
 			return errors.New("interrupted")
 		}
@@ -100,7 +106,7 @@ func run(ctx context.Context, o options) (err error) {
 	return nil
 }
 
-func boot(ctx context.Context, o options, work string, tests []testBinary) (instance.Instance, error) {
+func boot(ctx context.Context, o options, work string, tests []testBinary, executable string) (instance.Instance, error) {
 	cache, err := artifacts.Open()
 	if err != nil {
 		return nil, err
@@ -113,7 +119,7 @@ func boot(ctx context.Context, o options, work string, tests []testBinary) (inst
 	if err != nil {
 		return nil, err
 	}
-	var keep []string
+	keep := []string{executable}
 	for _, t := range tests {
 		keep = append(keep, t.path, t.dir)
 	}

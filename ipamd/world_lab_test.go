@@ -1,0 +1,311 @@
+//go:build lab
+
+package ipamd_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
+	"github.com/go-logr/logr"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+
+	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/lab/artifacts"
+	labec2 "github.com/branchline-cni/branchline/lab/ec2"
+	"github.com/branchline-cni/branchline/lab/imds"
+	"github.com/branchline-cni/branchline/lab/vpc"
+	"github.com/branchline-cni/branchline/plugins/nstest"
+)
+
+// metadataDelay is how late IMDS shows an ENI after its attachment.
+const metadataDelay = 1500 * time.Millisecond
+
+// w is what all tests share: the agent's executable, one API server and one EC2 region. Each test has an instance.
+var w struct {
+	binary  string
+	env     *envtest.Environment
+	admin   client.Client
+	cfg     *rest.Config
+	region  *labec2.Region
+	plugs   *plugs
+	ec2     *ec2.Client
+	iam     *iam.Client
+	vpc     string
+	subnets int
+	group   string
+}
+
+func TestMain(m *testing.M) {
+	code, err := world(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func world(m *testing.M) (code int, err error) {
+	ctrl.SetLogger(logr.Discard())
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	dir, err := os.MkdirTemp("", "ipamd-")
+	if err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	w.binary = filepath.Join(dir, "aws-k8s-agent")
+	build := exec.CommandContext(ctx, "go", "build", "-o", w.binary, "github.com/branchline-cni/branchline/cmd/ipamd")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return 1, fmt.Errorf("build the agent: %w", err)
+	}
+	assets, err := assets(ctx, dir)
+	if err != nil {
+		return 1, err
+	}
+	w.env = &envtest.Environment{
+		BinaryAssetsDirectory: assets, ErrorIfCRDPathMissing: true,
+		CRDDirectoryPaths: []string{"../config/crd/vpcresources.k8s.aws_cninodes.yaml"},
+	}
+	if w.cfg, err = w.env.Start(); err != nil {
+		return 1, fmt.Errorf("start the API server: %w", err)
+	}
+	defer func() { err = errors.Join(err, w.env.Stop()) }()
+	scheme, err := kube.Scheme()
+	if err != nil {
+		return 1, err
+	}
+	if w.admin, err = client.New(w.cfg, client.Options{Scheme: scheme}); err != nil {
+		return 1, err
+	}
+	if err := cloud(ctx); err != nil {
+		return 1, err
+	}
+	defer w.region.Close()
+	return m.Run(), nil
+}
+
+// assets are the executables that envtest looks for: one Kubernetes under several names.
+func assets(ctx context.Context, dir string) (string, error) {
+	cache, err := artifacts.Open()
+	if err != nil {
+		return "", err
+	}
+	hyperkube, err := cache.Hyperkube(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range []string{"etcd", "kube-apiserver", "kubectl"} {
+		if err := os.Symlink(hyperkube, filepath.Join(dir, name)); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+func cloud(ctx context.Context) error {
+	w.plugs = &plugs{ns: map[string]*nstest.NS{}, links: map[string]vpc.Link{}}
+	w.region = labec2.New(labec2.Config{Limits: labec2.NoRequestLimits(), Instances: w.plugs, MetadataDelay: metadataDelay})
+	srv := httptest.NewServer(w.region.Handler())
+	context.AfterFunc(ctx, srv.Close)
+	key, secret := w.region.AdminCredentials()
+	operator := awssdk.Config{Region: "us-west-2", BaseEndpoint: &srv.URL, Credentials: credentials.NewStaticCredentialsProvider(key, secret, "")}
+	w.ec2, w.iam = ec2.NewFromConfig(operator), iam.NewFromConfig(operator)
+	v, err := w.ec2.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: awssdk.String("192.168.0.0/16")})
+	if err != nil {
+		return err
+	}
+	w.vpc = *v.Vpc.VpcId
+	g, err := w.ec2.CreateSecurityGroup(ctx, &ec2.CreateSecurityGroupInput{VpcId: &w.vpc, GroupName: awssdk.String("nodes"), Description: awssdk.String("nodes")})
+	if err != nil {
+		return err
+	}
+	w.group = *g.GroupId
+	return nil
+}
+
+// plugs makes attachments real: a TAP in the instance's namespace.
+type plugs struct {
+	mu    sync.Mutex
+	next  *nstest.NS // of the instance that is launched
+	ns    map[string]*nstest.NS
+	links map[string]vpc.Link
+}
+
+func (p *plugs) Launch(ctx context.Context, i labec2.InstanceSpec) error {
+	p.mu.Lock()
+	p.ns[i.ID] = p.next
+	p.mu.Unlock()
+	return p.Attach(ctx, i.ID, i.Primary)
+}
+
+func (p *plugs) Attach(_ context.Context, instanceID string, e labec2.AttachmentSpec) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l, err := vpc.TAPLink(p.ns[instanceID].Path(), fmt.Sprintf("ens%d", 5+e.DeviceIndex), e.MAC, 1500)
+	if err == nil {
+		p.links[e.ENIID] = l
+		go func() { // what the instance sends goes nowhere
+			buf := make([]byte, 1<<14)
+			for {
+				if _, err := l.ReadFrame(buf); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	return err
+}
+
+func (p *plugs) Detach(_ context.Context, _, eniID string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.links[eniID]
+	delete(p.links, eniID)
+	if l == nil {
+		return nil
+	}
+	return l.Close()
+}
+
+func (p *plugs) Terminate(context.Context, string) error { return nil }
+
+// role makes a role for nodes with these policies, managed by ARN or inline as JSON.
+func role(t *testing.T, name string, policies ...string) {
+	t.Helper()
+	ctx := t.Context()
+	trust := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}`
+	_, err := w.iam.CreateRole(ctx, &iam.CreateRoleInput{RoleName: &name, AssumeRolePolicyDocument: &trust})
+	must(t, err)
+	_, err = w.iam.CreateInstanceProfile(ctx, &iam.CreateInstanceProfileInput{InstanceProfileName: &name})
+	must(t, err)
+	_, err = w.iam.AddRoleToInstanceProfile(ctx, &iam.AddRoleToInstanceProfileInput{InstanceProfileName: &name, RoleName: &name})
+	must(t, err)
+	for _, p := range policies {
+		if strings.HasPrefix(p, "arn:") {
+			_, err = w.iam.AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{RoleName: &name, PolicyArn: &p})
+		} else {
+			_, err = w.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: &name, PolicyName: awssdk.String("inline"), PolicyDocument: &p})
+		}
+		must(t, err)
+	}
+}
+
+const cniPolicy = "arn:aws:iam::aws:policy/AmazonEKS_CNI_Policy"
+
+// launch runs an m5.large in a subnet of its own, and gives its namespace the three things that an instance can reach:
+// the metadata service, EC2 and the API server.
+func launch(t *testing.T, role, subnet string) *node {
+	t.Helper()
+	n := &node{t: t, ns: nstest.New(t), dir: t.TempDir()}
+	s, err := w.ec2.CreateSubnet(t.Context(), &ec2.CreateSubnetInput{VpcId: &w.vpc, CidrBlock: &subnet})
+	must(t, err)
+	n.subnet = *s.Subnet.SubnetId
+	w.plugs.next = n.ns
+	out, err := w.ec2.RunInstances(t.Context(), &ec2.RunInstancesInput{
+		ImageId: awssdk.String("ami-0b1abc0000000lab1"), InstanceType: ec2types.InstanceTypeM5Large, MinCount: awssdk.Int32(1), MaxCount: awssdk.Int32(1),
+		SubnetId: &n.subnet, SecurityGroupIds: []string{w.group}, IamInstanceProfile: &ec2types.IamInstanceProfileSpecification{Name: &role},
+	})
+	must(t, err)
+	n.id, n.name = *out.Instances[0].InstanceId, "node-"+*out.Instances[0].InstanceId
+	eventually(t, "the instance runs", func() bool {
+		i, ok := w.region.Metadata(n.id).Instance()
+		return ok && len(i.Interfaces) == 1
+	})
+	n.ns.Up(t, "ens5")
+	n.ns.Address(t, "lo", "169.254.169.254/32")
+	n.serve("169.254.169.254:80", imds.Handler(w.region.Metadata(n.id), nil))
+	n.endpoint = "http://" + n.serve("127.0.0.1:0", w.region.Handler())
+	n.forward(w.cfg.Host)
+	return n
+}
+
+func (n *node) listen(addr string) net.Listener {
+	n.t.Helper()
+	var l net.Listener
+	n.ns.Do(n.t, func() (err error) {
+		l, err = net.Listen("tcp4", addr)
+		return err
+	})
+	n.t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func (n *node) serve(addr string, h http.Handler) string {
+	n.t.Helper()
+	l := n.listen(addr)
+	s := &http.Server{Handler: h, ReadHeaderTimeout: time.Second}
+	go s.Serve(l)
+	n.t.Cleanup(func() { s.Close() })
+	return l.Addr().String()
+}
+
+// forward brings the API server into the namespace and writes the kubeconfig for it.
+func (n *node) forward(host string) {
+	n.t.Helper()
+	l := n.listen("127.0.0.1:0")
+	target := strings.TrimSuffix(strings.TrimPrefix(host, "https://"), "/")
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer in.Close()
+				out, err := net.Dial("tcp4", target)
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				go func() {
+					io.Copy(out, in)
+					out.Close()
+				}()
+				io.Copy(in, out)
+			}()
+		}
+	}()
+	user, err := w.env.AddUser(envtest.User{Name: "admin-of-" + n.id, Groups: []string{"system:masters"}}, nil)
+	must(n.t, err)
+	kubeconfig, err := user.KubeConfig()
+	must(n.t, err)
+	must(n.t, os.WriteFile(filepath.Join(n.dir, "kubeconfig"), bytes.ReplaceAll(kubeconfig, []byte(target), []byte(l.Addr().String())), 0o600))
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(40 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 40 s: %s", what)
+		}
+	}
+}
