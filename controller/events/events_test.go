@@ -1,7 +1,6 @@
 package events
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +52,7 @@ func TestAMessageIsCutBetweenCharacters(t *testing.T) {
 		long := strings.Repeat("x", n) + strings.Repeat("é…", 800)
 		got := Clip(long)
 		if len(got) > MaxMessage || len(got) < MaxMessage-8 || !utf8.ValidString(got) || !strings.HasSuffix(got, " …") {
-			t.Fatal(fmt.Sprintf("%d bytes: %q", len(got), got))
+			t.Fatalf("%d bytes: %q", len(got), got)
 		}
 	}
 	if got := Clip("short"); got != "short" {

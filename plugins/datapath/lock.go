@@ -50,15 +50,26 @@ func (l *Lock) VLAN(ctx context.Context, id int) error {
 }
 
 func (l *Lock) wait(ctx context.Context, offset int64, what string) error {
-	acquire := func(cmd int) error {
-		for {
-			err := unix.FcntlFlock(l.file.Fd(), cmd, &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: offset, Len: 1})
-			if err != unix.EINTR {
-				return err
-			}
-		}
+	// By the raw connection, which keeps the descriptor from being closed, and its number used again, under a waiter.
+	raw, err := l.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", what, err)
 	}
-	err := acquire(unix.F_OFD_SETLK)
+	acquire := func(cmd int) (err error) {
+		flock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: offset, Len: 1}
+		closed := raw.Control(func(fd uintptr) {
+			for {
+				if err = unix.FcntlFlock(fd, cmd, &flock); err != unix.EINTR {
+					return
+				}
+			}
+		})
+		if closed != nil {
+			return closed
+		}
+		return err
+	}
+	err = acquire(unix.F_OFD_SETLK)
 	if err == nil {
 		return nil
 	}

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"net"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/plugins/datapath"
 	"github.com/branchline-cni/branchline/rpc"
@@ -29,9 +32,7 @@ func (o *operation) add(ctx context.Context) (err error) {
 	}
 	defer client.Close()
 
-	reply, err := client.Add(ctx, &rpc.AddRequest{
-		Version: rpc.Version, Pod: o.pod.message(), Attachment: o.attachment(),
-	}, grpc.WaitForReady(true))
+	reply, err := o.ask(ctx, client)
 	if err != nil {
 		if !definite(err) {
 			o.tell(client, true, err.Error())
@@ -76,6 +77,26 @@ func (o *operation) add(ctx context.Context) (err error) {
 	err = types.PrintResult(newResult(w, o.args.Netns), o.config.CNIVersion)
 	delivered = err == nil
 	return err
+}
+
+// ask asks again while the agent, or the connection to it, is Unavailable: an agent that is replaced takes the calls under
+// way with it, and the question is idempotent.
+func (o *operation) ask(ctx context.Context, client *rpc.Conn) (*rpc.AddReply, error) {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		reply, err := client.Add(ctx, &rpc.AddRequest{
+			Version: rpc.Version, Pod: o.pod.message(), Attachment: o.attachment(),
+		}, grpc.WaitForReady(true))
+		if status.Code(err) != codes.Unavailable {
+			return reply, err
+		}
+		again := time.NewTimer(pause)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return nil, err
+		}
+	}
 }
 
 // lockFor takes what a DEL of an older sandbox of the same pod, or on the same VLAN id, would take.

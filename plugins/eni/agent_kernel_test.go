@@ -25,6 +25,7 @@ type fakeAgent struct {
 	refusal map[string]error
 	held    map[string]string // container id/interface -> pod
 	dels    []*rpc.DelRequest
+	hang    chan struct{} // while set, Add is told of on it and then waits for its caller's end
 	server  *grpc.Server
 }
 
@@ -68,7 +69,15 @@ func (a *fakeAgent) stop() {
 	}
 }
 
-func (a *fakeAgent) Add(_ context.Context, r *rpc.AddRequest) (*rpc.AddReply, error) {
+func (a *fakeAgent) Add(ctx context.Context, r *rpc.AddRequest) (*rpc.AddReply, error) {
+	a.mu.Lock()
+	hang := a.hang
+	a.mu.Unlock()
+	if hang != nil {
+		hang <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	key := r.GetPod().GetNamespace() + "/" + r.GetPod().GetName()

@@ -71,7 +71,6 @@ func TestBadInputOfTheProtocolIsNamed(t *testing.T) {
 		{name: "network without a name", conf: `{"cniVersion":"1.0.0","type":"aws-cni"}`, code: types.ErrInvalidNetworkConfig, part: "name"},
 		{name: "network with a bad name", conf: `{"cniVersion":"1.0.0","name":"a/b","type":"aws-cni"}`, code: types.ErrInvalidNetworkConfig, part: "a/b"},
 		{name: "version of the future", conf: `{"cniVersion":"9.9.9","name":"aws-cni","type":"aws-cni"}`, code: types.ErrIncompatibleCNIVersion, part: "9.9.9"},
-		{name: "no command", env: "CNI_COMMAND", value: "-", code: types.ErrInvalidEnvironmentVariables, part: "CNI_COMMAND"},
 		{name: "unknown command", env: "CNI_COMMAND", value: "MEND", code: types.ErrInvalidEnvironmentVariables, part: "MEND"},
 		{name: "no sandbox", env: "CNI_CONTAINERID", value: "-", code: types.ErrInvalidEnvironmentVariables, part: "CNI_CONTAINERID"},
 		{name: "bad sandbox", env: "CNI_CONTAINERID", value: "a/b", code: types.ErrInvalidEnvironmentVariables, part: "a/b"},

@@ -3,6 +3,7 @@
 package eni
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -120,6 +121,30 @@ func TestADDWaitsForARestartingAgent(t *testing.T) {
 	n.wantClean()
 }
 
+func TestADDOutlivesAnAgentThatDiesWithItsQuestion(t *testing.T) {
+	n := newNode(t)
+	n.agent.set(goldenPod, regularReply(regularIP, 254))
+	asked := make(chan struct{})
+	n.agent.hang = asked
+	n.agent.start(t)
+	restarted := make(chan error, 1)
+	go func() {
+		<-asked
+		n.agent.stop()
+		n.agent.mu.Lock()
+		n.agent.hang = nil
+		n.agent.mu.Unlock()
+		restarted <- n.agent.serve()
+	}()
+	s := newSandbox("sandbox-1", goldenPod, nstest.New(t))
+	n.mustAdd(s)
+	if err := <-restarted; err != nil {
+		t.Fatal(err)
+	}
+	n.mustDel(s)
+	n.wantClean()
+}
+
 func TestRepeatedADDOfASandboxReplacesItsWiring(t *testing.T) {
 	n := newNode(t)
 	n.agent.start(t)
@@ -149,6 +174,9 @@ func TestRepeatedADDOfASandboxReplacesItsWiring(t *testing.T) {
 
 func TestDELNeedsNeitherAgentNorNetnsNorResult(t *testing.T) {
 	for _, kind := range []string{"branch", "regular"} {
+		n := newNode(t)
+		n.agent.start(t)
+		config := maps.Clone(n.config)
 		for name, harm := range map[string]func(*node, *sandbox, *nstest.NS){
 			"agent dead":            func(n *node, s *sandbox, _ *nstest.NS) { n.agent.stop() },
 			"empty netns":           func(n *node, s *sandbox, _ *nstest.NS) { s.netns = "" },
@@ -173,8 +201,6 @@ func TestDELNeedsNeitherAgentNorNetnsNorResult(t *testing.T) {
 			},
 		} {
 			t.Run(kind+"/"+name, func(t *testing.T) {
-				n := newNode(t)
-				n.agent.start(t)
 				pod := nstest.New(t)
 				s := newSandbox("sandbox-1", goldenPod, pod)
 				reply := regularReply(regularIP, 2)
@@ -182,13 +208,18 @@ func TestDELNeedsNeitherAgentNorNetnsNorResult(t *testing.T) {
 					reply = branchReply(7, branchMAC, branchIP, n.trunk())
 				}
 				n.agent.set(goldenPod, reply)
-				n.mustAdd(s)
+				outer := n.t
 				n.t = t
+				defer func() { n.t = outer }()
+				n.mustAdd(s)
 				harm(n, &s, pod)
 				n.mustDel(s)
 				n.wantClean()
 				n.mustDel(s)
 				n.wantClean()
+				n.config = maps.Clone(config)
+				n.agent.stop()
+				n.agent.start(t)
 			})
 		}
 	}
@@ -218,20 +249,19 @@ func TestLateDELOfAnOldSandboxTouchesNothingNew(t *testing.T) {
 		{name: "same pod, regular once and branch now", oldPod: goldenPod, newPod: goldenPod, newReply: branch,
 			oldReply: func(n *node) *rpc.AddReply { return regularReply(regularIP, 2) }},
 	} {
-		for _, lost := range []bool{false, true} {
-			t.Run(tc.name+map[bool]string{true: ", result lost"}[lost], func(t *testing.T) {
-				// What the new sandbox alone looks like.
-				n := newNode(t)
-				n.agent.start(t)
-				n.attachBranch(7, branchMAC, branchIP)
-				newPod, oldPod := nstest.New(t), nstest.New(t)
-				newBox, oldBox := newSandbox("sandbox-new", tc.newPod, newPod), newSandbox("sandbox-old", tc.oldPod, oldPod)
-				n.agent.set(tc.newPod, tc.newReply(n))
-				n.mustAdd(newBox)
-				alone := n.host.Snapshot(t)
-				n.mustDel(newBox)
-				n.wantClean()
-
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t)
+			n.agent.start(t)
+			n.attachBranch(7, branchMAC, branchIP)
+			newPod, oldPod := nstest.New(t), nstest.New(t)
+			newBox, oldBox := newSandbox("sandbox-new", tc.newPod, newPod), newSandbox("sandbox-old", tc.oldPod, oldPod)
+			// What the new sandbox alone looks like.
+			n.agent.set(tc.newPod, tc.newReply(n))
+			n.mustAdd(newBox)
+			alone := n.host.Snapshot(t)
+			n.mustDel(newBox)
+			n.wantClean()
+			for _, lost := range []bool{false, true} {
 				n.agent.set(tc.oldPod, tc.oldReply(n))
 				n.mustAdd(oldBox)
 				again := n.keepCache()
@@ -250,7 +280,7 @@ func TestLateDELOfAnOldSandboxTouchesNothingNew(t *testing.T) {
 				}
 				n.cache = current
 				if d := difference(alone, n.host.Snapshot(t)); d != "" {
-					t.Errorf("after the old sandbox's DEL the new one's wiring differs from a fresh one:\n%s", d)
+					t.Errorf("result lost %t: after the old sandbox's DEL the new one's wiring differs from a fresh one:\n%s", lost, d)
 				}
 				if tc.newReply(n).GetBranch() != nil {
 					if err := talk(t, n.vpc, "192.168.0.1", newPod, branchIP); err != nil {
@@ -259,8 +289,8 @@ func TestLateDELOfAnOldSandboxTouchesNothingNew(t *testing.T) {
 				}
 				n.mustDel(newBox)
 				n.wantClean()
-			})
-		}
+			}
+		})
 	}
 }
 
