@@ -15,6 +15,8 @@ import (
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/controller"
+	"github.com/branchline-cni/branchline/controller/cloud"
 )
 
 // long is when a release without confirmation would have happened, if it were to happen.
@@ -198,4 +200,32 @@ func TestANodeThatNamesAnothersInstanceGetsNothing(t *testing.T) {
 	if q := n.Status.Capacity["vpc.amazonaws.com/pod-eni"]; q.Value() != 0 {
 		t.Errorf("capacity %v", q)
 	}
+}
+
+// A node that is cut off still serves its pods, and EC2 may not know an instance for a moment.
+func TestASilentNodesInstanceThatEC2DoesNotKnowKeepsWhatItHas(t *testing.T) {
+	start(t, 0, func(o *controller.Options) { o.EC2 = &forgetful{EC2: o.EC2} })
+	namespace(t, "cutoff")
+	id := launch(t, "cutoff", "m5.large", w.subnet)
+	ready(t, "cutoff", id, 9)
+	annotated(t, pod(t, "cutoff", "p", "cutoff"))
+	n := node(t, "cutoff")
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown, Reason: "NodeStatusUnknown"}}
+	must(t, w.admin.Status().Update(t.Context(), n))
+	told(t, n, "InstanceUnknown", id)
+	stays(t, "EC2 does not know the instance", id, ledgerv1.Bound, 1)
+	must(t, w.admin.Delete(t.Context(), n))
+	stays(t, "the trunk is attached to it", id, ledgerv1.Bound, 1)
+	terminate(t, id) // to be forgotten, with the Node's absence, is enough then
+	cleared(t, id)
+}
+
+// forgetful is an EC2 that knows no instance when it is asked for several by a filter.
+type forgetful struct{ cloud.EC2 }
+
+func (f *forgetful) DescribeInstances(ctx context.Context, in *ec2.DescribeInstancesInput, o ...func(*ec2.Options)) (*ec2.DescribeInstancesOutput, error) {
+	if len(in.Filters) > 0 {
+		return &ec2.DescribeInstancesOutput{}, nil
+	}
+	return f.EC2.DescribeInstances(ctx, in, o...)
 }

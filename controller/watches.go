@@ -55,8 +55,13 @@ type wiring struct {
 	o        *Options
 }
 
+// reconcileTimeout ends a reconciliation that hangs, whatever it calls. The longest is to clear an instance away, by a few
+// calls per branch ENI: what is done stays done, and the next one goes on from there.
+const reconcileTimeout = 5 * time.Minute
+
 func options(workers int) controller.Options {
 	return controller.Options{
+		ReconciliationTimeout:   reconcileTimeout,
 		MaxConcurrentReconciles: workers,
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](minBackoff, maxBackoff),
 	}
@@ -109,7 +114,7 @@ func (w *wiring) add() error {
 	})
 	if err := builder.ControllerManagedBy(mgr).Named("instance").For(&ledgerv1.BranchLedger{}).Watches(&corev1.Node{}, toLedgers).
 		WithOptions(options(nodeWorkers)).
-		Complete(&trunk.Instances{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Log: w.o.Log, Now: w.o.Now, Recheck: w.o.Recheck}); err != nil {
+		Complete(&trunk.Instances{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, Recheck: w.o.Recheck}); err != nil {
 		return fmt.Errorf("set up the instance reconciler: %w", err)
 	}
 	if err := builder.ControllerManagedBy(mgr).Named("cleanup").For(&ledgerv1.BranchLedger{}).
@@ -122,7 +127,7 @@ func (w *wiring) add() error {
 		Watches(&ledgerv1.BranchLedger{}, handler.EnqueueRequestsFromMapFunc(w.podsOfLedger)).
 		Watches(&v1beta1.SecurityGroupPolicy{}, handler.EnqueueRequestsFromMapFunc(w.podsOfPolicy)).
 		WithOptions(options(podWorkers)).
-		Complete(&branch.Pods{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, CoolDown: w.coolDown, Claim: w.claim}); err != nil {
+		Complete(&branch.Pods{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, CoolDown: w.coolDown, Claim: w.claim, Recheck: w.o.Recheck}); err != nil {
 		return fmt.Errorf("set up the pod reconciler: %w", err)
 	}
 	if err := mgr.Add(&branch.Sweep{Live: live, Cloud: w.cloud, Log: w.o.Log, Now: w.o.Now, CoolDown: w.coolDown, Every: w.o.SweepEvery}); err != nil {

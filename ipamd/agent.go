@@ -93,6 +93,7 @@ type Agent struct {
 	asked    map[store.Key]time.Time // when an executable was last told of an allocation, in this run
 	routed   map[string]bool         // ENIs whose routing is in place
 	listed   bool                    // the inventory was read and routing was put in place at least once
+	strict   bool                    // the local rule is behind the pods' rules
 	orphans  map[netip.Addr]bool     // wired, and nobody here remembers for whom
 	joining  map[string]int          // ENIs that we attached and the inventory does not show yet, by device index
 	poolErr  error                   // why the pool can't grow
@@ -122,6 +123,10 @@ func New(o Options) (*Agent, error) {
 	}
 	if a.orphans, err = orphans(o.Routing, st.View()); err != nil {
 		return nil, err
+	}
+	if n := len(a.orphans); n > 0 {
+		o.Log.Warn("addresses are routed to pods that this agent does not know: they are not given to others while they are; drain the node to have those pods wired by this agent", "addresses", n)
+		a.events.Node("PodsOfAnotherAgent", "%d addresses of this node are routed to pods that this node agent did not wire (or has forgotten): they are left alone until those pods end; drain the node before switching from another CNI plugin", n)
 	}
 	a.lookup = podeni.NewLookup(o.Kube, o.Kube.Changed.C)
 	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}

@@ -2,6 +2,7 @@ package ipamd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
+	"github.com/branchline-cni/branchline/ipamd/kube"
 	"github.com/branchline-cni/branchline/ipamd/podeni/annotation"
 	"github.com/branchline-cni/branchline/rpc"
 )
@@ -213,6 +215,42 @@ func TestTrunkIsAskedForAndTheLabelComesWithItsLink(t *testing.T) {
 	}
 }
 
+func TestTheLabelComesBackWhoeverTookIt(t *testing.T) {
+	w := newWorld(t, &cninodev1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: nodeName}})
+	w.env["ENABLE_POD_ENI"] = "true"
+	s, kill := w.start()
+	eventually(t, "ready", s.a.ready.Load)
+	w.cloud.attachTrunk()
+	eventually(t, "the label", w.labelled)
+	ctx := context.Background()
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}
+	if err := w.api.Patch(ctx, n, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"vpc.amazonaws.com/has-trunk-attached":null}}}`))); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the label, once more", w.labelled)
+	if err := w.api.Delete(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	// A kubelet that is restarted registers its node anew.
+	if err := w.api.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new Node's label", w.labelled)
+	kill()
+	w.env["ENABLE_POD_ENI"] = "false"
+	s, _ = w.start()
+	eventually(t, "no label with the feature off", func() bool { return !w.labelled() })
+	n = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}
+	if err := w.api.Patch(ctx, n, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"vpc.amazonaws.com/has-trunk-attached":"yes"}}}`))); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "somebody's label taken off", func() bool {
+		var n corev1.Node
+		err := w.api.Get(ctx, client.ObjectKey{Name: nodeName}, &n)
+		return err == nil && len(n.Labels) == 0
+	})
+}
+
 func slot(vlan int, uid, name string, state ledgerv1.SlotState) ledgerv1.Slot {
 	return ledgerv1.Slot{VLANID: int32(vlan), State: state, PodUID: types.UID(uid), PodNamespace: "default", PodName: name,
 		ENIID: fmt.Sprintf("eni-b%d", vlan), SecurityGroups: []string{"sg-1"}}
@@ -220,6 +258,7 @@ func slot(vlan int, uid, name string, state ledgerv1.SlotState) ledgerv1.Slot {
 
 func (w *world) setLedger(slots ...ledgerv1.Slot) {
 	w.t.Helper()
+	w.ledgers.Store(true)
 	ctx := context.Background()
 	var l ledgerv1.BranchLedger
 	err := w.api.Get(ctx, client.ObjectKey{Name: instanceID}, &l)
@@ -279,6 +318,42 @@ func TestBranchPodWaitsForItsAssignmentByEvent(t *testing.T) {
 	if b.GetVlanId() != 7 || b.GetGateway() != "192.168.32.1" || b.GetMac() != "06:20:0d:3c:5f:07" || b.GetTrunkIfindex() == 0 {
 		t.Errorf("answered %v", b)
 	}
+}
+
+func TestABranchPodWaitsForTheHostsRoutingOfStrictMode(t *testing.T) {
+	w := newWorld(t, branchPod("green", "u1", 7))
+	w.env["ENABLE_POD_ENI"] = "true"
+	w.setLedger(slot(7, "u1", "green", ledgerv1.Bound))
+	w.routing.set(errors.New("no buffer space available"))
+	s, _ := w.start()
+	eventually(t, "the view of the ENIs", func() bool { return len(s.a.inventory.ENIs()) > 0 })
+	w.cloud.attachTrunk()
+	eventually(t, "the trunk", func() bool { tr, ok := s.a.inventory.Trunk(); return ok && tr.LinkUp })
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := s.Add(ctx, addRequest("green", "u1", "s1"))
+	wantCode(t, err, codes.Unavailable, "default/green", "routing")
+	w.routing.set(nil)
+	mustAdd(t, s, addRequest("green", "u1", "s1"))
+	if got := w.routing.localAt(); !slices.Equal(got, []int{hostnet.LocalPriorityStrict}) {
+		t.Errorf("answered with the local rule at %v", got)
+	}
+}
+
+func TestALedgerThatIsMissingIsWaitedForNotTaken(t *testing.T) {
+	w := newWorld(t, branchPod("green", "u1", 7))
+	w.env["ENABLE_POD_ENI"] = "true"
+	w.ledgers.Store(true)
+	s, _ := w.start()
+	eventually(t, "ready", s.a.ready.Load)
+	w.cloud.attachTrunk()
+	eventually(t, "the ledgers' list", func() bool { _, err := s.a.opt.Kube.Ledger(); return errors.Is(err, kube.ErrNoLedger) })
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := s.Add(ctx, addRequest("green", "u1", "s1"))
+	wantCode(t, err, codes.Unavailable, "default/green", "controller")
+	w.setLedger(slot(7, "u1", "green", ledgerv1.Bound))
+	mustAdd(t, s, addRequest("green", "u1", "s1"))
 }
 
 func TestMalformedAnnotationIsRefusedAtOnceWithPodAndField(t *testing.T) {
@@ -389,6 +464,7 @@ func TestLostStoreGivesNoWiredAddressAway(t *testing.T) {
 	if got := mustAdd(t, s, addRequest("b", "u2", "s2")).GetRegular().GetAddress(); got == first {
 		t.Fatalf("%s is wired for another pod", got)
 	}
+	eventually(t, "the node says so", func() bool { return len(w.events("PodsOfAnotherAgent")) == 1 })
 	kept, _ := filepath.Glob(filepath.Join(w.dir, "state.json.corrupt-*"))
 	if len(kept) != 1 {
 		t.Error("the damaged file was not kept")

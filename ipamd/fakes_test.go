@@ -20,7 +20,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials/insecure"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -257,6 +260,13 @@ type routing struct {
 	mu     sync.Mutex
 	actual hostnet.Actual
 	pods   []netip.Addr
+	broken error // what Reconcile answers with
+}
+
+func (r *routing) set(broken error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.broken = broken
 }
 
 func newRouting() *routing {
@@ -266,6 +276,9 @@ func newRouting() *routing {
 func (r *routing) Reconcile(_ context.Context, d hostnet.Desired) ([]hostnet.Op, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.broken != nil {
+		return nil, r.broken
+	}
 	ops := hostnet.Plan(d, r.actual)
 	r.actual = r.actual.Apply(ops)
 	return ops, nil
@@ -298,6 +311,7 @@ type world struct {
 	env     map[string]string
 	typ     string
 	noGet   atomic.Bool  // the API server answers no questions; watches go on
+	ledgers atomic.Bool  // the API server knows branch ledgers
 	later   atomic.Int64 // how far the agent's clock is ahead
 }
 
@@ -305,6 +319,8 @@ type world struct {
 func (w *world) pass(d time.Duration) { w.later.Add(int64(d)) }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.later.Load())) }
+
+var noLedgers = apierrors.NewNotFound(schema.GroupResource{Group: "branchline.dev", Resource: "branchledgers"}, "")
 
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
@@ -317,6 +333,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(objects, node)...).
 		WithStatusSubresource(&ledgerv1.BranchLedger{}).
 		WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }).
+		WithIndex(&corev1.Node{}, "metadata.name", byName).
 		WithIndex(&cninodev1.CNINode{}, "metadata.name", byName).
 		WithIndex(&ledgerv1.BranchLedger{}, "metadata.name", byName).Build()
 	w := &world{t: t, dir: t.TempDir(), cloud: newCloud(), routing: newRouting(), typ: "m5.large", env: map[string]string{"MY_NODE_NAME": nodeName}}
@@ -326,6 +343,18 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 				return errors.New("connection refused")
 			}
 			return c.Get(ctx, key, obj, opts...)
+		},
+		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			if _, ok := l.(*ledgerv1.BranchLedgerList); ok && !w.ledgers.Load() {
+				return noLedgers
+			}
+			return c.List(ctx, l, opts...)
+		},
+		Watch: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) (watch.Interface, error) {
+			if _, ok := l.(*ledgerv1.BranchLedgerList); ok && !w.ledgers.Load() {
+				return nil, noLedgers
+			}
+			return c.Watch(ctx, l, opts...)
 		},
 	})
 	return w

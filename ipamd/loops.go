@@ -169,11 +169,11 @@ func (a *Agent) noteRouting(all []enis.ENI, d hostnet.Desired, branchesLeft bool
 		routed[e.ID] = e.Primary() || in
 	}
 	a.mu.Lock()
-	changed := !a.listed || a.branches != branchesLeft || len(routed) != len(a.routed)
+	changed := !a.listed || a.branches != branchesLeft || a.strict != d.LocalBehindPods || len(routed) != len(a.routed)
 	for id, on := range routed {
 		changed = changed || a.routed[id] != on
 	}
-	a.routed, a.listed, a.branches = routed, true, branchesLeft
+	a.routed, a.listed, a.branches, a.strict = routed, true, branchesLeft, d.LocalBehindPods
 	for id := range a.joining {
 		if _, shown := routed[id]; shown {
 			delete(a.joining, id)

@@ -266,6 +266,13 @@ func (a *Agent) hasListed() bool {
 	return a.listed
 }
 
+// routedStrictly says whether what branch pods and this node send to each other passes their security groups.
+func (a *Agent) routedStrictly() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.strict
+}
+
 // exhausted says why waiting for an address is useless; nil where it is not.
 func (a *Agent) exhausted(ctx context.Context) error {
 	a.mu.Lock()
@@ -295,8 +302,10 @@ func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, 
 		return r, nil
 	}
 	for {
-		changed := a.inventory.Changed.C()
-		if t, ok := a.inventory.Trunk(); ok && t.LinkIndex != 0 && t.LinkUp {
+		changed, routed := a.inventory.Changed.C(), a.changed.C()
+		t, ok := a.inventory.Trunk()
+		up, strict := ok && t.LinkIndex != 0 && t.LinkUp, a.routedStrictly()
+		if up && strict {
 			b := al.Branch
 			r.Interface = &rpc.AddReply_Branch{Branch: &rpc.BranchInterface{
 				EniId: b.ENIID, Mac: b.MAC, VlanId: uint32(b.VLAN), Address: b.Address.String(), SubnetCidr: b.SubnetCIDR.String(),
@@ -306,8 +315,13 @@ func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, 
 		}
 		select {
 		case <-changed:
+		case <-routed:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: pod %s has branch ENI %s, and the trunk's link is not up on this node", podeni.ErrUnavailable, al.Pod, al.Branch.ENIID)
+			missing := "the trunk's link is not up on this node"
+			if up {
+				missing = "the host's routing, which keeps it from being reached past its security groups, is not in place: look at the node agent's log"
+			}
+			return nil, fmt.Errorf("%w: pod %s has branch ENI %s, and %s", podeni.ErrUnavailable, al.Pod, al.Branch.ENIID, missing)
 		}
 	}
 }

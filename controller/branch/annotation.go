@@ -36,3 +36,14 @@ func annotate(uid types.UID, value string) ([]byte, error) {
 		"uid": uid, "annotations": map[string]string{policy.Resource: value},
 	}})
 }
+
+// named returns the branch ENI that a pod's annotation names, or nothing where it names none.
+func named(value string) (eniID string) {
+	var all []struct {
+		ENIID string `json:"eniId"`
+	}
+	if err := json.Unmarshal([]byte(value), &all); err != nil || len(all) == 0 {
+		return ""
+	}
+	return all[0].ENIID
+}

@@ -92,9 +92,10 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 	due := func(s *ledgerv1.Slot) bool {
 		return (s.State == ledgerv1.Releasing || s.State == ledgerv1.Occupied) && !r.Now().Before(s.Since.Add(2*coolDown))
 	}
-	any := false
+	any, occupied := false, false
 	for i := range l.Spec.Slots {
-		any = any || due(&l.Spec.Slots[i])
+		s := &l.Spec.Slots[i]
+		any, occupied = any || due(s), occupied || due(s) && s.State == ledgerv1.Occupied
 	}
 	if !any {
 		return l, nil
@@ -102,6 +103,18 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 	agentGone, err := r.agentGone(ctx, l.Spec.NodeName)
 	if err != nil {
 		return l, err
+	}
+	running, err := r.Cloud.Runs(ctx, l.Spec.InstanceID)
+	instanceGone := errors.Is(err, cloud.ErrInstanceTerminated)
+	if err != nil && !errors.Is(err, cloud.ErrInstanceGone) {
+		return l, err
+	}
+	if err != nil && !instanceGone {
+		// EC2 does not know it, which may be a passing error. Whether it is gone package trunk decides.
+		running = true
+	}
+	if !agentGone && !instanceGone && !occupied {
+		return l, nil // whatever EC2 has associated, it would change nothing
 	}
 	associations, err := r.Cloud.Associations(ctx)
 	if err != nil {
@@ -111,18 +124,19 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 	for _, a := range associations {
 		onTrunk[a.BranchENIID] = true
 	}
-	running, err := r.Cloud.Runs(ctx, l.Spec.InstanceID)
-	instanceGone := errors.Is(err, cloud.ErrInstanceGone)
-	if err != nil && !instanceGone {
-		return l, err
-	}
-	ours := map[string]bool{}
-	made, err := r.Cloud.OfInstance(ctx, l.Spec.InstanceID)
-	if err != nil {
-		return l, err
-	}
-	for _, e := range made {
-		ours[e.ID] = true
+	ours := map[string]bool{} // and of no living pod
+	if occupied {
+		made, err := r.Cloud.OfInstance(ctx, l.Spec.InstanceID)
+		if err != nil {
+			return l, err
+		}
+		pods, err := livingPods(ctx, r.Live, client.MatchingFields{"spec.nodeName": l.Spec.NodeName})
+		if err != nil {
+			return l, err
+		}
+		for _, e := range made {
+			ours[e.ID] = !pods.uses(&e)
+		}
 	}
 	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
 		changed := false

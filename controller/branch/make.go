@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/controller/cloud"
@@ -38,11 +40,23 @@ func (r *Pods) make(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLedg
 	case err != nil:
 		return nil, err
 	}
+	// The calls to EC2 may have taken long: a policy that came meanwhile counts, as it would for a pod made now.
+	groups, err := r.groups(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
+	superseded := false
 	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
+		if superseded = len(groups) > 0 && ledger.Supersede(&l.Spec, pod.UID, groups, r.Now()); superseded {
+			return nil
+		}
 		return ledger.Bind(&l.Spec, slot.VLANID, pod.UID, association, r.Now())
 	})
 	if err != nil {
 		return nil, err
+	}
+	if superseded {
+		return nil, fmt.Errorf("%w: the policies' groups for pod %s/%s have changed", ledger.ErrMoved, pod.Namespace, pod.Name)
 	}
 	return ledger.Of(&stored.Spec, pod.UID), nil
 }
@@ -68,13 +82,28 @@ func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledge
 		return ledger.Made(&l.Spec, slot.VLANID, slot.Claim, ledger.ENI{ID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR})
 	})
 	if errors.Is(err, ledger.ErrMoved) {
-		// The slot was sent away meanwhile (the instance is gone), perhaps before this ENI could be seen.
-		return nil, errors.Join(err, r.Cloud.Delete(ctx, eni.ID))
+		return nil, errors.Join(err, r.unwanted(ctx, l.Name, slot.Claim, eni.ID))
 	}
 	if err != nil {
 		return nil, err
 	}
 	return ledger.Slot(&stored.Spec, slot.VLANID), nil
+}
+
+// unwanted deletes an ENI whose slot was sent away while it was made, perhaps before it could be seen. Where a slot names it
+// or its claim, another controller has taken the attempt over, and a pod may be using it by now; unless that slot is being
+// deleted too, perhaps by somebody who could not see the ENI.
+func (r *Pods) unwanted(ctx context.Context, instanceID, claim, eniID string) error {
+	l, err := r.Ledgers.Get(ctx, instanceID)
+	if client.IgnoreNotFound(err) != nil {
+		return err // the sweep finds it
+	}
+	if err == nil && slices.ContainsFunc(l.Spec.Slots, func(s ledgerv1.Slot) bool {
+		return s.State != ledgerv1.Deleting && (s.ENIID == eniID || s.Claim == claim)
+	}) {
+		return nil
+	}
+	return r.Cloud.Delete(ctx, eniID)
 }
 
 // lost sends a slot away whose ENI somebody else has deleted; the pod gets another one.

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -37,6 +38,19 @@ type Pods struct {
 	CoolDown func(context.Context) time.Duration
 	// Claim makes a new name for an attempt; it must never repeat.
 	Claim func() string
+	// Recheck is how often a pod is looked at again that waits for what is not watched; zero means 45 s.
+	Recheck time.Duration
+}
+
+const recheck = 45 * time.Second
+
+// later spreads the next look at pods that wait, so that they don't come all at once.
+func (r *Pods) later() ctrl.Result {
+	after := r.Recheck
+	if after == 0 {
+		after = recheck
+	}
+	return ctrl.Result{RequeueAfter: wait.Jitter(after*2/3, 2.0/3)}
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -147,17 +161,25 @@ func (r *Pods) assign(ctx context.Context, pod *corev1.Pod) (ctrl.Result, error)
 	return ctrl.Result{}, r.mirror(ctx, pod, slot)
 }
 
-// bind takes the pod from wherever the ledger has it to the state Bound. It returns nil without an error where
-// something other than time has to change first, and that something triggers the pod again.
+// bind takes the pod from wherever the ledger has it to the state Bound. It returns nil without an error where no policy
+// selects the pod.
 func (r *Pods) bind(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLedger) (*ledgerv1.Slot, error) {
+	if eniID := named(pod.Annotations[policy.Resource]); eniID != "" {
+		if slot, err := r.adopt(ctx, pod, l.Name, eniID); err != nil || slot != nil {
+			return slot, err
+		}
+	}
 	groups, err := r.groups(ctx, pod)
 	if err != nil || groups == nil {
 		return nil, err
 	}
-	claim, fresh := r.Claim(), false
+	claim, fresh, superseded := r.Claim(), false, false
 	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
-		fresh = false
+		fresh, superseded = false, false
 		if have := ledger.Of(&l.Spec, pod.UID); have != nil && (have.State == ledgerv1.Creating || have.State == ledgerv1.Bound) {
+			if superseded = ledger.Supersede(&l.Spec, pod.UID, groups, r.Now()); superseded {
+				return nil
+			}
 			return ledger.ErrUnchanged
 		}
 		fresh = true
@@ -167,6 +189,9 @@ func (r *Pods) bind(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLedg
 	if err != nil {
 		return nil, err
 	}
+	if superseded {
+		return nil, fmt.Errorf("%w: the policies' groups for pod %s/%s have changed", ledger.ErrMoved, pod.Namespace, pod.Name)
+	}
 	slot := ledger.Of(&stored.Spec, pod.UID)
 	if slot.State == ledgerv1.Bound {
 		return slot, nil
@@ -174,10 +199,11 @@ func (r *Pods) bind(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLedg
 	return r.make(ctx, pod, stored, slot, fresh)
 }
 
-// groups returns the security groups that the policies give the pod; nil where none selects it, which is said.
+// groups returns the security groups that the policies give the pod; nil where none selects it, which is said. They hold
+// for the pod's life, so the policies are read live: the cache's watch of them may lag behind that of pods.
 func (r *Pods) groups(ctx context.Context, pod *corev1.Pod) ([]string, error) {
 	var policies v1beta1.SecurityGroupPolicyList
-	if err := r.Client.List(ctx, &policies, client.InNamespace(pod.Namespace)); err != nil {
+	if err := r.Live.List(ctx, &policies, client.InNamespace(pod.Namespace)); err != nil {
 		return nil, fmt.Errorf("list the policies of namespace %s: %w", pod.Namespace, err)
 	}
 	var sa corev1.ServiceAccount
@@ -205,7 +231,11 @@ func (r *Pods) groups(ctx context.Context, pod *corev1.Pod) ([]string, error) {
 func (r *Pods) failed(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLedger, err error) (ctrl.Result, error) {
 	switch {
 	case err == nil:
-		return ctrl.Result{}, nil
+		// No policy selects it. ServiceAccounts, whose labels may, are not watched.
+		return r.later(), nil
+	case errors.Is(err, errNotOurs):
+		r.Events.Warn(pod, "BranchENIUnknown", "%v", err)
+		return r.later(), nil
 	case errors.Is(err, ledger.ErrFull):
 		// Freed slots come through the ledger's watch.
 		r.Events.Warn(pod, "BranchENIsInUse", "%s", say([]usage{usageOf(&l.Spec, nil, r.CoolDown(ctx))}))

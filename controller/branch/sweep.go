@@ -15,7 +15,7 @@ import (
 // SweepEvery is how often leaked ENIs are looked for.
 const SweepEvery = 10 * time.Minute
 
-// Sweep deletes ENIs with the controller's tags that no ledger knows of. It asks EC2 once per page of the cluster's ENIs,
+// Sweep deletes ENIs with the controller's tags that no ledger knows of and no living pod may use. It asks EC2 once per page of the cluster's ENIs,
 // however many nodes there are.
 type Sweep struct {
 	// Live bypasses caches: the ledgers are read after EC2, so that whatever EC2 showed was written down before.
@@ -57,16 +57,29 @@ func (s *Sweep) Once(ctx context.Context) error {
 	if err := s.Live.List(ctx, &ledgers); err != nil {
 		return err
 	}
+	forgotten := leaked(made, ledgers.Items, s.Now(), 2*s.CoolDown(ctx))
+	if len(forgotten) == 0 {
+		return nil
+	}
+	pods, err := livingPods(ctx, s.Live)
+	if err != nil {
+		return err
+	}
 	var failed []error
-	for _, e := range leaked(made, ledgers.Items, s.Now(), 2*s.CoolDown(ctx)) {
+	for _, e := range forgotten {
+		if pods.uses(&e) {
+			s.Log.WarnContext(ctx, "no ledger knows of the branch ENI of a living pod: left alone", "eni", e.ID, "uid", e.PodUID, "instance", e.InstanceID)
+			continue
+		}
 		s.Log.WarnContext(ctx, "deleting an ENI that no ledger knows of", "eni", e.ID, "description", e.Description, "instance", e.InstanceID, "createdAt", e.CreatedAt)
 		failed = append(failed, s.Cloud.Remove(ctx, e.ID, ""))
 	}
 	return errors.Join(failed...)
 }
 
-// leaked chooses what to delete: old enough, and in no ledger by id, by claim or, for a trunk, by instance. A trunk
-// that is attached, and what has no readable date, is left alone.
+// leaked chooses what may be deleted: old enough, and in no ledger by id, by claim or, for a trunk, by instance. A trunk
+// that is attached, and what has no readable date or no claim, is left alone: every ENI that this controller makes has
+// both, those of a hosted one have not.
 func leaked(made []cloud.ENI, ledgers []ledgerv1.BranchLedger, now time.Time, age time.Duration) []cloud.ENI {
 	enis, claims, instances := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for i := range ledgers {
@@ -83,7 +96,7 @@ func leaked(made []cloud.ENI, ledgers []ledgerv1.BranchLedger, now time.Time, ag
 	var r []cloud.ENI
 	for _, e := range made {
 		switch {
-		case enis[e.ID], claims[e.Claim], e.CreatedAt.IsZero(), now.Before(e.CreatedAt.Add(age)):
+		case enis[e.ID], claims[e.Claim], e.Claim == "", e.CreatedAt.IsZero(), now.Before(e.CreatedAt.Add(age)):
 		case e.Description == cloud.TrunkDescription && (e.InUse || instances[e.InstanceID]):
 		case e.Description == cloud.TrunkDescription, e.Description == cloud.BranchDescription:
 			r = append(r, e)

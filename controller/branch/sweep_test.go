@@ -24,17 +24,17 @@ func TestOnlyWhatIsOldAndInNoLedgerLeaks(t *testing.T) {
 		want bool
 	}{
 		{"branch of nobody", branch("eni-x", "cx", old), true},
-		{"branch of nobody, without a claim", branch("eni-x", "", old), true},
+		{"without a claim", branch("eni-x", "", old), false},
 		{"too young", branch("eni-x", "cx", old.Add(time.Second)), false},
 		{"without a date", branch("eni-x", "cx", time.Time{}), false},
 		{"in a slot", branch("eni-bound", "c1", old), false},
 		{"an intent that a crash left", branch("eni-x", "c2", old), false},
 		{"on an occupied VLAN id", branch("eni-foreign", "cx", old), false},
-		{"somebody else's description", cloud.ENI{ID: "eni-x", CreatedAt: old, Description: "mine"}, false},
-		{"a trunk of the ledger", cloud.ENI{ID: "eni-trunk", CreatedAt: old, Description: cloud.TrunkDescription}, false},
-		{"a second trunk of a known instance", cloud.ENI{ID: "eni-x", CreatedAt: old, Description: cloud.TrunkDescription, InstanceID: "i-1"}, false},
-		{"an attached trunk of an unknown instance", cloud.ENI{ID: "eni-x", CreatedAt: old, Description: cloud.TrunkDescription, InstanceID: "i-2", InUse: true}, false},
-		{"a trunk that was never attached", cloud.ENI{ID: "eni-x", CreatedAt: old, Description: cloud.TrunkDescription, InstanceID: "i-2"}, true},
+		{"somebody else's description", cloud.ENI{ID: "eni-x", Claim: "cx", CreatedAt: old, Description: "mine"}, false},
+		{"a trunk of the ledger", cloud.ENI{ID: "eni-trunk", Claim: "cx", CreatedAt: old, Description: cloud.TrunkDescription}, false},
+		{"a second trunk of a known instance", cloud.ENI{ID: "eni-x", Claim: "cx", CreatedAt: old, Description: cloud.TrunkDescription, InstanceID: "i-1"}, false},
+		{"an attached trunk of an unknown instance", cloud.ENI{ID: "eni-x", Claim: "cx", CreatedAt: old, Description: cloud.TrunkDescription, InstanceID: "i-2", InUse: true}, false},
+		{"a trunk that was never attached", cloud.ENI{ID: "eni-x", Claim: "cx", CreatedAt: old, Description: cloud.TrunkDescription, InstanceID: "i-2"}, true},
 	} {
 		if got := leaked([]cloud.ENI{tt.e}, ledgers, now, age); (len(got) == 1) != tt.want {
 			t.Errorf("%s: %v", tt.what, got)

@@ -71,6 +71,9 @@ func (e *Error) Unwrap() error { return e.Err }
 // ErrInstanceGone: EC2 does not know the instance, or it is terminated.
 var ErrInstanceGone = errors.New("the instance is gone")
 
+// ErrInstanceTerminated is the ErrInstanceGone that EC2 states. That EC2 does not know an instance may be a passing error.
+var ErrInstanceTerminated = fmt.Errorf("%w: EC2 says that it is terminated", ErrInstanceGone)
+
 // ErrENIGone: EC2 does not know the network interface.
 var ErrENIGone = errors.New("the network interface is gone")
 
@@ -120,7 +123,7 @@ func Explain(err error) (reason, message string) {
 				resource = r + " (for " + on + ")"
 			}
 		}
-		return "UnauthorizedOperation", fmt.Sprintf("the controller's IAM role may not call %s on %s: allow it there; on EKS attach the policy AmazonEKSVPCResourceController to the cluster role", action, resource)
+		return "UnauthorizedOperation", fmt.Sprintf("the controller's IAM role may not call %s on %s: allow it there: config/vpc-controller/iam-policy.json has all that the controller calls (AmazonEKSVPCResourceController lacks the trunk, tag and describe actions)", action, resource)
 	case aws.IsThrottled(err):
 		return "Throttled", fmt.Sprintf("EC2 throttles %s (for %s): it is tried again with back-off; ask AWS for a higher request rate if this stays", action, on)
 	case code == aws.CodeSubnetFull:

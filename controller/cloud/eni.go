@@ -20,9 +20,11 @@ import (
 // ENI is a network interface that the controller made.
 type ENI struct {
 	ID, MAC, PrivateIP, SubnetID, Description string
-	// Claim, InstanceID and CreatedAt are what the controller wrote into the tags; zero where a tag is missing.
-	Claim, InstanceID string
-	CreatedAt         time.Time
+	// Groups are its security groups' ids.
+	Groups []string
+	// Claim, InstanceID, PodUID and CreatedAt are what the controller wrote into the tags; zero where a tag is missing.
+	Claim, InstanceID, PodUID string
+	CreatedAt                 time.Time
 	// InUse: it is attached to an instance.
 	InUse bool
 }
@@ -134,6 +136,15 @@ func (c *Client) ByClaim(ctx context.Context, claim string) (*ENI, error) {
 	return &all[0], nil
 }
 
+// ByID finds an ENI that the controller made; nil where EC2 knows none of that id, or it is somebody else's.
+func (c *Client) ByID(ctx context.Context, eniID string) (*ENI, error) {
+	all, err := c.list(ctx, eniID, types.Filter{Name: awssdk.String("network-interface-id"), Values: []string{eniID}})
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	return &all[0], nil
+}
+
 // OfInstance lists the ENIs that the controller made for an instance: trunks and branches.
 func (c *Client) OfInstance(ctx context.Context, instanceID string) ([]ENI, error) {
 	return c.list(ctx, instanceID, types.Filter{Name: awssdk.String("tag:" + tagInstanceID), Values: []string{instanceID}})
@@ -172,8 +183,13 @@ func eni(n *types.NetworkInterface) *ENI {
 		SubnetID: awssdk.ToString(n.SubnetId), Description: awssdk.ToString(n.Description),
 		InUse: n.Attachment != nil && awssdk.ToString(n.Attachment.InstanceId) != "",
 	}
+	for _, g := range n.Groups {
+		e.Groups = append(e.Groups, awssdk.ToString(g.GroupId))
+	}
 	for _, t := range n.TagSet {
 		switch awssdk.ToString(t.Key) {
+		case tagPodUID:
+			e.PodUID = awssdk.ToString(t.Value)
 		case tagClaim:
 			e.Claim = awssdk.ToString(t.Value)
 		case tagInstanceID:

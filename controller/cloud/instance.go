@@ -29,7 +29,8 @@ type Attached struct {
 	DeleteOnTermination      bool
 }
 
-// Instance describes an instance and its subnet. Error: ErrInstanceGone where it is terminated, shutting down, or unknown.
+// Instance describes an instance and its subnet. Error: ErrInstanceGone, with ErrInstanceTerminated where EC2
+// states it.
 func (c *Client) Instance(ctx context.Context, id string) (*Instance, error) {
 	i, err := c.describe(ctx, id)
 	if err != nil {
@@ -46,13 +47,51 @@ func (c *Client) Instance(ctx context.Context, id string) (*Instance, error) {
 	return i, nil
 }
 
-// Runs says whether the instance runs. Error: ErrInstanceGone.
+// Runs says whether the instance runs. Errors as Instance.
 func (c *Client) Runs(ctx context.Context, id string) (bool, error) {
 	i, err := c.describe(ctx, id)
 	if err != nil {
 		return false, err
 	}
 	return i.Running, nil
+}
+
+// MaxStates is how many instances States asks about in one call, the most values that a filter takes.
+const MaxStates = 200
+
+// State is what EC2 says of an instance's life.
+type State int
+
+// States of instances.
+const (
+	Unknown    State = iota // it is not in EC2's answer
+	Present                 // in any state but terminated
+	Terminated              // EC2 says so
+)
+
+// States asks about up to MaxStates instances at once. One that EC2 does not know is Unknown, and no error.
+func (c *Client) States(ctx context.Context, ids []string) (map[string]State, error) {
+	in := &ec2.DescribeInstancesInput{MaxResults: awssdk.Int32(1000), Filters: []types.Filter{{Name: awssdk.String("instance-id"), Values: ids}}}
+	states := map[string]State{}
+	for {
+		out, err := call(ctx, c, "DescribeInstances", fmt.Sprintf("%d instances", len(ids)), c.EC2.DescribeInstances, in)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range out.Reservations {
+			for n := range r.Instances {
+				i := &r.Instances[n]
+				states[awssdk.ToString(i.InstanceId)] = Present
+				if i.State != nil && i.State.Name == types.InstanceStateNameTerminated {
+					states[awssdk.ToString(i.InstanceId)] = Terminated
+				}
+			}
+		}
+		if awssdk.ToString(out.NextToken) == "" {
+			return states, nil
+		}
+		in.NextToken = out.NextToken
+	}
 }
 
 func (c *Client) describe(ctx context.Context, id string) (*Instance, error) {
@@ -81,7 +120,7 @@ func instance(account string, i *types.Instance) (*Instance, error) {
 	if i.State != nil {
 		switch i.State.Name {
 		case types.InstanceStateNameTerminated:
-			return nil, fmt.Errorf("%w: %s is %s", ErrInstanceGone, r.ID, i.State.Name)
+			return nil, fmt.Errorf("%w: %s", ErrInstanceTerminated, r.ID)
 		case types.InstanceStateNameStopped, types.InstanceStateNameStopping, types.InstanceStateNameShuttingDown:
 		default:
 			r.Running = true

@@ -145,6 +145,25 @@ func Bind(s *v1.BranchLedgerSpec, vlan int32, pod types.UID, associationID strin
 	return nil
 }
 
+// Adopt takes a pod's branch ENI into the ledger that was lost from it: EC2 has it on the VLAN id, and says that it was
+// made for the pod. Error: ErrMoved where the pod has a slot, or the VLAN id another owner.
+func Adopt(s *v1.BranchLedgerSpec, a v1.Slot, now time.Time) error {
+	if have := Of(s, a.PodUID); have != nil {
+		return fmt.Errorf("pod %s/%s has VLAN id %d: %w", a.PodNamespace, a.PodName, have.VLANID, ErrMoved)
+	}
+	slot := Slot(s, a.VLANID)
+	if slot == nil {
+		s.Slots = append(s.Slots, v1.Slot{VLANID: a.VLANID, State: v1.Free})
+		slot = &s.Slots[len(s.Slots)-1]
+	}
+	if slot.State != v1.Free && (slot.State != v1.Occupied || slot.ENIID != a.ENIID) {
+		return fmt.Errorf("VLAN id %d is %s with ENI %q: %w", a.VLANID, slot.State, slot.ENIID, ErrMoved)
+	}
+	*slot = a
+	enter(slot, v1.Bound, now)
+	return nil
+}
+
 // Occupy learns that EC2 has another ENI on the VLAN id. The pod loses the slot and is given another one; its own
 // half-made ENI must have been deleted before.
 func Occupy(s *v1.BranchLedgerSpec, vlan int32, pod types.UID, eniID, associationID string, now time.Time) error {
@@ -176,6 +195,23 @@ func End(s *v1.BranchLedgerSpec, pod types.UID, now time.Time) bool {
 		return false
 	}
 	return true
+}
+
+// Supersede ends the attempt for a pod whose policies give it other groups by now. EC2 ties a claim to what was asked for
+// first, so the pod needs a new one. What is Bound keeps its groups. It says whether anything changed.
+func Supersede(s *v1.BranchLedgerSpec, pod types.UID, groups []string, now time.Time) bool {
+	slot := Of(s, pod)
+	if slot == nil || slot.State != v1.Creating || sameSet(slot.SecurityGroups, groups) {
+		return false
+	}
+	return End(s, pod, now)
+}
+
+func sameSet(a, b []string) bool {
+	missing := func(all []string) func(string) bool {
+		return func(v string) bool { return !slices.Contains(all, v) }
+	}
+	return !slices.ContainsFunc(a, missing(b)) && !slices.ContainsFunc(b, missing(a))
 }
 
 // Confirm lets slots cool whose pods have ended and of which the node says that nothing is left. A confirmation for a

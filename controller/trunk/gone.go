@@ -5,21 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/controller/cloud"
+	"github.com/branchline-cni/branchline/controller/events"
 	"github.com/branchline-cni/branchline/controller/ledger"
 )
 
 var errNoIndex = errors.New("no device index is free for the trunk: the agent keeps one once ENABLE_POD_ENI is on; detach an interface, or replace the node")
 
-// recheck is how often EC2 is asked about an instance whose Node is gone or silent.
+// recheck is how soon EC2 is asked again about an instance whose Node is gone or silent, at first.
 const recheck = 30 * time.Second
 
 // Instances watches for instances that are gone. The object's key is the ledger's, that is, the instance's id.
@@ -29,10 +33,14 @@ type Instances struct {
 	Live    client.Reader
 	Cloud   *cloud.Client
 	Ledgers *ledger.Store
+	Events  *events.Recorder
 	Log     *slog.Logger
 	// Now defaults to time.Now, Recheck to 30 s.
 	Now     func() time.Time
 	Recheck time.Duration
+
+	once  sync.Once
+	asked *asked
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -41,41 +49,98 @@ func (r *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 	if err := r.Client.Get(ctx, req.NamespacedName, &l); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
+	if l.DeletionTimestamp.IsZero() && !controllerutil.ContainsFinalizer(&l, ledgerv1.Finalizer) {
+		_, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
+			if !l.DeletionTimestamp.IsZero() || !controllerutil.AddFinalizer(l, ledgerv1.Finalizer) {
+				return ledger.ErrUnchanged
+			}
+			return nil
+		})
+		return ctrl.Result{}, client.IgnoreNotFound(err) // the ledger's watch brings it back
+	}
+	exists := false
 	for _, read := range []client.Reader{r.Client, r.Live} {
-		well, err := registered(ctx, read, &l)
-		if err != nil || well {
+		there, well, err := registered(ctx, read, &l)
+		if err != nil {
 			return ctrl.Result{}, err
 		}
-	}
-	running, err := r.Cloud.Runs(ctx, l.Spec.InstanceID)
-	if err == nil {
-		r.Log.InfoContext(ctx, "node is gone or not ready, its instance is not gone: waiting", "node", l.Spec.NodeName, "instance", l.Spec.InstanceID, "running", running)
-		after := r.Recheck
-		if after == 0 {
-			after = recheck
+		if well {
+			r.ask().forget(l.Name)
+			return ctrl.Result{}, nil
 		}
-		return ctrl.Result{RequeueAfter: after}, nil
+		exists = there
 	}
-	if !errors.Is(err, cloud.ErrInstanceGone) {
+	state, known, again, err := r.ask().about(ctx, l.Spec.InstanceID, !exists)
+	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return ctrl.Result{}, r.clear(ctx, &l)
+	gone := known && state == cloud.Terminated
+	if known && state == cloud.Unknown && !exists {
+		// An attached trunk speaks for an instance that EC2 seems not to know.
+		attached, err := r.attached(ctx, &l)
+		if err != nil {
+			return ctrl.Result{}, err
+		}
+		gone = !attached
+	}
+	if gone {
+		if err := r.clear(ctx, &l); err != nil {
+			return ctrl.Result{}, err
+		}
+		r.ask().forget(l.Name)
+		return ctrl.Result{}, nil
+	}
+	if known {
+		r.Log.InfoContext(ctx, "node is gone or not ready, its instance is not known to be gone: waiting", "node", l.Spec.NodeName, "instance", l.Spec.InstanceID, "inEC2", state == cloud.Present)
+	}
+	if known && state == cloud.Unknown {
+		r.tell(ctx, &l)
+	}
+	return ctrl.Result{RequeueAfter: again}, nil
 }
 
-// registered says whether a Node of the ledger's instance exists and is not known to be in trouble. Where no cloud
-// provider deletes them, Nodes stay behind when their instances go, and then nothing but EC2 tells.
-func registered(ctx context.Context, read client.Reader, l *ledgerv1.BranchLedger) (bool, error) {
+func (r *Instances) ask() *asked {
+	r.once.Do(func() {
+		r.asked = &asked{states: r.Cloud.States, now: r.Now, every: r.Recheck}
+		if r.asked.now == nil {
+			r.asked.now = time.Now
+		}
+		if r.asked.every == 0 {
+			r.asked.every = recheck
+		}
+	})
+	return r.asked
+}
+
+func (r *Instances) attached(ctx context.Context, l *ledgerv1.BranchLedger) (bool, error) {
+	made, err := r.Cloud.OfInstance(ctx, l.Spec.InstanceID)
+	return slices.ContainsFunc(made, func(e cloud.ENI) bool { return e.Description == cloud.TrunkDescription && e.InUse }), err
+}
+
+func (r *Instances) tell(ctx context.Context, l *ledgerv1.BranchLedger) {
 	var node corev1.Node
-	err := read.Get(ctx, client.ObjectKey{Name: l.Spec.NodeName}, &node)
+	if err := r.Client.Get(ctx, client.ObjectKey{Name: l.Spec.NodeName}, &node); err != nil {
+		return // nobody to tell; the log has it
+	}
+	r.Events.Warn(&node, "InstanceUnknown", "this node is not ready, and EC2 does not know its instance %s, nor says that it is terminated: its branch ENIs are kept; delete the Node if the instance is gone", l.Spec.InstanceID)
+}
+
+// registered says whether a Node of the ledger's instance exists, and whether one does that is not known to be in
+// trouble. Where no cloud provider deletes them, Nodes stay behind when their instances go; then EC2 has to say of the
+// instance that it is terminated: it may not know it for a moment, while the node, cut off, serves its pods.
+func registered(ctx context.Context, read client.Reader, l *ledgerv1.BranchLedger) (exists, well bool, err error) {
+	var node corev1.Node
+	err = read.Get(ctx, client.ObjectKey{Name: l.Spec.NodeName}, &node)
 	if apierrors.IsNotFound(err) {
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("read node %s: %w", l.Spec.NodeName, err)
+		return false, false, fmt.Errorf("read node %s: %w", l.Spec.NodeName, err)
 	}
 	id, ok := InstanceID(&node)
 	// A node without a provider id may still become this instance's.
-	return !ok || id == l.Spec.InstanceID && !silent(&node), nil
+	exists = !ok || id == l.Spec.InstanceID
+	return exists, exists && (!ok || !silent(&node)), nil
 }
 
 // clear deletes what EC2 has left of an instance that is gone, then its ledger. The slots are sent to their deletion
@@ -114,6 +179,15 @@ func (r *Instances) clear(ctx context.Context, l *ledgerv1.BranchLedger) error {
 	err = r.Client.Delete(ctx, l, client.Preconditions{UID: &l.UID, ResourceVersion: &l.ResourceVersion})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete ledger of %s: %w", l.Name, err)
+	}
+	_, err = r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
+		if !controllerutil.RemoveFinalizer(l, ledgerv1.Finalizer) {
+			return ledger.ErrUnchanged
+		}
+		return nil
+	})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("let go of the ledger of %s: %w", l.Name, err)
 	}
 	r.Log.InfoContext(ctx, "instance is gone and cleared away", "node", l.Spec.NodeName, "instance", l.Name)
 	return nil

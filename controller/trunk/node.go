@@ -182,15 +182,28 @@ func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cnino
 	}
 	if l.Name == "" {
 		l = ledgerv1.BranchLedger{
-			ObjectMeta: metav1.ObjectMeta{Name: id},
+			ObjectMeta: metav1.ObjectMeta{Name: id, Finalizers: []string{ledgerv1.Finalizer}},
 			Spec: ledgerv1.BranchLedgerSpec{
 				NodeName: node.Name, InstanceID: id, InstanceType: i.Type, AccountID: i.AccountID, VPCID: i.VPCID,
 				SubnetID: i.SubnetID, SubnetCIDR: i.SubnetCIDR, Capacity: int32(min(t.MaxBranchInterfaces, ledgerv1.MaxVLANID)),
 			},
 		}
-		if err := r.Client.Create(ctx, &l); err != nil && !apierrors.IsAlreadyExists(err) {
+		err := r.Client.Create(ctx, &l)
+		if apierrors.IsAlreadyExists(err) {
+			// The cache lags. What is stored counts: the trunk's claim is made of its UID.
+			stored, err := r.Ledgers.Get(ctx, id)
+			if err != nil {
+				return nil, err
+			}
+			if l = *stored; l.Spec.NodeName != node.Name {
+				return nil, nil // the cache's next event says it, once it has it
+			}
+		} else if err != nil {
 			return nil, fmt.Errorf("create ledger of %s: %w", id, err)
 		}
+	}
+	if l.UID == "" {
+		return nil, fmt.Errorf("ledger of %s has no UID: it can't name the claim to a trunk", id)
 	}
 	trunk, err := r.trunk(ctx, &l, i, t, cninode)
 	if err != nil {
@@ -261,7 +274,7 @@ func (r *Nodes) setCapacity(ctx context.Context, node *corev1.Node, l *ledgerv1.
 	if l != nil {
 		max = l.Spec.Capacity
 	}
-	want, ok := capacity(node, max, l != nil && l.Spec.TrunkENIID != "", len(pods))
+	want, ok := capacity(node, max, l != nil && l.Spec.TrunkENIID != "", runs(pods))
 	if !ok {
 		return nil
 	}

@@ -56,24 +56,36 @@ func Managed(node *corev1.Node, cninode *v1alpha1.CNINode) bool {
 }
 
 // capacity decides what the node's capacity should be. The scheduler gets room as soon as the agent says, by the label,
-// that it can wire branch pods; it loses the room when the label is gone and no branch pod runs any more. ok is false
-// where nothing is to be written.
-func capacity(node *corev1.Node, max int32, trunkUp bool, branchPods int) (want int64, ok bool) {
+// that it can wire branch pods. Once the label is gone the room shrinks with the pods that run, so that the scheduler
+// places none beside them; those that wait are not counted, as the agent wires them no more. ok is false where nothing is to
+// be written.
+func capacity(node *corev1.Node, max int32, trunkUp bool, running int) (want int64, ok bool) {
 	have, set := node.Status.Capacity[policy.Resource]
 	_, labelled := node.Labels[Label]
 	switch {
 	case labelled && trunkUp:
 		want = int64(max)
-	case labelled, branchPods > 0:
+	case labelled, !set:
 		return 0, false
-	case !set:
-		return 0, false
+	default:
+		want = min(int64(running), have.Value())
 	}
 	allocatable, aset := node.Status.Allocatable[policy.Resource]
 	if set && aset && have.Value() == want && allocatable.Value() == want {
 		return 0, false
 	}
 	return want, true
+}
+
+// runs counts the pods that have been wired.
+func runs(pods []corev1.Pod) int {
+	n := 0
+	for i := range pods {
+		if pods[i].Status.Phase == corev1.PodRunning {
+			n++
+		}
+	}
+	return n
 }
 
 func quantity(n int64) resource.Quantity { return *resource.NewQuantity(n, resource.DecimalSI) }

@@ -55,7 +55,9 @@ func TestCapacityFollowsTheLabelAndNeverLeavesPodsWithoutRoom(t *testing.T) {
 		{"another type's", "38", true, true, 0, 9, 9, true},
 		{"label before the trunk", "", true, false, 0, 9, 0, false},
 		{"no label yet", "", false, true, 0, 9, 0, false},
-		{"label gone, pods left", "9", false, true, 1, 9, 0, false},
+		{"label gone, pods left", "9", false, true, 3, 9, 3, true},
+		{"label gone, written for those left", "3", false, true, 3, 9, 0, false},
+		{"label gone, more pods than room", "3", false, true, 4, 9, 0, false},
 		{"label gone, nobody left", "9", false, true, 0, 9, 0, true},
 		{"label gone, written already", "0", false, true, 0, 9, 0, false},
 	} {

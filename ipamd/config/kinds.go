@@ -80,6 +80,14 @@ var logTarget = kind{"stdout, stderr or an absolute path", func(s string) (any, 
 	return absolutePath.parse(s)
 }}
 
+// pluginLog has no stdout: there the CNI executable answers the runtime.
+var pluginLog = kind{"stderr or an absolute path", func(s string) (any, error) {
+	if s == "stderr" {
+		return s, nil
+	}
+	return absolutePath.parse(s)
+}}
+
 var levels = map[string]slog.Level{
 	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "warning": slog.LevelWarn,
 	"error": slog.LevelError, "fatal": slog.LevelError,
@@ -120,9 +128,9 @@ var hostPort = kind{"an IP address and a port, like 127.0.0.1:61679", func(s str
 	return net.JoinHostPort(host, port), nil
 }}
 
-var vethPrefixPattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,3}$`)
+var vethPrefixPattern = regexp.MustCompile(`^[A-Za-z]{1,4}$`)
 
-var vethPrefix = kind{"1 to 4 letters or digits, a letter first, not eth, vlan or lo", func(s string) (any, error) {
+var vethPrefix = kind{"1 to 4 letters, not eth, vlan or lo", func(s string) (any, error) {
 	if !vethPrefixPattern.MatchString(s) {
 		return nil, errors.New("not a prefix for link names")
 	}

@@ -175,11 +175,29 @@ func except(err error, fine syscall.Errno) error {
 	return err
 }
 
-// Pods returns the addresses that the pods' table holds: what is wired here, whoever remembers it.
+// Pods returns the addresses of pods that are wired here, whoever remembers them: those of the pods' table, and those
+// that the main table sends to a veth, as the upstream agent and others wire their pods.
 func (k *Kernel) Pods() ([]netip.Addr, error) {
 	routes, err := k.routes(PodsTable)
 	if err != nil {
 		return nil, err
+	}
+	inMain, err := k.routes(MainTable)
+	if err != nil {
+		return nil, err
+	}
+	links, err := dump(k.h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list the links: %w", err)
+	}
+	veths := map[int]bool{}
+	for _, l := range links {
+		veths[l.Attrs().Index] = l.Type() == "veth"
+	}
+	for _, r := range inMain {
+		if !r.Gateway.IsValid() && veths[r.LinkIndex] {
+			routes = append(routes, r)
+		}
 	}
 	var out []netip.Addr
 	for _, r := range routes {
@@ -188,5 +206,5 @@ func (k *Kernel) Pods() ([]netip.Addr, error) {
 		}
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
-	return out, nil
+	return slices.Compact(out), nil
 }

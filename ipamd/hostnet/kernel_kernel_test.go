@@ -39,6 +39,7 @@ func TestRoutingOfARealKernelIsReconciledBothWays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
+	wantPodsOfAnyAgent(t, k, l)
 	ctx := context.Background()
 	eni := ENI{Device: 1, LinkIndex: l.Attrs().Index, Primary: netip.MustParseAddr("192.168.1.20"), Gateway: netip.MustParseAddr("192.168.0.1")}
 	moved := eni
@@ -71,5 +72,39 @@ func TestRoutingOfARealKernelIsReconciledBothWays(t *testing.T) {
 		if len(a.Routes) != 2*len(d.ENIs) {
 			t.Fatalf("%+v: routes %+v", d, a.Routes)
 		}
+	}
+}
+
+// wantPodsOfAnyAgent: upstream's pods are routed by the main table.
+func wantPodsOfAnyAgent(t *testing.T, k *Kernel, veth netlink.Link) {
+	t.Helper()
+	device, err := netlink.LinkByName("lo") // stands for any link that is no veth
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []struct {
+		dst, gw string
+		link    netlink.Link
+		table   int
+	}{
+		{"192.168.1.30/32", "", veth, PodsTable},
+		{"192.168.1.31/32", "", veth, MainTable}, // a pod of upstream's
+		{"192.168.1.32/32", "192.168.1.31", veth, MainTable},
+		{"192.168.2.0/24", "", veth, MainTable},
+		{"192.168.1.33/32", "", device, MainTable},
+	} {
+		route := &netlink.Route{LinkIndex: r.link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix(r.dst)), Table: r.table, Scope: netlink.SCOPE_LINK}
+		if r.gw != "" {
+			route.Scope, route.Gw, route.Flags = netlink.SCOPE_UNIVERSE, netip.MustParseAddr(r.gw).AsSlice(), int(netlink.FLAG_ONLINK)
+		}
+		if err := netlink.RouteAdd(route); err != nil {
+			t.Fatalf("%s: %v", r.dst, err)
+		}
+		defer netlink.RouteDel(route)
+	}
+	got, err := k.Pods()
+	want := []netip.Addr{netip.MustParseAddr("192.168.1.30"), netip.MustParseAddr("192.168.1.31")}
+	if err != nil || !slices.Equal(got, want) {
+		t.Fatalf("got %v, %v, want %v", got, err, want)
 	}
 }

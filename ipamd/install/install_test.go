@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/branchline-cni/branchline/ipamd/config"
+	"github.com/branchline-cni/branchline/plugins/eni"
 )
 
 func cfg(t *testing.T, env map[string]string) *config.Config {
@@ -105,5 +106,47 @@ func TestConflistIsWholeAndWrittenOnce(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 		t.Errorf("left behind: %v", entries)
+	}
+}
+
+// What the agent accepts the executable must take: otherwise one `kubectl set env` stops every pod of the cluster, and
+// the agents look healthy.
+func TestTheExecutableTakesWhatTheAgentAccepts(t *testing.T) {
+	values := map[string][]string{
+		"AWS_VPC_K8S_PLUGIN_LOG_LEVEL": {"debug", "DEBUG", "Info", "warn", "WARNING", "error", "FATAL", "trace", "off"},
+		"AWS_VPC_K8S_PLUGIN_LOG_FILE":  {"stderr", "stdout", "/var/log/x.log", "/a/../b", "x.log"},
+		"AWS_VPC_K8S_CNI_VETHPREFIX":   {"eni", "e", "abcd", "ABC", "abcde", "en1", "1en", "e-i", "eth", "vlan", "lo", "ETH", "é"},
+		"AWS_VPC_ENI_MTU":              {"575", "576", "1500", "9001", "9002", "+1500", "01500"},
+		"POD_MTU":                      {"575", "576", "1500", "9001", "9002", "+1500", "01500"},
+	}
+	accepted := map[string]int{}
+	for name, list := range values {
+		for _, value := range list {
+			c, _, err := config.Load(func(k string) (string, bool) { return value, k == name })
+			if err != nil {
+				continue
+			}
+			accepted[name]++
+			b, err := Conflist(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var list struct{ Plugins []json.RawMessage }
+			if err := json.Unmarshal(b, &list); err != nil {
+				t.Fatal(err)
+			}
+			got, err := eni.ParseConfig(list.Plugins[0])
+			if err != nil || len(got.Ignored) > 0 {
+				t.Errorf("%s=%s: the executable says %v, ignores %q", name, value, err, got.Ignored)
+			}
+			if got.VethPrefix != c.VethPrefix || got.MTU != c.MTUOfPods() || got.LogFile != c.PluginLogFile {
+				t.Errorf("%s=%s: the executable works with %+v", name, value, got)
+			}
+		}
+	}
+	for name, list := range values {
+		if n := accepted[name]; n < 2 || n == len(list) {
+			t.Errorf("%s: %d of %q are accepted: the test says nothing", name, n, list)
+		}
 	}
 }

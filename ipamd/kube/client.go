@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -39,10 +41,11 @@ type Client struct {
 	opt     Options
 	Changed signal.Signal
 
-	pods, cninode, ledger cache.SharedIndexInformer
+	pods, node, cninode, ledger cache.SharedIndexInformer
 
 	mu        sync.Mutex
 	noLedgers bool // the ledger's resource is not known to this API server
+	missing   int  // how many answers in a row said so
 }
 
 // Scheme holds the types that the agent speaks of.
@@ -70,16 +73,25 @@ func Connect(cfg *rest.Config) (client.WithWatch, error) {
 // New makes a client. Run starts its watches.
 func New(o Options) (*Client, error) {
 	c := &Client{opt: o}
-	c.pods = cache.NewSharedIndexInformer(c.listWatch(&corev1.PodList{}, "spec.nodeName", o.NodeName, nil), &corev1.Pod{}, 0, cache.Indexers{})
-	c.cninode = cache.NewSharedIndexInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName, nil), &cninodev1.CNINode{}, 0, cache.Indexers{})
-	c.ledger = cache.NewSharedIndexInformer(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID, c.sawLedgers), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
+	c.pods = cache.NewSharedIndexInformer(c.listWatch(&corev1.PodList{}, "spec.nodeName", o.NodeName), &corev1.Pod{}, 0, cache.Indexers{})
+	c.node = cache.NewSharedIndexInformer(c.listWatch(&corev1.NodeList{}, "metadata.name", o.NodeName), &corev1.Node{}, 0, cache.Indexers{})
+	c.cninode = cache.NewSharedIndexInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName), &cninodev1.CNINode{}, 0, cache.Indexers{})
+	c.ledger = cache.NewSharedIndexInformer(c.watchLedgers(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID)), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },
 		UpdateFunc: func(any, any) { c.Changed.Fire() },
 		DeleteFunc: func(any) { c.Changed.Fire() },
 	}
-	for _, i := range []cache.SharedIndexInformer{c.pods, c.cninode, c.ledger} {
-		if _, err := i.AddEventHandler(wake); err != nil {
+	for _, i := range []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger} {
+		handler := wake
+		if i == c.node {
+			handler.UpdateFunc = func(old, now any) { // the kubelet's heartbeats are none of ours
+				if !sameLabel(old, now) {
+					c.Changed.Fire()
+				}
+			}
+		}
+		if _, err := i.AddEventHandler(handler); err != nil {
 			return nil, fmt.Errorf("watch the API server: %w", err)
 		}
 		if err := i.SetWatchErrorHandlerWithContext(c.watchFailed); err != nil {
@@ -89,13 +101,16 @@ func New(o Options) (*Client, error) {
 	if err := c.pods.SetTransform(trim); err != nil {
 		return nil, fmt.Errorf("watch pods: %w", err)
 	}
+	if err := c.node.SetTransform(trimNode); err != nil {
+		return nil, fmt.Errorf("watch node %s: %w", o.NodeName, err)
+	}
 	return c, nil
 }
 
 // Run watches until ctx ends.
 func (c *Client) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, i := range []cache.SharedIndexInformer{c.pods, c.cninode, c.ledger} {
+	for _, i := range []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger} {
 		wg.Go(func() { i.RunWithContext(ctx) })
 	}
 	wg.Go(func() {
@@ -114,16 +129,12 @@ func (c *Client) Run(ctx context.Context) {
 // PodsSynced says whether the pods of this node are known.
 func (c *Client) PodsSynced() bool { return c.pods.HasSynced() }
 
-func (c *Client) listWatch(list client.ObjectList, field, value string, listed func(error)) *cache.ListWatch {
+func (c *Client) listWatch(list client.ObjectList, field, value string) *cache.ListWatch {
 	selector := client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector(field, value)}
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			l := list.DeepCopyObject().(client.ObjectList)
-			err := c.opt.API.List(ctx, l, &client.ListOptions{Raw: &o}, selector)
-			if listed != nil {
-				listed(err)
-			}
-			return l, err
+			return l, c.opt.API.List(ctx, l, &client.ListOptions{Raw: &o}, selector)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return c.opt.API.Watch(ctx, list.DeepCopyObject().(client.ObjectList), &client.ListOptions{Raw: &o}, selector)
@@ -131,7 +142,50 @@ func (c *Client) listWatch(list client.ObjectList, field, value string, listed f
 	}
 }
 
-// sawLedgers learns from the answers to lists whether this API server knows branch ledgers at all: with the hosted
+// ledgersMost is the longest pause between two questions for a resource that isn't there.
+const ledgersMost = 10 * time.Minute
+
+// watchLedgers asks ever more rarely while the resource is not there: it may come, and thousands of nodes ask.
+func (c *Client) watchLedgers(lw *cache.ListWatch) *cache.ListWatch {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			if err := c.pauseLedgers(ctx); err != nil {
+				return nil, err
+			}
+			l, err := lw.ListWithContextFunc(ctx, o)
+			c.sawLedgers(err)
+			return l, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			if err := c.pauseLedgers(ctx); err != nil {
+				return nil, err
+			}
+			w, err := lw.WatchFuncWithContext(ctx, o)
+			c.sawLedgers(err)
+			return w, err
+		},
+	}
+}
+
+func (c *Client) pauseLedgers(ctx context.Context) error {
+	c.mu.Lock()
+	missing := c.missing
+	c.mu.Unlock()
+	if missing == 0 {
+		return nil
+	}
+	d := min(time.Second<<min(missing, 20), ledgersMost)
+	t := time.NewTimer(d*3/4 + rand.N(d/2))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// sawLedgers learns from the answers whether this API server knows branch ledgers at all: with the hosted
 // control plane it does not.
 func (c *Client) sawLedgers(err error) {
 	missing := apierrors.IsNotFound(err) || meta.IsNoMatchError(err)
@@ -140,7 +194,11 @@ func (c *Client) sawLedgers(err error) {
 	}
 	c.mu.Lock()
 	changed := c.noLedgers != missing
-	c.noLedgers = missing
+	if c.noLedgers = missing; missing {
+		c.missing++
+	} else {
+		c.missing = 0
+	}
 	c.mu.Unlock()
 	if changed {
 		c.Changed.Fire()

@@ -12,17 +12,22 @@ import (
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 )
 
-// ErrNoLedger: this instance has no branch ledger. With the hosted control plane there is none.
-var ErrNoLedger = errors.New("this instance has no branch ledger")
+// Why there is no ledger to read.
+var (
+	// ErrNoLedgers: the API server doesn't know branch ledgers. With the hosted control plane there are none.
+	ErrNoLedgers = errors.New("the API server knows no branch ledgers")
+	// ErrNoLedger: it knows them, and this instance has none (yet, or no more).
+	ErrNoLedger = errors.New("this instance has no branch ledger")
+)
 
-// Ledger returns this instance's branch ledger from memory: ErrNotSynced while that is not known, ErrNoLedger where
-// there is none. It must not be changed.
+// Ledger returns this instance's branch ledger from memory: ErrNotSynced while that is not known, ErrNoLedgers or
+// ErrNoLedger where there is none. It must not be changed.
 func (c *Client) Ledger() (*ledgerv1.BranchLedger, error) {
 	c.mu.Lock()
 	none := c.noLedgers
 	c.mu.Unlock()
 	if none {
-		return nil, ErrNoLedger
+		return nil, ErrNoLedgers
 	}
 	if !c.ledger.HasSynced() {
 		return nil, ErrNotSynced

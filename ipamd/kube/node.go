@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +23,43 @@ const TrunkLabel = "vpc.amazonaws.com/has-trunk-attached"
 
 // ErrNoCNINode: the controller has not made this node's CNINode yet.
 var ErrNoCNINode = errors.New("this node has no CNINode yet")
+
+// ErrNoNode: the kubelet has not registered this node, or it was deleted.
+var ErrNoNode = errors.New("this node is not in the API server")
+
+// HasTrunkLabel says whether the Node in memory has the label, and whether its value is the one that SetTrunkLabel
+// sets. ErrNotSynced and ErrNoNode say that this is not known.
+func (c *Client) HasTrunkLabel() (present, right bool, err error) {
+	if !c.node.HasSynced() {
+		return false, false, ErrNotSynced
+	}
+	for _, obj := range c.node.GetStore().List() {
+		if n, ok := obj.(*corev1.Node); ok && n.Name == c.opt.NodeName {
+			v, present := n.Labels[TrunkLabel]
+			return present, v == "true", nil
+		}
+	}
+	return false, false, ErrNoNode
+}
+
+// trimNode keeps of a Node what the agent reads.
+func trimNode(obj any) (any, error) {
+	n, ok := obj.(*corev1.Node)
+	if !ok {
+		return obj, nil
+	}
+	out := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion}}
+	if v, ok := n.Labels[TrunkLabel]; ok {
+		out.Labels = map[string]string{TrunkLabel: v}
+	}
+	return out, nil
+}
+
+func sameLabel(old, now any) bool {
+	a, ok := old.(*corev1.Node)
+	b, ok2 := now.(*corev1.Node)
+	return ok && ok2 && a.UID == b.UID && maps.Equal(a.Labels, b.Labels)
+}
 
 // HasFeature says whether the CNINode in memory has the feature with that value.
 func (c *Client) HasFeature(f cninodev1.Feature) (has bool, err error) {

@@ -13,7 +13,8 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/podeni/annotation"
 )
 
-// Ledgers is where the branch ledger is read (kube.ErrNoLedger where there is none, kube.ErrNotSynced while unknown).
+// Ledgers is where the branch ledger is read (kube.ErrNoLedgers where nobody keeps any, kube.ErrNoLedger where
+// this instance has none, kube.ErrNotSynced while unknown).
 type Ledgers interface {
 	Ledger() (*ledgerv1.BranchLedger, error)
 }
@@ -79,8 +80,11 @@ func (a *Assignments) look(pod kube.Pod) (b annotation.BranchENI, trunk enis.ENI
 // so it is waited out, never wired.
 func (a *Assignments) checkLedger(pod kube.Pod, b annotation.BranchENI) error {
 	l, err := a.Ledgers.Ledger()
-	if errors.Is(err, kube.ErrNoLedger) {
+	switch {
+	case errors.Is(err, kube.ErrNoLedgers):
 		return nil
+	case errors.Is(err, kube.ErrNoLedger):
+		return fmt.Errorf("%w: this cluster keeps branch ledgers and this instance has none, which the VPC resource controller makes with the trunk: look at the controller (where EKS runs it, remove the CustomResourceDefinition branchledgers.branchline.dev)", ErrUnavailable)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: the branch ledger can't be read: %w", ErrUnavailable, err)

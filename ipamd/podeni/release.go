@@ -43,7 +43,7 @@ type Releaser struct {
 // Reconcile confirms what can be confirmed now. Call it again when anything changed, and after an error.
 func (r *Releaser) Reconcile(ctx context.Context) error {
 	l, err := r.Ledger.Ledger()
-	if errors.Is(err, kube.ErrNoLedger) || errors.Is(err, kube.ErrNotSynced) || !r.Pods.PodsSynced() {
+	if errors.Is(err, kube.ErrNoLedgers) || errors.Is(err, kube.ErrNoLedger) || errors.Is(err, kube.ErrNotSynced) || !r.Pods.PodsSynced() {
 		return nil
 	}
 	if err != nil {

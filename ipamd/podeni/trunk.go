@@ -14,6 +14,9 @@ import (
 type Node interface {
 	HasFeature(f cninodev1.Feature) (bool, error)
 	AddFeature(ctx context.Context, f cninodev1.Feature) error
+	// HasTrunkLabel says whether the label is there, and whether its value is right (kube.ErrNoNode and
+	// kube.ErrNotSynced: not known).
+	HasTrunkLabel() (present, right bool, err error)
 	SetTrunkLabel(ctx context.Context, attached bool) error
 }
 
@@ -46,11 +49,14 @@ const (
 	SayUnsupported
 )
 
-// Decide is the pure part: hasFeature and labelled are what is written already.
-func Decide(s TrunkState, hasFeature, haveCNINode bool, labelled *bool) []Action {
+// Label is what is known of the node's label; the zero value is: nothing.
+type Label struct{ Known, Present, Right bool }
+
+// Decide is the pure part: hasFeature and label are what is written already, by whomever.
+func Decide(s TrunkState, hasFeature, haveCNINode bool, label Label) []Action {
 	switch {
 	case !s.Wanted:
-		if s.BranchPods || labelled != nil && !*labelled {
+		if s.BranchPods || !label.Present {
 			return nil
 		}
 		return []Action{RemoveLabel} // the feature stays: without both, the controller gives the node up
@@ -65,7 +71,7 @@ func Decide(s TrunkState, hasFeature, haveCNINode bool, labelled *bool) []Action
 			out = append(out, SayNoSlot)
 		}
 	}
-	if s.Trunk != nil && s.Trunk.LinkIndex != 0 && s.Trunk.LinkUp && (labelled == nil || !*labelled) {
+	if s.Trunk != nil && s.Trunk.LinkIndex != 0 && s.Trunk.LinkUp && label.Known && !label.Right {
 		out = append(out, SetLabel)
 	}
 	return out
@@ -78,8 +84,7 @@ type TrunkRequest struct {
 	InstanceType string
 	Warn         func(reason, format string, args ...any)
 
-	labelled *bool // what this run wrote last
-	warned   bool  // that a trunk never comes
+	warned bool // that a trunk never comes
 }
 
 // Reconcile does what can be done now. Call it again when anything changed, and after an error.
@@ -89,8 +94,14 @@ func (t *TrunkRequest) Reconcile(ctx context.Context, s TrunkState) error {
 	if err != nil && haveCNINode {
 		return err
 	}
+	var label Label
+	label.Present, label.Right, err = t.Node.HasTrunkLabel()
+	label.Known = err == nil
+	if err != nil && !errors.Is(err, kube.ErrNoNode) && !errors.Is(err, kube.ErrNotSynced) {
+		return err
+	}
 	var errs []error
-	for _, a := range Decide(s, has, haveCNINode, t.labelled) {
+	for _, a := range Decide(s, has, haveCNINode, label) {
 		switch a {
 		case AskForTrunk:
 			if err := t.Node.AddFeature(ctx, Feature); err != nil && !errors.Is(err, kube.ErrNoCNINode) {
@@ -100,9 +111,7 @@ func (t *TrunkRequest) Reconcile(ctx context.Context, s TrunkState) error {
 			on := a == SetLabel
 			if err := t.Node.SetTrunkLabel(ctx, on); err != nil {
 				errs = append(errs, err)
-				continue
 			}
-			t.labelled = &on
 		case SayNoSlot:
 			t.Warn("NoSlotForTrunk", "ENABLE_POD_ENI is on and every ENI slot of this instance (%s) is taken: the trunk ENI is asked for as soon as one is free; detach an ENI, or drain this node", t.InstanceType)
 		case SayUnsupported:

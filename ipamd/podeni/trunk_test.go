@@ -8,13 +8,13 @@ import (
 )
 
 func TestDecide(t *testing.T) {
-	yes, no := true, false
+	yes, no, wrong := Label{true, true, true}, Label{Known: true}, Label{Known: true, Present: true}
 	up := &enis.ENI{ID: "eni-t", Trunk: true, LinkIndex: 7, LinkUp: true}
 	down := &enis.ENI{ID: "eni-t", Trunk: true, LinkIndex: 7}
 	for name, c := range map[string]struct {
 		s            TrunkState
 		has, cninode bool
-		labelled     *bool
+		label        Label
 		want         []Action
 	}{
 		"no CNINode yet: wait for it":               {s: TrunkState{Wanted: true, Supported: true, FreeSlot: true}},
@@ -22,15 +22,18 @@ func TestDecide(t *testing.T) {
 		"no free slot: say so, don't ask":           {s: TrunkState{Wanted: true, Supported: true}, cninode: true, want: []Action{SayNoSlot}},
 		"asked: wait":                               {s: TrunkState{Wanted: true, Supported: true, FreeSlot: true}, cninode: true, has: true},
 		"attached, link down: no label":             {s: TrunkState{Wanted: true, Supported: true, Trunk: down}, cninode: true, has: true},
-		"attached and up: label":                    {s: TrunkState{Wanted: true, Supported: true, Trunk: up}, cninode: true, has: true, want: []Action{SetLabel}},
-		"labelled: nothing":                         {s: TrunkState{Wanted: true, Supported: true, Trunk: up}, cninode: true, has: true, labelled: &yes},
-		"a lost feature is written again":           {s: TrunkState{Wanted: true, Supported: true, Trunk: up}, cninode: true, labelled: &yes, want: []Action{AskForTrunk}},
+		"attached and up: label":                    {s: TrunkState{Wanted: true, Supported: true, Trunk: up}, cninode: true, has: true, label: no, want: []Action{SetLabel}},
+		"the Node is not known: no label":           {s: TrunkState{Wanted: true, Supported: true, Trunk: up}, cninode: true, has: true},
+		"somebody gave the label another value":     {s: TrunkState{Wanted: true, Supported: true, Trunk: up}, cninode: true, has: true, label: wrong, want: []Action{SetLabel}},
+		"off and somebody set the label":            {s: TrunkState{Supported: true}, cninode: true, label: wrong, want: []Action{RemoveLabel}},
+		"labelled: nothing":                         {s: TrunkState{Wanted: true, Supported: true, Trunk: up}, cninode: true, has: true, label: yes},
+		"a lost feature is written again":           {s: TrunkState{Wanted: true, Supported: true, Trunk: up}, cninode: true, label: yes, want: []Action{AskForTrunk}},
 		"unsupported: said, nothing asked":          {s: TrunkState{Wanted: true, FreeSlot: true}, cninode: true, want: []Action{SayUnsupported}},
-		"off with branch pods: the label stays":     {s: TrunkState{Supported: true, Trunk: up, BranchPods: true}, cninode: true, has: true, labelled: &yes},
-		"off and the last one gone: the label goes": {s: TrunkState{Supported: true, Trunk: up}, cninode: true, has: true, want: []Action{RemoveLabel}},
-		"off and removed: nothing":                  {s: TrunkState{Supported: true, Trunk: up}, cninode: true, has: true, labelled: &no},
+		"off with branch pods: the label stays":     {s: TrunkState{Supported: true, Trunk: up, BranchPods: true}, cninode: true, has: true, label: yes},
+		"off and the last one gone: the label goes": {s: TrunkState{Supported: true, Trunk: up}, cninode: true, has: true, label: yes, want: []Action{RemoveLabel}},
+		"off and removed: nothing":                  {s: TrunkState{Supported: true, Trunk: up}, cninode: true, has: true, label: no},
 	} {
-		if got := Decide(c.s, c.has, c.cninode, c.labelled); !slices.Equal(got, c.want) {
+		if got := Decide(c.s, c.has, c.cninode, c.label); !slices.Equal(got, c.want) {
 			t.Errorf("%s: got %v, want %v", name, got, c.want)
 		}
 	}

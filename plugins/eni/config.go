@@ -3,6 +3,7 @@ package eni
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -30,10 +31,12 @@ type Config struct {
 	VethPrefix string
 	// MTU of the pods' links, 576 to 9001. Default 9001.
 	MTU int
-	// LogFile is an absolute path, or "stderr". Default /var/log/aws-routed-eni/plugin.log.
+	// LogFile is an absolute path, or "stderr". Default, also in the place of anything else: /var/log/aws-routed-eni/plugin.log.
 	LogFile string
-	// LogLevel is debug, info, warn or error. Default info.
+	// LogLevel is debug, info, warn (or warning) or error (or fatal). Default, also in the place of anything else: info.
 	LogLevel string
+	// Ignored says which of the log's settings are not used, and why: no pod is kept waiting for its log's sake.
+	Ignored []string
 	// Socket is where the node agent listens. Default rpc.SocketPath.
 	Socket string
 	// PrevResult is the result of our ADD, in a DEL; nil when the runtime has none.
@@ -52,10 +55,10 @@ type configJSON struct {
 	PrevResult         json.RawMessage `json:"prevResult"`
 }
 
-// parseConfig reads the configuration and tells the first thing that is wrong with it. What it returns is usable even
+// ParseConfig reads the configuration and tells the first thing that is wrong with it. What it returns is usable even
 // then, with defaults in the place of what is wrong: a DEL must not fail because somebody has broken the conflist since
 // its ADD.
-func parseConfig(stdin []byte) (Config, error) {
+func ParseConfig(stdin []byte) (Config, error) {
 	c := Config{VethPrefix: defaultVethPrefix, MTU: defaultMTU, LogFile: defaultLogFile, LogLevel: "info", Socket: rpc.SocketPath}
 	var raw configJSON
 	var first error
@@ -96,7 +99,7 @@ func parseConfig(stdin []byte) (Config, error) {
 	}
 	if v := raw.PluginLogFile; v != "" {
 		if v != "stderr" && !filepath.IsAbs(v) {
-			report(invalidConfig("pluginLogFile", "%q is neither an absolute path nor stderr", v))
+			c.Ignored = append(c.Ignored, fmt.Sprintf("pluginLogFile %q is neither an absolute path nor stderr", v))
 		} else {
 			c.LogFile = v
 		}
@@ -105,8 +108,12 @@ func parseConfig(stdin []byte) (Config, error) {
 		switch level := strings.ToLower(v); level {
 		case "debug", "info", "warn", "error":
 			c.LogLevel = level
+		case "warning":
+			c.LogLevel = "warn"
+		case "fatal":
+			c.LogLevel = "error"
 		default:
-			report(invalidConfig("pluginLogLevel", "%q is not debug, info, warn or error", v))
+			c.Ignored = append(c.Ignored, fmt.Sprintf("pluginLogLevel %q is not debug, info, warn, error or fatal", v))
 		}
 	}
 	if v := raw.IPAMDSocket; v != "" {

@@ -39,12 +39,11 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		`{"vethPrefix":"lo"}`:                 {types.ErrInvalidNetworkConfig, "vethPrefix"},
 		`{"vethPrefix":"e/i"}`:                {types.ErrInvalidNetworkConfig, "vethPrefix"},
 		`{"podSGEnforcingMode":"standard"}`:   {types.ErrInvalidNetworkConfig, "podSGEnforcingMode"},
-		`{"pluginLogFile":"stdout"}`:          {types.ErrInvalidNetworkConfig, "pluginLogFile"},
-		`{"pluginLogLevel":"chatty"}`:         {types.ErrInvalidNetworkConfig, "pluginLogLevel"},
+		`{"pluginLogFile":[]}`:                {types.ErrInvalidNetworkConfig, "pluginLogFile"},
 		`{"ipamdSocket":"run/ipamd.sock"}`:    {types.ErrInvalidNetworkConfig, "ipamdSocket"},
 		`{"ipamdSocket":["/run/ipamd.sock"]}`: {types.ErrInvalidNetworkConfig, "ipamdSocket"},
 	} {
-		c, err := parseConfig([]byte(text))
+		c, err := ParseConfig([]byte(text))
 		if code := cniCode(t, err); code != want.code || !strings.Contains(err.Error(), want.name) {
 			t.Errorf("%s: code %d, %v; want code %d and the name %s", text, code, err, want.code, want.name)
 		}
@@ -52,10 +51,22 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 			t.Errorf("%s: what a DEL would work with: %+v", text, c)
 		}
 	}
-	c, err := parseConfig([]byte(`{"cniVersion":"1.0.0","name":"aws-cni","vethPrefix":"abc","mtu":"1500","podSGEnforcingMode":"strict",
+	c, err := ParseConfig([]byte(`{"cniVersion":"1.0.0","name":"aws-cni","vethPrefix":"abc","mtu":"1500","podSGEnforcingMode":"strict",
 		"pluginLogLevel":"DEBUG","ipamdSocket":"/run/x.sock","prevResult":null,"runtimeConfig":{"a":1}}`))
 	if err != nil || c.MTU != 1500 || c.VethPrefix != "abc" || c.LogLevel != "debug" || c.Socket != "/run/x.sock" || c.PrevResult != nil {
 		t.Errorf("good config: %+v, %v", c, err)
+	}
+}
+
+func TestABadLogSettingIsToldAndNeverFailsAnADD(t *testing.T) {
+	c, err := ParseConfig([]byte(`{"pluginLogFile":"stdout","pluginLogLevel":"chatty"}`))
+	if err != nil || c.LogFile != defaultLogFile || c.LogLevel != "info" || len(c.Ignored) != 2 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for _, name := range []string{"pluginLogFile", "pluginLogLevel"} {
+		if !strings.Contains(strings.Join(c.Ignored, " "), name) {
+			t.Errorf("%q doesn't name %s", c.Ignored, name)
+		}
 	}
 }
 
@@ -138,7 +149,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.0.0","name":"aws-cni","mtu":"9001","vethPrefix":"eni","prevResult":{"cniVersion":"1.0.0"}}`))
 	f.Add([]byte(`{"mtu":{},"ipamdSocket":"/a"}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		c, err := parseConfig(in)
+		c, err := ParseConfig(in)
 		if err != nil {
 			cniCode(t, err)
 		}

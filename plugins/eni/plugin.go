@@ -62,11 +62,14 @@ func run(args *skel.CmdArgs, verb string, deadline time.Duration, do func(*opera
 	defer cancel()
 
 	o := &operation{args: args, owner: datapath.Owner{ContainerID: args.ContainerID, IfName: args.IfName}}
-	o.config, o.configErr = parseConfig(args.StdinData)
+	o.config, o.configErr = ParseConfig(args.StdinData)
 	o.pod, o.podErr = parseArgs(args.Args)
 	var closeLog func()
 	o.log, closeLog = openLog(o.config)
 	defer closeLog()
+	if len(o.config.Ignored) > 0 {
+		o.note("ignored", o.config.Ignored)
+	}
 
 	defer func() {
 		if p := recover(); p != nil {

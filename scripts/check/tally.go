@@ -117,3 +117,11 @@ func (w *work) verbose(pkg *string, line string) {
 }
 
 func minutes(d time.Duration) string { return fmt.Sprintf("%.1f", d.Minutes()) }
+
+// claim counts each claim that the walk-through saw as a test.
+func (w *work) claim(line string) {
+	fmt.Fprintln(w.log, line)
+	if strings.HasPrefix(strings.TrimSpace(line), "[seen] ") {
+		w.tests.passed++
+	}
+}

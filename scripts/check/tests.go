@@ -156,5 +156,9 @@ func envtest(ctx context.Context, w *work) error {
 func labTests(ctx context.Context, w *work) error { return w.tagged(ctx, "lab", nil) }
 
 func demo(ctx context.Context, w *work) error {
-	return w.command(ctx, nil, nil, "go", "run", "./cmd/vpclab", "demo", "--kills", "--evidence", filepath.Join(w.logs, "evidence"))
+	err := w.command(ctx, nil, w.claim, "go", "run", "./cmd/vpclab", "demo", "--kills", "--evidence", filepath.Join(w.logs, "evidence"))
+	if err == nil && w.tests.passed == 0 {
+		err = errors.New("the walk-through showed no claim")
+	}
+	return err
 }

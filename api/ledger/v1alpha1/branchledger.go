@@ -17,6 +17,10 @@ func AddToScheme(s *runtime.Scheme) error {
 	return nil
 }
 
+// Finalizer keeps a ledger until its instance is gone and nothing of it is left in EC2: without the ledger nobody knows
+// which branch ENIs running pods are wired with.
+const Finalizer = "branchline.dev/instance-cleanup"
+
 // VLAN ids that may be given to branch ENIs.
 const (
 	MinVLANID = 1
