@@ -16,7 +16,7 @@ import (
 )
 
 // add asks the agent what the sandbox gets, wires it and prints the result. When any of it fails nothing is left, and
-// the agent knows that it can have the address back.
+// the agent knows that it can have the address back; where something can't be taken away the agent isn't told.
 func (o *operation) add(ctx context.Context) (err error) {
 	if err := errors.Join(o.configErr, o.podErr); err != nil {
 		return err
@@ -67,8 +67,7 @@ func (o *operation) add(ctx context.Context) (err error) {
 		return err
 	}
 	undo = func(reason string) {
-		o.unwire(lock, w)
-		o.tell(client, true, reason)
+		o.undone(client, reason, o.unwire(lock, w))
 	}
 	if err := datapath.Apply(ctx, w.plan, int(netns.Fd())); err != nil {
 		return err
@@ -116,18 +115,26 @@ func (o *operation) lockFor(ctx context.Context, w wiring) (*datapath.Lock, erro
 	return lock, nil
 }
 
+// undone tells the agent of an ADD whose wiring is gone again. Where it is not (left says why), the agent must go on holding
+// the address: it ends the allocation once the kernel shows nothing of it, as after a DEL that it has not heard.
+func (o *operation) undone(client *rpc.Conn, reason string, left error) {
+	if left != nil {
+		o.note("undoError", left.Error())
+		return
+	}
+	o.tell(client, true, reason)
+}
+
 // unwire takes away what Apply has not undone itself: everything after it has succeeded, or in a panic. The locks are
 // held and are taken once more without effect, since they belong to the open file.
-func (o *operation) unwire(lock *datapath.Lock, w wiring) {
+func (o *operation) unwire(lock *datapath.Lock, w wiring) error {
 	ctx, cancel := context.WithTimeout(context.Background(), delDeadline)
 	defer cancel()
 	_, err := datapath.Teardown(ctx, datapath.Removal{
 		Owner: o.owner, PodNamespace: o.pod.Namespace, PodName: o.pod.Name,
 		HostVeths: []string{w.plan.HostVeth.Host}, VLAN: w.vlan, Address: w.address, Regular: w.vlan == 0,
 	}, lock)
-	if err != nil {
-		o.note("undoError", err.Error())
-	}
+	return err
 }
 
 func defaultRoute() *types.Route {

@@ -3,13 +3,16 @@
 package eni
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc/codes"
@@ -103,6 +106,26 @@ func TestFailedADDLeavesNothingAndTheAgentKnows(t *testing.T) {
 			n.mustDel(s)
 			n.wantClean()
 		})
+	}
+}
+
+// What is left holds the address: the agent finds out by itself when it is gone.
+func TestTheAgentIsNotToldOfAnUndoThatFailed(t *testing.T) {
+	n := newNode(t)
+	n.agent.start(t)
+	client, err := rpc.Dial(n.agent.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	o := &operation{args: &skel.CmdArgs{ContainerID: "sandbox-1", IfName: "eth0"}}
+	o.undone(client, "no result", errors.New("delete link vlan"+goldenHash+": device or resource busy"))
+	if del := n.agent.lastDel(); del != nil || !slices.Contains(o.attrs, any("undoError")) {
+		t.Errorf("told %v, noted %v", del, o.attrs)
+	}
+	o.undone(client, "no result", nil)
+	if del := n.agent.lastDel(); !del.GetAddFailed() || del.GetReason() != "no result" {
+		t.Errorf("told %v", del)
 	}
 }
 
