@@ -25,11 +25,11 @@ var ErrImport = errors.New("import against the rules")
 var rows = [][]string{
 	{"cmd"},
 	{"plugins", "ipamd", "controller", "lab"},
-	{"policy", "rpc", "api", "aws"},
+	{"policy", "rpc", "api", "aws", "logfile"},
 }
 
 // shippingRooms is what goes into the executables that users run.
-var shippingRooms = []string{"plugins", "ipamd", "controller", "policy", "rpc", "api", "aws"}
+var shippingRooms = []string{"plugins", "ipamd", "controller", "policy", "rpc", "api", "aws", "logfile"}
 
 // labCommand is the only program that may use the lab.
 const labCommand = Module + "/cmd/vpclab"

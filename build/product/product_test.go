@@ -21,6 +21,7 @@ func TestImportRules(t *testing.T) {
 		{"cmd/ipamd", "lab/ec2", true},
 		{"plugins/eni", "plugins/datapath", false},
 		{"plugins/eni", "rpc", false},
+		{"plugins/eni", "logfile", false},
 		{"plugins/eni", "ipamd/store", true},
 		{"ipamd/podeni", "plugins/datapath", true},
 		{"ipamd/podeni", "policy", false},

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -22,6 +21,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/logfile"
 	"github.com/branchline-cni/branchline/rpc"
 )
 
@@ -134,10 +134,7 @@ func openLog(target string) (io.WriteCloser, error) {
 	case "stderr":
 		return nopCloser{os.Stderr}, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-		return nil, fmt.Errorf("open the log AWS_VPC_K8S_CNI_LOG_FILE=%q: %w", target, err)
-	}
-	f, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	f, err := logfile.Open(target)
 	if err != nil {
 		return nil, fmt.Errorf("open the log AWS_VPC_K8S_CNI_LOG_FILE=%q: %w", target, err)
 	}

@@ -13,7 +13,7 @@ import (
 
 // raceRooms are the rooms whose tests run with the race detector: what ships.
 // The lab's own run without it, which halves the time.
-var raceRooms = []string{"api", "aws", "cmd", "controller", "ipamd", "plugins", "policy", "rpc"}
+var raceRooms = []string{"api", "aws", "cmd", "controller", "ipamd", "logfile", "plugins", "policy", "rpc"}
 
 func unit(ctx context.Context, w *work) error {
 	list, err := w.output(ctx, "go", "list", "./...")
