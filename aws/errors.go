@@ -51,6 +51,13 @@ func IsThrottled(err error) bool {
 	return ok
 }
 
+// IsRefused says whether the API answered that it will not do what was asked (HTTP 4xx). Where it failed (5xx), or did not
+// answer, the call may have had its effect.
+func IsRefused(err error) bool {
+	var resp *smithyhttp.ResponseError
+	return errors.As(err, &resp) && Code(err) != "" && resp.HTTPStatusCode() >= 400 && resp.HTTPStatusCode() < 500
+}
+
 // IsDenied says whether the caller's role lacks a permission, or the account isn't enabled for the call.
 func IsDenied(err error) bool {
 	switch Code(err) {

@@ -96,7 +96,14 @@ func TestTheTenthPodIsToldWhoUsesTheNine(t *testing.T) {
 	// One ends and its successor has the scheduler's word already, while the slot waits: still nine of nine.
 	remove(t, nine[0])
 	pod(t, "ten", "p9", "ten")
-	state(t, id, ledgerv1.Releasing)
+	eventually(t, "the ended pod's slot waits", func() error { // whichever it is: nine were bound at once
+		for _, s := range ledgerOf(t, id).Spec.Slots {
+			if s.PodName == "p0" && s.State == ledgerv1.Releasing {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", ledgerOf(t, id).Spec.Slots)
+	})
 	must(t, annotatePod(w.admin, tenth, "example.com/look", "again", ""))
 	told(t, tenth, "InsufficientBranchENIs", "node ten has 9 of 9 branch ENIs in use by ten/p1, ", "ten/p9; 1 more waits for the node to confirm")
 	// The instance goes with all its pods: nothing stays in EC2.

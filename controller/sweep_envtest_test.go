@@ -56,7 +56,9 @@ func TestTheSweepTakesOnlyWhatIsOursOldAndForgotten(t *testing.T) {
 	old, young := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	leaked := foreign(t, "aws-k8s-branch-eni", "demo", old)
 	associated := foreign(t, "aws-k8s-branch-eni", "demo", old)
-	_, err := w.ec2.AssociateTrunkInterface(t.Context(), &ec2.AssociateTrunkInterfaceInput{BranchInterfaceId: &associated, TrunkInterfaceId: &trunk, VlanId: awssdk.Int32(77)})
+	_, err := w.ec2.CreateTags(t.Context(), tagged(associated, "vpcresources.k8s.aws/trunk-eni-id", trunk))
+	must(t, err)
+	_, err = w.ec2.AssociateTrunkInterface(t.Context(), &ec2.AssociateTrunkInterfaceInput{BranchInterfaceId: &associated, TrunkInterfaceId: &trunk, VlanId: awssdk.Int32(77)})
 	must(t, err)
 	unattached := foreign(t, "aws-k8s-trunk-eni", "demo", old)
 	kept := []string{

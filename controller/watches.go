@@ -112,14 +112,15 @@ func (w *wiring) add() error {
 		}
 		return r
 	})
+	asked := trunk.NewAsked(w.cloud, w.o.Now, w.o.Recheck)
 	if err := builder.ControllerManagedBy(mgr).Named("instance").For(&ledgerv1.BranchLedger{}).Watches(&corev1.Node{}, toLedgers).
 		WithOptions(options(nodeWorkers)).
-		Complete(&trunk.Instances{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, Recheck: w.o.Recheck}); err != nil {
+		Complete(&trunk.Instances{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, Asked: asked}); err != nil {
 		return fmt.Errorf("set up the instance reconciler: %w", err)
 	}
 	if err := builder.ControllerManagedBy(mgr).Named("cleanup").For(&ledgerv1.BranchLedger{}).
 		Watches(&v1alpha1.CNINode{}, toLedgers).Watches(&corev1.ConfigMap{}, allLedgers).WithOptions(options(nodeWorkers)).
-		Complete(&branch.CleanUp{Client: c, Live: live, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, CoolDown: w.coolDown}); err != nil {
+		Complete(&branch.CleanUp{Client: c, Live: live, Cloud: w.cloud, Asked: asked, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, Now: w.o.Now, CoolDown: w.coolDown}); err != nil {
 		return fmt.Errorf("set up the clean-up: %w", err)
 	}
 

@@ -26,13 +26,13 @@ func (r *Pods) adopt(ctx context.Context, pod *corev1.Pod, instanceID, eniID str
 	if err != nil || ledger.Of(&l.Spec, pod.UID) != nil {
 		return nil, err
 	}
-	associations, err := r.Cloud.Associations(ctx)
+	associations, err := r.Cloud.Associations(ctx, l.Spec.TrunkENIID)
 	if err != nil {
 		return nil, err
 	}
 	var on *cloud.Association
 	for i := range associations {
-		if a := &associations[i]; a.BranchENIID == eniID && a.TrunkENIID == l.Spec.TrunkENIID {
+		if a := &associations[i]; a.BranchENIID == eniID {
 			on = a
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +18,7 @@ import (
 	"github.com/branchline-cni/branchline/controller/cloud"
 	"github.com/branchline-cni/branchline/controller/events"
 	"github.com/branchline-cni/branchline/controller/ledger"
+	"github.com/branchline-cni/branchline/controller/trunk"
 )
 
 // CleanUp takes the slots of pods that have ended back to free. The object's key is the ledger's: the instance id.
@@ -24,6 +26,7 @@ type CleanUp struct {
 	Client   client.Client
 	Live     client.Reader
 	Cloud    *cloud.Client
+	Asked    *trunk.Asked
 	Ledgers  *ledger.Store
 	Events   *events.Recorder
 	Log      *slog.Logger
@@ -34,10 +37,12 @@ type CleanUp struct {
 // Reconcile implements reconcile.Reconciler.
 func (r *CleanUp) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var cached ledgerv1.BranchLedger
-	if err := r.Client.Get(ctx, req.NamespacedName, &cached); err != nil {
-		return ctrl.Result{}, client.IgnoreNotFound(err)
+	err := r.Client.Get(ctx, req.NamespacedName, &cached)
+	if client.IgnoreNotFound(err) != nil {
+		return ctrl.Result{}, err
 	}
-	if !busy(&cached.Spec) {
+	if err != nil || !busy(&cached.Spec) {
+		r.Asked.Forget(req.Name, trunk.OfSlots)
 		return ctrl.Result{}, nil
 	}
 	coolDown := r.CoolDown(ctx)
@@ -54,23 +59,29 @@ func (r *CleanUp) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result,
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	var failed []error
-	if l, err = r.unconfirmed(ctx, l, coolDown); err != nil {
+	var again time.Duration
+	if l, again, err = r.unconfirmed(ctx, l, coolDown); err != nil {
 		failed = append(failed, err)
 	}
 	if l != nil {
+		associated := sync.OnceValues(func() (map[string]string, error) { return r.Cloud.AssociationIDs(ctx, []string{l.Spec.TrunkENIID}) })
 		for i := range l.Spec.Slots {
 			if s := l.Spec.Slots[i]; s.State == ledgerv1.Deleting {
-				if err := r.remove(ctx, l, &s); err != nil {
+				if err := r.remove(ctx, l, &s, associated); err != nil {
 					failed = append(failed, err)
 				}
 			}
 		}
 		if at, ok := ledger.Due(&l.Spec, coolDown); ok && len(failed) == 0 {
 			// What is due already and has not gone waits for somebody else: it is looked at again at leisure.
-			if wait := at.Sub(r.Now()); wait > 0 {
-				return ctrl.Result{RequeueAfter: wait}, nil
+			wait := at.Sub(r.Now())
+			if wait <= 0 {
+				wait = coolDown
 			}
-			return ctrl.Result{RequeueAfter: coolDown}, nil
+			if again > 0 {
+				wait = min(wait, again)
+			}
+			return ctrl.Result{RequeueAfter: wait}, nil
 		}
 	}
 	return ctrl.Result{}, errors.Join(failed...)
@@ -87,38 +98,41 @@ func busy(s *ledgerv1.BranchLedgerSpec) bool {
 }
 
 // unconfirmed looks at slots that have waited for twice the cool-down: released ones that their node does not confirm, and
-// occupied ones.
-func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coolDown time.Duration) (*ledgerv1.BranchLedger, error) {
+// occupied ones. again is when EC2 may have more to say about the instance; 0 where that would change nothing.
+func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coolDown time.Duration) (stored *ledgerv1.BranchLedger, again time.Duration, err error) {
 	due := func(s *ledgerv1.Slot) bool {
 		return (s.State == ledgerv1.Releasing || s.State == ledgerv1.Occupied) && !r.Now().Before(s.Since.Add(2*coolDown))
 	}
-	any, occupied := false, false
+	releasing, occupied := time.Time{}, false // when the last one began to wait
 	for i := range l.Spec.Slots {
 		s := &l.Spec.Slots[i]
-		any, occupied = any || due(s), occupied || due(s) && s.State == ledgerv1.Occupied
+		if due(s) && s.State == ledgerv1.Releasing && s.Since.After(releasing) {
+			releasing = s.Since.Time
+		}
+		occupied = occupied || due(s) && s.State == ledgerv1.Occupied
 	}
-	if !any {
-		return l, nil
+	var state cloud.State
+	if releasing.IsZero() {
+		r.Asked.Forget(l.Name, trunk.OfSlots)
+	} else if state, _, again, err = r.Asked.About(ctx, l.Name, trunk.OfSlots, releasing.UnixNano()); err != nil {
+		// An instance that was stopped before the pod ended may have wired it since, so the answer must be a later one.
+		return l, 0, err
+	}
+	if releasing.IsZero() && !occupied {
+		return l, 0, nil
 	}
 	agentGone, err := r.agentGone(ctx, l.Spec.NodeName)
 	if err != nil {
-		return l, err
+		return l, 0, err
 	}
-	running, err := r.Cloud.Runs(ctx, l.Spec.InstanceID)
-	instanceGone := errors.Is(err, cloud.ErrInstanceTerminated)
-	if err != nil && !errors.Is(err, cloud.ErrInstanceGone) {
-		return l, err
-	}
-	if err != nil && !instanceGone {
-		// EC2 does not know it, which may be a passing error. Whether it is gone package trunk decides.
-		running = true
-	}
+	// That EC2 does not know an instance may be a passing error: whether it is gone package trunk decides.
+	instanceGone, stopped := state == cloud.Terminated, state == cloud.Stopped
 	if !agentGone && !instanceGone && !occupied {
-		return l, nil // whatever EC2 has associated, it would change nothing
+		return l, again, nil // whatever EC2 has associated, it would change nothing
 	}
-	associations, err := r.Cloud.Associations(ctx)
+	associations, err := r.Cloud.Associations(ctx, l.Spec.TrunkENIID)
 	if err != nil {
-		return l, err
+		return l, 0, err
 	}
 	onTrunk := map[string]bool{}
 	for _, a := range associations {
@@ -128,17 +142,17 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 	if occupied {
 		made, err := r.Cloud.OfInstance(ctx, l.Spec.InstanceID)
 		if err != nil {
-			return l, err
+			return l, 0, err
 		}
 		pods, err := livingPods(ctx, r.Live, client.MatchingFields{"spec.nodeName": l.Spec.NodeName})
 		if err != nil {
-			return l, err
+			return l, 0, err
 		}
 		for _, e := range made {
 			ours[e.ID] = !pods.uses(&e)
 		}
 	}
-	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
+	stored, err = r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
 		changed := false
 		for i := range l.Spec.Slots {
 			s := &l.Spec.Slots[i]
@@ -148,7 +162,7 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 			switch {
 			case s.State == ledgerv1.Releasing:
 				// The slot got here by its pod's end, so that part of the evidence stands.
-				e := ledger.Evidence{InstanceGone: instanceGone, PodEnded: true, AgentGone: agentGone, Unwired: !running || !onTrunk[s.ENIID]}
+				e := ledger.Evidence{InstanceGone: instanceGone, PodEnded: true, AgentGone: agentGone, Unwired: stopped || !onTrunk[s.ENIID]}
 				changed = ledger.Reclaim(&l.Spec, s.VLANID, e, r.Now(), coolDown) || changed
 			case !onTrunk[s.ENIID]:
 				changed = ledger.Vacated(&l.Spec, s.VLANID, r.Now(), coolDown) || changed
@@ -162,9 +176,9 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 		return nil
 	})
 	if err != nil {
-		return nil, client.IgnoreNotFound(err)
+		return nil, 0, client.IgnoreNotFound(err)
 	}
-	return stored, nil
+	return stored, again, nil
 }
 
 // held says whether another slot has the ENI.
@@ -192,7 +206,8 @@ func (r *CleanUp) agentGone(ctx context.Context, node string) (bool, error) {
 }
 
 // remove deletes a slot's branch ENI and frees the VLAN id. A failure leaves the slot as it is: it is tried for ever.
-func (r *CleanUp) remove(ctx context.Context, l *ledgerv1.BranchLedger, s *ledgerv1.Slot) error {
+// associated has the trunk's associations by branch ENI.
+func (r *CleanUp) remove(ctx context.Context, l *ledgerv1.BranchLedger, s *ledgerv1.Slot, associated func() (map[string]string, error)) error {
 	eniID := s.ENIID
 	if eniID == "" && s.Claim != "" {
 		eni, err := r.Cloud.ByClaim(ctx, s.Claim)
@@ -203,8 +218,17 @@ func (r *CleanUp) remove(ctx context.Context, l *ledgerv1.BranchLedger, s *ledge
 			eniID = eni.ID
 		}
 	}
+	associationID := s.AssociationID
+	if eniID != "" && associationID == "" {
+		// It ended while it was made: it may have got as far as the trunk.
+		ids, err := associated()
+		if err != nil {
+			return err
+		}
+		associationID = ids[eniID]
+	}
 	if eniID != "" {
-		if err := r.Cloud.Remove(ctx, eniID, s.AssociationID); err != nil {
+		if err := r.Cloud.Remove(ctx, eniID, associationID); err != nil {
 			r.tell(ctx, l.Spec.NodeName, err)
 			return err
 		}

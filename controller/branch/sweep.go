@@ -15,8 +15,8 @@ import (
 // SweepEvery is how often leaked ENIs are looked for.
 const SweepEvery = 10 * time.Minute
 
-// Sweep deletes ENIs with the controller's tags that no ledger knows of and no living pod may use. It asks EC2 once per page of the cluster's ENIs,
-// however many nodes there are.
+// Sweep deletes ENIs with the controller's tags that no ledger knows of and no living pod may use. It asks EC2 once per page
+// of the cluster's ENIs, however many nodes there are.
 type Sweep struct {
 	// Live bypasses caches: the ledgers are read after EC2, so that whatever EC2 showed was written down before.
 	Live     client.Reader
@@ -65,6 +65,14 @@ func (s *Sweep) Once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var trunks []string
+	for _, e := range forgotten {
+		trunks = append(trunks, e.TrunkENIID)
+	}
+	associated, err := s.Cloud.AssociationIDs(ctx, trunks)
+	if err != nil {
+		return err
+	}
 	var failed []error
 	for _, e := range forgotten {
 		if pods.uses(&e) {
@@ -72,7 +80,7 @@ func (s *Sweep) Once(ctx context.Context) error {
 			continue
 		}
 		s.Log.WarnContext(ctx, "deleting an ENI that no ledger knows of", "eni", e.ID, "description", e.Description, "instance", e.InstanceID, "createdAt", e.CreatedAt)
-		failed = append(failed, s.Cloud.Remove(ctx, e.ID, ""))
+		failed = append(failed, s.Cloud.Remove(ctx, e.ID, associated[e.ID]))
 	}
 	return errors.Join(failed...)
 }

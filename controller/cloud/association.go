@@ -2,10 +2,13 @@ package cloud
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/branchline-cni/branchline/aws"
 )
@@ -24,7 +27,9 @@ func (e *VLANTakenError) Error() string {
 }
 
 // Associate puts a branch ENI on a VLAN id of a trunk; one that is there already is a success. Errors: VLANTakenError,
-// ErrENIGone. What EC2 refuses is looked up rather than guessed from codes: they do not tell a duplicate VLAN id apart.
+// ErrENIGone. A refusal may mean that it is there already, or that another is: that is looked up rather than guessed from
+// codes, which do not tell a duplicate VLAN id apart. Without a clear refusal it is not: the claim makes the next attempt give
+// the same answer, and a look-up would only add to what EC2 suffers from.
 func (c *Client) Associate(ctx context.Context, branch, trunk string, vlan int32, claim string) (associationID string, err error) {
 	what := fmt.Sprintf("branch ENI %s with trunk ENI %s on VLAN id %d", branch, trunk, vlan)
 	out, err := call(ctx, c, "AssociateTrunkInterface", what, c.EC2.AssociateTrunkInterface, &ec2.AssociateTrunkInterfaceInput{
@@ -36,32 +41,55 @@ func (c *Client) Associate(ctx context.Context, branch, trunk string, vlan int32
 		}
 		return awssdk.ToString(out.InterfaceAssociation.AssociationId), nil
 	}
-	if aws.Code(err) == "" || aws.IsDenied(err) || aws.IsThrottled(err) {
+	if aws.IsNotFound(err) {
+		return "", gone(err, branch)
+	}
+	if !aws.IsRefused(err) || aws.IsDenied(err) || aws.IsThrottled(err) {
 		return "", err
 	}
-	all, lookErr := c.Associations(ctx)
+	all, lookErr := c.Associations(ctx, trunk)
 	if lookErr != nil {
 		return "", err
 	}
 	for _, a := range all {
-		if a.BranchENIID == branch && a.TrunkENIID == trunk && a.VLANID == vlan {
+		if a.BranchENIID == branch && a.VLANID == vlan {
 			return a.ID, nil
 		}
 	}
 	for _, a := range all {
-		if a.TrunkENIID == trunk && a.VLANID == vlan {
+		if a.VLANID == vlan {
 			return "", &VLANTakenError{By: a}
 		}
 	}
-	return "", gone(err, branch)
+	return "", err
 }
 
-// Associations lists every association of the account in the region: EC2 has no filter by trunk.
-func (c *Client) Associations(ctx context.Context) ([]Association, error) {
-	in := &ec2.DescribeTrunkInterfaceAssociationsInput{MaxResults: awssdk.Int32(255)}
+// filterTrunk is not in the EC2 API reference; AWS's own controller for EKS asks by it.
+const filterTrunk = "trunk-interface-association.trunk-interface-id"
+
+// maxFilterValues is how many values EC2 takes for one filter.
+const maxFilterValues = 200
+
+// Associations lists what is associated with a trunk. What is not in the list is not on the trunk, so that no trunk is an
+// error, not an empty list.
+func (c *Client) Associations(ctx context.Context, trunk string) ([]Association, error) {
+	if trunk == "" {
+		return nil, errors.New("DescribeTrunkInterfaceAssociations: no trunk is named")
+	}
+	return c.associations(ctx, trunk)
+}
+
+func (c *Client) associations(ctx context.Context, trunks ...string) ([]Association, error) {
+	what := trunks[0]
+	if len(trunks) > 1 {
+		what = fmt.Sprintf("%d trunks", len(trunks))
+	}
+	in := &ec2.DescribeTrunkInterfaceAssociationsInput{
+		MaxResults: awssdk.Int32(255), Filters: []types.Filter{{Name: awssdk.String(filterTrunk), Values: trunks}},
+	}
 	var all []Association
 	for {
-		out, err := call(ctx, c, "DescribeTrunkInterfaceAssociations", "all trunks", c.EC2.DescribeTrunkInterfaceAssociations, in)
+		out, err := call(ctx, c, "DescribeTrunkInterfaceAssociations", what, c.EC2.DescribeTrunkInterfaceAssociations, in)
 		if err != nil {
 			return nil, err
 		}
@@ -78,6 +106,22 @@ func (c *Client) Associations(ctx context.Context) ([]Association, error) {
 	}
 }
 
+// AssociationIDs finds the associations of the trunks by branch ENI, for Remove. Empty names are passed over.
+func (c *Client) AssociationIDs(ctx context.Context, trunks []string) (map[string]string, error) {
+	trunks = slices.DeleteFunc(slices.Compact(slices.Sorted(slices.Values(trunks))), func(id string) bool { return id == "" })
+	ids := map[string]string{}
+	for some := range slices.Chunk(trunks, maxFilterValues) {
+		all, err := c.associations(ctx, some...)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range all {
+			ids[a.BranchENIID] = a.ID
+		}
+	}
+	return ids, nil
+}
+
 // Disassociate takes a branch ENI off its trunk; an association that EC2 does not know is gone already.
 func (c *Client) Disassociate(ctx context.Context, associationID string) error {
 	_, err := call(ctx, c, "DisassociateTrunkInterface", associationID, c.EC2.DisassociateTrunkInterface, &ec2.DisassociateTrunkInterfaceInput{AssociationId: &associationID})
@@ -87,19 +131,8 @@ func (c *Client) Disassociate(ctx context.Context, associationID string) error {
 	return err
 }
 
-// Remove takes a branch ENI off its trunk and deletes it. Without an association id it is looked up.
+// Remove takes a branch ENI off its trunk, where it has an association (AssociationIDs knows), and deletes it.
 func (c *Client) Remove(ctx context.Context, eniID, associationID string) error {
-	if associationID == "" {
-		all, err := c.Associations(ctx)
-		if err != nil {
-			return err
-		}
-		for _, a := range all {
-			if a.BranchENIID == eniID {
-				associationID = a.ID
-			}
-		}
-	}
 	if associationID != "" {
 		if err := c.Disassociate(ctx, associationID); err != nil {
 			return err

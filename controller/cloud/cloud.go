@@ -68,11 +68,8 @@ type Error struct {
 func (e *Error) Error() string { return fmt.Sprintf("%s for %s: %v", e.Action, e.Resource, e.Err) }
 func (e *Error) Unwrap() error { return e.Err }
 
-// ErrInstanceGone: EC2 does not know the instance, or it is terminated.
+// ErrInstanceGone: EC2 does not know the instance, which may be a passing error, or it is terminated. States tells which.
 var ErrInstanceGone = errors.New("the instance is gone")
-
-// ErrInstanceTerminated is the ErrInstanceGone that EC2 states. That EC2 does not know an instance may be a passing error.
-var ErrInstanceTerminated = fmt.Errorf("%w: EC2 says that it is terminated", ErrInstanceGone)
 
 // ErrENIGone: EC2 does not know the network interface.
 var ErrENIGone = errors.New("the network interface is gone")

@@ -22,9 +22,10 @@ type ENI struct {
 	ID, MAC, PrivateIP, SubnetID, Description string
 	// Groups are its security groups' ids.
 	Groups []string
-	// Claim, InstanceID, PodUID and CreatedAt are what the controller wrote into the tags; zero where a tag is missing.
-	Claim, InstanceID, PodUID string
-	CreatedAt                 time.Time
+	// Claim, InstanceID, PodUID, TrunkENIID (of a branch) and CreatedAt are what the controller wrote into the tags; zero
+	// where a tag is missing.
+	Claim, InstanceID, PodUID, TrunkENIID string
+	CreatedAt                             time.Time
 	// InUse: it is attached to an instance.
 	InUse bool
 }
@@ -190,6 +191,8 @@ func eni(n *types.NetworkInterface) *ENI {
 		switch awssdk.ToString(t.Key) {
 		case tagPodUID:
 			e.PodUID = awssdk.ToString(t.Value)
+		case tagTrunk:
+			e.TrunkENIID = awssdk.ToString(t.Value)
 		case tagClaim:
 			e.Claim = awssdk.ToString(t.Value)
 		case tagInstanceID:

@@ -14,8 +14,6 @@ import (
 // Instance is what the controller needs of an EC2 instance.
 type Instance struct {
 	ID, Type, AccountID, VPCID, SubnetID, SubnetCIDR string
-	// Running is false for an instance that is stopped or stopping.
-	Running bool
 	// Groups are the primary interface's security groups.
 	Groups     []string
 	Interfaces []Attached
@@ -29,8 +27,7 @@ type Attached struct {
 	DeleteOnTermination      bool
 }
 
-// Instance describes an instance and its subnet. Error: ErrInstanceGone, with ErrInstanceTerminated where EC2
-// states it.
+// Instance describes an instance and its subnet. Error: ErrInstanceGone.
 func (c *Client) Instance(ctx context.Context, id string) (*Instance, error) {
 	i, err := c.describe(ctx, id)
 	if err != nil {
@@ -47,15 +44,6 @@ func (c *Client) Instance(ctx context.Context, id string) (*Instance, error) {
 	return i, nil
 }
 
-// Runs says whether the instance runs. Errors as Instance.
-func (c *Client) Runs(ctx context.Context, id string) (bool, error) {
-	i, err := c.describe(ctx, id)
-	if err != nil {
-		return false, err
-	}
-	return i.Running, nil
-}
-
 // MaxStates is how many instances States asks about in one call, the most values that a filter takes.
 const MaxStates = 200
 
@@ -65,7 +53,8 @@ type State int
 // States of instances.
 const (
 	Unknown    State = iota // it is not in EC2's answer
-	Present                 // in any state but terminated
+	Running                 // or about to be
+	Stopped                 // or about to be; nothing is left in its kernel's memory
 	Terminated              // EC2 says so
 )
 
@@ -81,10 +70,7 @@ func (c *Client) States(ctx context.Context, ids []string) (map[string]State, er
 		for _, r := range out.Reservations {
 			for n := range r.Instances {
 				i := &r.Instances[n]
-				states[awssdk.ToString(i.InstanceId)] = Present
-				if i.State != nil && i.State.Name == types.InstanceStateNameTerminated {
-					states[awssdk.ToString(i.InstanceId)] = Terminated
-				}
+				states[awssdk.ToString(i.InstanceId)] = state(i)
 			}
 		}
 		if awssdk.ToString(out.NextToken) == "" {
@@ -92,6 +78,19 @@ func (c *Client) States(ctx context.Context, ids []string) (map[string]State, er
 		}
 		in.NextToken = out.NextToken
 	}
+}
+
+func state(i *types.Instance) State {
+	if i.State == nil {
+		return Running
+	}
+	switch i.State.Name {
+	case types.InstanceStateNameTerminated:
+		return Terminated
+	case types.InstanceStateNameStopped, types.InstanceStateNameStopping, types.InstanceStateNameShuttingDown:
+		return Stopped
+	}
+	return Running
 }
 
 func (c *Client) describe(ctx context.Context, id string) (*Instance, error) {
@@ -117,14 +116,8 @@ func instance(account string, i *types.Instance) (*Instance, error) {
 		ID: awssdk.ToString(i.InstanceId), Type: string(i.InstanceType), AccountID: account,
 		VPCID: awssdk.ToString(i.VpcId), SubnetID: awssdk.ToString(i.SubnetId),
 	}
-	if i.State != nil {
-		switch i.State.Name {
-		case types.InstanceStateNameTerminated:
-			return nil, fmt.Errorf("%w: %s", ErrInstanceTerminated, r.ID)
-		case types.InstanceStateNameStopped, types.InstanceStateNameStopping, types.InstanceStateNameShuttingDown:
-		default:
-			r.Running = true
-		}
+	if state(i) == Terminated {
+		return nil, fmt.Errorf("%w: EC2 says that %s is terminated", ErrInstanceGone, r.ID)
 	}
 	for _, n := range i.NetworkInterfaces {
 		if n.Attachment == nil {

@@ -46,6 +46,9 @@ func (p *pages) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNet
 
 func (p *pages) DescribeTrunkInterfaceAssociations(_ context.Context, in *ec2.DescribeTrunkInterfaceAssociationsInput, _ ...func(*ec2.Options)) (*ec2.DescribeTrunkInterfaceAssociationsOutput, error) {
 	out := &ec2.DescribeTrunkInterfaceAssociationsOutput{}
+	if len(in.Filters) != 1 || *in.Filters[0].Name != filterTrunk || len(in.Filters[0].Values) > maxFilterValues {
+		return nil, fmt.Errorf("filters %v would bring the whole account's", in.Filters)
+	}
 	from, to, next := p.window(in.NextToken, *in.MaxResults)
 	for i := from; i < to; i++ {
 		out.InterfaceAssociations = append(out.InterfaceAssociations, types.TrunkInterfaceAssociation{AssociationId: awssdk.String(fmt.Sprint("a-", i))})
@@ -63,9 +66,32 @@ func TestListsAreReadToTheirLastPage(t *testing.T) {
 			t.Errorf("%d ENIs: %d in %d calls, %v", n, len(enis), p.calls, err)
 		}
 		p.calls = 0
-		all, err := c.Associations(t.Context())
+		all, err := c.Associations(t.Context(), "eni-trunk")
 		if err != nil || len(all) != n || p.calls != max(1, (n+254)/255) {
 			t.Errorf("%d associations: %d in %d calls, %v", n, len(all), p.calls, err)
 		}
+		ids, err := c.AssociationIDs(t.Context(), []string{"eni-trunk", "", "eni-trunk"})
+		if err != nil || len(ids) != min(n, 1) || p.calls != 2*max(1, (n+254)/255) {
+			t.Errorf("%d associations: %d in %d calls, %v", n, len(ids), p.calls, err)
+		}
+	}
+}
+
+// Whoever asks what is on no trunk would take the answer for the absence of everything.
+func TestNoTrunkIsNotATrunkWithoutAssociations(t *testing.T) {
+	p := &pages{n: 3}
+	c := &Client{EC2: p, ClusterName: "demo"}
+	if all, err := c.Associations(t.Context(), ""); err == nil {
+		t.Errorf("%v, no error", all)
+	}
+	if ids, err := c.AssociationIDs(t.Context(), []string{""}); err != nil || len(ids) > 0 || p.calls > 0 {
+		t.Errorf("%v, %v after %d calls", ids, err, p.calls)
+	}
+	var many []string
+	for n := range 2*maxFilterValues + 1 {
+		many = append(many, fmt.Sprint("eni-", n))
+	}
+	if _, err := c.AssociationIDs(t.Context(), many); err != nil || p.calls != 3 {
+		t.Errorf("%d calls, %v", p.calls, err)
 	}
 }

@@ -1,12 +1,13 @@
 package trunk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -35,18 +36,18 @@ type Instances struct {
 	Ledgers *ledger.Store
 	Events  *events.Recorder
 	Log     *slog.Logger
-	// Now defaults to time.Now, Recheck to 30 s.
-	Now     func() time.Time
-	Recheck time.Duration
-
-	once  sync.Once
-	asked *asked
+	// Now defaults to time.Now.
+	Now   func() time.Time
+	Asked *Asked
 }
 
 // Reconcile implements reconcile.Reconciler.
 func (r *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var l ledgerv1.BranchLedger
 	if err := r.Client.Get(ctx, req.NamespacedName, &l); err != nil {
+		if apierrors.IsNotFound(err) {
+			r.Asked.Forget(req.Name, OfNode)
+		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if l.DeletionTimestamp.IsZero() && !controllerutil.ContainsFinalizer(&l, ledgerv1.Finalizer) {
@@ -65,12 +66,12 @@ func (r *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 			return ctrl.Result{}, err
 		}
 		if well {
-			r.ask().forget(l.Name)
+			r.Asked.Forget(l.Name, OfNode)
 			return ctrl.Result{}, nil
 		}
 		exists = there
 	}
-	state, known, again, err := r.ask().about(ctx, l.Spec.InstanceID, !exists)
+	state, known, again, err := r.Asked.About(ctx, l.Name, OfNode, exists)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
@@ -87,29 +88,16 @@ func (r *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 		if err := r.clear(ctx, &l); err != nil {
 			return ctrl.Result{}, err
 		}
-		r.ask().forget(l.Name)
+		r.Asked.Forget(l.Name, OfNode)
 		return ctrl.Result{}, nil
 	}
 	if known {
-		r.Log.InfoContext(ctx, "node is gone or not ready, its instance is not known to be gone: waiting", "node", l.Spec.NodeName, "instance", l.Spec.InstanceID, "inEC2", state == cloud.Present)
+		r.Log.InfoContext(ctx, "node is gone or not ready, its instance is not known to be gone: waiting", "node", l.Spec.NodeName, "instance", l.Spec.InstanceID, "inEC2", state != cloud.Unknown)
 	}
 	if known && state == cloud.Unknown {
 		r.tell(ctx, &l)
 	}
 	return ctrl.Result{RequeueAfter: again}, nil
-}
-
-func (r *Instances) ask() *asked {
-	r.once.Do(func() {
-		r.asked = &asked{states: r.Cloud.States, now: r.Now, every: r.Recheck}
-		if r.asked.now == nil {
-			r.asked.now = time.Now
-		}
-		if r.asked.every == 0 {
-			r.asked.every = recheck
-		}
-	})
-	return r.asked
 }
 
 func (r *Instances) attached(ctx context.Context, l *ledgerv1.BranchLedger) (bool, error) {
@@ -160,21 +148,8 @@ func (r *Instances) clear(ctx context.Context, l *ledgerv1.BranchLedger) error {
 	if err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	for i := range l.Spec.Slots {
-		if s := &l.Spec.Slots[i]; s.State == ledgerv1.Deleting && s.ENIID != "" {
-			if err := r.Cloud.Remove(ctx, s.ENIID, s.AssociationID); err != nil {
-				return err
-			}
-		}
-	}
-	left, err := r.Cloud.OfInstance(ctx, l.Spec.InstanceID)
-	if err != nil {
+	if err := r.remove(ctx, l); err != nil {
 		return err
-	}
-	for _, e := range left {
-		if err := r.Cloud.Remove(ctx, e.ID, ""); err != nil {
-			return err
-		}
 	}
 	err = r.Client.Delete(ctx, l, client.Preconditions{UID: &l.UID, ResourceVersion: &l.ResourceVersion})
 	if err != nil && !apierrors.IsNotFound(err) {
@@ -190,5 +165,41 @@ func (r *Instances) clear(ctx context.Context, l *ledgerv1.BranchLedger) error {
 		return fmt.Errorf("let go of the ledger of %s: %w", l.Name, err)
 	}
 	r.Log.InfoContext(ctx, "instance is gone and cleared away", "node", l.Spec.NodeName, "instance", l.Name)
+	return nil
+}
+
+// remove deletes the instance's ENIs: those that the ledger knows and those that it does not.
+func (r *Instances) remove(ctx context.Context, l *ledgerv1.BranchLedger) error {
+	left, err := r.Cloud.OfInstance(ctx, l.Spec.InstanceID)
+	if err != nil {
+		return err
+	}
+	associations, trunks := map[string]string{}, []string{l.Spec.TrunkENIID}
+	for i := range l.Spec.Slots {
+		if s := &l.Spec.Slots[i]; s.State == ledgerv1.Deleting && s.ENIID != "" {
+			associations[s.ENIID] = s.AssociationID
+		}
+	}
+	for i := range left {
+		if e := &left[i]; associations[e.ID] == "" {
+			associations[e.ID] = ""
+			trunks = append(trunks, e.TrunkENIID)
+		}
+	}
+	unknown := func(id string) bool { return associations[id] == "" && id != l.Spec.TrunkENIID }
+	if enis := slices.Collect(maps.Keys(associations)); slices.ContainsFunc(enis, unknown) {
+		listed, err := r.Cloud.AssociationIDs(ctx, trunks)
+		if err != nil {
+			return err
+		}
+		for _, id := range enis {
+			associations[id] = cmp.Or(associations[id], listed[id])
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(associations)) {
+		if err := r.Cloud.Remove(ctx, id, associations[id]); err != nil {
+			return err
+		}
+	}
 	return nil
 }

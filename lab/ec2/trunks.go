@@ -103,9 +103,10 @@ func describeAssociations(c *call) ([]element, error) {
 	page, next, err := selectPage(c, c.associations(), describable[*eni]{
 		idParam: "AssociationId", pageMin: 5, notFound: associationNotFound,
 		attributes: func(e *eni) attributes {
+			// gre-key and interface-protocol are the reference's. The other one it doesn't name; AWS's controller for EKS asks by it.
 			return attributes{
-				"association-id": {e.assoc.id}, "branch-interface-id": {e.id}, "trunk-interface-id": {e.assoc.trunkID},
-				"interface-protocol": {"VLAN"},
+				"gre-key": nil, "interface-protocol": {"VLAN"},
+				"trunk-interface-association.trunk-interface-id": {e.assoc.trunkID},
 			}
 		},
 	})
