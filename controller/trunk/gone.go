@@ -50,15 +50,6 @@ func (r *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
-	if l.DeletionTimestamp.IsZero() && !controllerutil.ContainsFinalizer(&l, ledgerv1.Finalizer) {
-		_, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
-			if !l.DeletionTimestamp.IsZero() || !controllerutil.AddFinalizer(l, ledgerv1.Finalizer) {
-				return ledger.ErrUnchanged
-			}
-			return nil
-		})
-		return ctrl.Result{}, client.IgnoreNotFound(err) // the ledger's watch brings it back
-	}
 	exists := false
 	for _, read := range []client.Reader{r.Client, r.Live} {
 		there, well, err := registered(ctx, read, &l)

@@ -1,10 +1,12 @@
 package trunk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -34,8 +36,43 @@ type Nodes struct {
 	ClusterName string
 	// Pods lists the pods of a node that ask for a branch ENI and have not ended, from the cache.
 	Pods func(ctx context.Context, node string) ([]corev1.Pod, error)
-	// Recheck is how often EC2 is asked about an instance that it says is gone; it defaults to 30 s.
+	// Recheck is half the first pause before EC2 is asked again where the node can't have a trunk now. It defaults to 30 s.
 	Recheck time.Duration
+	// Now defaults to time.Now.
+	Now func() time.Time
+
+	once   sync.Once
+	pauses *pauses
+}
+
+// longest is how many times Recheck the longest pause is.
+const longest = 60
+
+func (r *Nodes) pause() *pauses {
+	r.once.Do(func() {
+		r.pauses = &pauses{now: r.Now, first: 2 * cmp.Or(r.Recheck, recheck)}
+		r.pauses.most = longest * r.pauses.first / 2
+		if r.Now == nil {
+			r.pauses.now = time.Now
+		}
+	})
+	return r.pauses
+}
+
+// circumstances are what a trunk that can't be had depends on, as far as the API server tells: a change is worth a question to
+// EC2. What changes in EC2 alone, a detached interface, is found when the pause is over.
+type circumstances struct {
+	instance, instanceType, label string
+	cninode                       types.UID
+	generation                    int64
+}
+
+func circumstancesOf(node *corev1.Node, instance string, c *v1alpha1.CNINode) circumstances {
+	label, present := node.Labels[Label]
+	if present {
+		label = "=" + label
+	}
+	return circumstances{instance, node.Labels[corev1.LabelInstanceTypeStable], label, c.UID, c.Generation}
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -43,6 +80,7 @@ func (r *Nodes) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, e
 	var node corev1.Node
 	err := r.Client.Get(ctx, req.NamespacedName, &node)
 	if apierrors.IsNotFound(err) {
+		r.pause().forget(req.Name)
 		return ctrl.Result{}, r.letGo(ctx, req.Name)
 	}
 	if err != nil {
@@ -57,33 +95,43 @@ func (r *Nodes) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, e
 		return ctrl.Result{}, err // without an error, the CNINode's watch brings the node back
 	}
 	if !Managed(&node, cninode) {
+		r.pause().forget(node.Name)
 		return ctrl.Result{}, r.setCapacity(ctx, &node, nil)
 	}
+	on := circumstancesOf(&node, id, cninode)
+	if left := r.pause().left(node.Name, on); left > 0 {
+		return ctrl.Result{RequeueAfter: left}, nil
+	}
 	l, err := r.prepare(ctx, &node, id, cninode)
-	if errors.Is(err, cloud.ErrInstanceGone) {
-		// EC2 may not know a young instance yet, so this is asked again, at leisure.
-		r.Events.Warn(&node, "InstanceGone", "EC2 instance %s of this node is terminated, or EC2 does not know it: delete the Node if it stays so", id)
-		after := r.Recheck
-		if after == 0 {
-			after = recheck
-		}
-		return ctrl.Result{RequeueAfter: after}, nil
+	if err == nil && l != nil {
+		r.pause().forget(node.Name)
+		return ctrl.Result{}, r.setCapacity(ctx, &node, l)
 	}
-	var failed *cloud.Error
-	switch {
-	case errors.Is(err, errNoIndex):
-		r.Events.Warn(&node, "NoInterfaceLeft", "%v", err)
-	case errors.As(err, &failed):
-		reason, message := cloud.Explain(err)
-		r.Events.Warn(&node, reason, "trunk ENI: %s", message)
-	}
-	if err != nil {
-		return ctrl.Result{}, err
-	}
-	if l == nil {
+	if err == nil {
 		return ctrl.Result{}, nil
 	}
-	return ctrl.Result{}, r.setCapacity(ctx, &node, l)
+	var failed *cloud.Error
+	errors.As(err, &failed)
+	switch {
+	case errors.Is(err, cloud.ErrInstanceGone):
+		r.Events.Warn(&node, "InstanceGone", "EC2 instance %s of this node is terminated, or EC2 does not know it: delete the Node if it stays so", id)
+	case errors.Is(err, errNoIndex):
+		r.Events.Warn(&node, "NoInterfaceLeft", "%v", err)
+	case errors.Is(err, errUnsupported):
+		r.unsupported(&node, err)
+	case failed != nil:
+		reason, message := cloud.Explain(err)
+		r.Events.Warn(&node, reason, "trunk ENI: %s", message)
+		if aws.Code(err) != aws.CodeAttachmentLimitExceeded {
+			return ctrl.Result{}, err
+		}
+	default:
+		return ctrl.Result{}, err
+	}
+	// Trying harder does not help: an interface has to go, EC2 has to learn of a young instance, or people have to act.
+	after := r.pause().more(node.Name, on)
+	r.Log.InfoContext(ctx, "no trunk for this node now; it is tried again", "node", node.Name, "instance", id, "in", after, "why", err)
+	return ctrl.Result{RequeueAfter: after}, nil
 }
 
 // letGo removes the CNINode of a node that is gone. What EC2 has of its instance is in the ledger, which stays.
@@ -151,7 +199,8 @@ func ofAnother(c *v1alpha1.CNINode, node types.UID) bool {
 	return false
 }
 
-// prepare makes the node's ledger and trunk, as far as they are missing; nil means that the instance can't have them.
+// prepare makes the node's ledger and trunk, as far as they are missing; nil means that they are not this node's to have.
+// Errors: errUnsupported, errNoIndex, cloud.ErrInstanceGone.
 func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cninode *v1alpha1.CNINode) (*ledgerv1.BranchLedger, error) {
 	var l ledgerv1.BranchLedger
 	err := r.Client.Get(ctx, client.ObjectKey{Name: id}, &l)
@@ -166,19 +215,18 @@ func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cnino
 	if err == nil && l.Spec.TrunkENIID != "" {
 		return &l, nil
 	}
-	typeName := node.Labels[corev1.LabelInstanceTypeStable]
-	if t, known := aws.LookupInstanceType(typeName); known && !t.TrunkCompatible {
-		r.unsupported(node, typeName)
-		return nil, nil
+	if typeName := node.Labels[corev1.LabelInstanceTypeStable]; typeName != "" {
+		if _, err := trunking(typeName); err != nil {
+			return nil, err
+		}
 	}
 	i, err := r.Cloud.Instance(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	t, known := aws.LookupInstanceType(i.Type)
-	if !known || !t.TrunkCompatible || t.MaxBranchInterfaces == 0 {
-		r.unsupported(node, i.Type)
-		return nil, nil
+	t, err := trunking(i.Type)
+	if err != nil {
+		return nil, err
 	}
 	if l.Name == "" {
 		l = ledgerv1.BranchLedger{
@@ -259,9 +307,31 @@ func (r *Nodes) trunk(ctx context.Context, l *ledgerv1.BranchLedger, i *cloud.In
 	return eniID, r.Cloud.DeleteOnTermination(ctx, eniID, attachment)
 }
 
-func (r *Nodes) unsupported(node *corev1.Node, typeName string) {
-	r.Events.Warn(node, "UnsupportedInstanceType",
-		"instance type %s can't carry a trunk ENI: no pod with security groups of its own can run on this node; use a type that can, for example m5.large", typeName)
+// errUnsupported: the instance's type has no trunk. Where this version does not know the type, errUnknownType says so too:
+// DescribeInstanceTypes tells neither whether a type can carry a trunk nor how many branch ENIs, so there is nobody to ask.
+var (
+	errUnsupported = errors.New("the instance type can't carry a trunk ENI")
+	errUnknownType = errors.New("the instance type is not known to this version")
+)
+
+// trunking looks the type's limits up.
+func trunking(typeName string) (aws.InstanceType, error) {
+	t, known := aws.LookupInstanceType(typeName)
+	if !known {
+		return t, fmt.Errorf("%w: %w: %s", errUnsupported, errUnknownType, typeName)
+	}
+	if !t.TrunkCompatible || t.MaxBranchInterfaces == 0 {
+		return t, fmt.Errorf("%w: %s", errUnsupported, typeName)
+	}
+	return t, nil
+}
+
+func (r *Nodes) unsupported(node *corev1.Node, why error) {
+	remedy := "use a type that can, for example m5.large"
+	if errors.Is(why, errUnknownType) {
+		remedy = "EC2 does not tell whether the type can: use a version of the controller that knows it, or a type that is known, for example m5.large"
+	}
+	r.Events.Warn(node, "UnsupportedInstanceType", "%v: no pod with security groups of its own can run on this node; %s", why, remedy)
 }
 
 // setCapacity patches the node's capacity and allocatable. l is nil for a node that is not managed.
