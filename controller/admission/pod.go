@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
-	"github.com/branchline-cni/branchline/api/v1beta1"
+	"github.com/branchline-cni/branchline/controller/groups"
 	"github.com/branchline-cni/branchline/policy"
 )
 
@@ -54,11 +54,14 @@ func (h *MutatePod) Handle(ctx context.Context, req admission.Request) admission
 		return admission.Allowed("the pod is on the host's network")
 	}
 	pod.Namespace = req.Namespace // the object's own field may still be empty
-	groups, err := h.groups(ctx, &pod)
+	d, err := groups.Of(ctx, h.Policies, h.Live, &pod)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	if !apply(&pod, groups) {
+	for _, err := range d.Invalid {
+		h.Log.WarnContext(ctx, "policy can't be read", "error", err)
+	}
+	if !apply(&pod, d.Groups) {
 		return admission.Allowed("")
 	}
 	changed, err := carry(req.Object.Raw, &pod)
@@ -116,28 +119,6 @@ func object(raw []byte) (map[string]any, error) {
 		return nil, fmt.Errorf("read the object: %w", err)
 	}
 	return o, nil
-}
-
-func (h *MutatePod) groups(ctx context.Context, pod *corev1.Pod) ([]string, error) {
-	var policies v1beta1.SecurityGroupPolicyList
-	if err := h.Policies.List(ctx, &policies, client.InNamespace(pod.Namespace)); err != nil {
-		return nil, fmt.Errorf("list the policies of namespace %s: %w", pod.Namespace, err)
-	}
-	var sa corev1.ServiceAccount
-	if policy.NeedsServiceAccount(policies.Items, pod) {
-		name := pod.Spec.ServiceAccountName
-		if name == "" {
-			name = "default"
-		}
-		if err := h.Live.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: name}, &sa); client.IgnoreNotFound(err) != nil {
-			return nil, fmt.Errorf("read ServiceAccount %s/%s: %w", pod.Namespace, name, err)
-		}
-	}
-	d := policy.Match(policies.Items, pod, sa.Labels)
-	for _, err := range d.Invalid {
-		h.Log.WarnContext(ctx, "policy can't be read", "error", err)
-	}
-	return d.Groups, nil
 }
 
 // apply changes the pod by what the policies give it, and says whether anything changed.

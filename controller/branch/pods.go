@@ -15,9 +15,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
-	"github.com/branchline-cni/branchline/api/v1beta1"
 	"github.com/branchline-cni/branchline/controller/cloud"
 	"github.com/branchline-cni/branchline/controller/events"
+	"github.com/branchline-cni/branchline/controller/groups"
 	"github.com/branchline-cni/branchline/controller/ledger"
 	"github.com/branchline-cni/branchline/controller/trunk"
 	"github.com/branchline-cni/branchline/policy"
@@ -202,21 +202,10 @@ func (r *Pods) bind(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLedg
 // groups returns the security groups that the policies give the pod; nil where none selects it, which is said. They hold
 // for the pod's life, so the policies are read live: the cache's watch of them may lag behind that of pods.
 func (r *Pods) groups(ctx context.Context, pod *corev1.Pod) ([]string, error) {
-	var policies v1beta1.SecurityGroupPolicyList
-	if err := r.Live.List(ctx, &policies, client.InNamespace(pod.Namespace)); err != nil {
-		return nil, fmt.Errorf("list the policies of namespace %s: %w", pod.Namespace, err)
+	d, err := groups.Of(ctx, r.Live, r.Live, pod)
+	if err != nil {
+		return nil, err
 	}
-	var sa corev1.ServiceAccount
-	if policy.NeedsServiceAccount(policies.Items, pod) {
-		name := pod.Spec.ServiceAccountName
-		if name == "" {
-			name = "default"
-		}
-		if err := r.Live.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: name}, &sa); client.IgnoreNotFound(err) != nil {
-			return nil, fmt.Errorf("read ServiceAccount %s/%s of pod %s: %w", pod.Namespace, name, pod.Name, err)
-		}
-	}
-	d := policy.Match(policies.Items, pod, sa.Labels)
 	for _, err := range d.Invalid {
 		r.Events.Warn(pod, "InvalidSecurityGroupPolicy", "%v", err)
 	}
