@@ -13,43 +13,27 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/branchline-cni/branchline/ipamd/rtnl"
 )
 
 // VLANPrefix starts the names of branch pods' VLAN links; the VLAN id follows.
 const VLANPrefix = "vlan.eth."
-
-const (
-	dumpTries      = 10
-	netlinkTimeout = 5 * time.Second
-)
 
 // Netlink is the kernel's Links.
 type Netlink struct{ h *netlink.Handle }
 
 // NewNetlink opens a netlink socket in the current network namespace.
 func NewNetlink() (*Netlink, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	h, err := rtnl.Open()
 	if err != nil {
-		return nil, fmt.Errorf("open a netlink socket: %w", err)
-	}
-	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
-		h.Close()
-		return nil, fmt.Errorf("set the netlink socket's timeout: %w", err)
+		return nil, err
 	}
 	return &Netlink{h}, nil
 }
 
 // Close closes the socket.
 func (n *Netlink) Close() { n.h.Close() }
-
-func (n *Netlink) all() (links []netlink.Link, err error) {
-	for range dumpTries {
-		if links, err = n.h.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return links, err
-		}
-	}
-	return nil, err
-}
 
 // isENI tells links that may be an ENI from those that software makes (veth, vlan, bridge). A TAP is what an ENI looks
 // like to an instance that is a namespace.
@@ -60,7 +44,7 @@ func isENI(l netlink.Link) bool {
 
 // List returns the links that may be ENIs.
 func (n *Netlink) List(context.Context) ([]Link, error) {
-	links, err := n.all()
+	links, err := rtnl.Dump(n.h.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +76,7 @@ type Marked struct {
 
 // Marked reads the marks and names of all links.
 func (n *Netlink) Marked(context.Context) (Marked, error) {
-	links, err := n.all()
+	links, err := rtnl.Dump(n.h.LinkList)
 	if err != nil {
 		return Marked{}, fmt.Errorf("list the links: %w", err)
 	}
@@ -159,10 +143,16 @@ func (n *Netlink) SetUp(_ context.Context, index, mtu int, address netip.Addr) e
 // Watch calls eni for each event of a link that may be an ENI and vlan for each of a branch pod's VLAN link, until ctx
 // ends. It subscribes again when the socket fails, and calls both then, because events may have been lost.
 func (n *Netlink) Watch(ctx context.Context, eni, vlan func()) {
+	watch(ctx, func(events chan<- netlink.LinkUpdate, done <-chan struct{}) error {
+		return netlink.LinkSubscribeWithOptions(events, done, netlink.LinkSubscribeOptions{ErrorCallback: func(error) {}})
+	}, eni, vlan)
+}
+
+// watch is Watch with the subscription's maker, which sends until done is closed and closes events then.
+func watch(ctx context.Context, subscribe func(events chan<- netlink.LinkUpdate, done <-chan struct{}) error, eni, vlan func()) {
 	for ctx.Err() == nil {
 		events, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
-		err := netlink.LinkSubscribeWithOptions(events, done, netlink.LinkSubscribeOptions{ErrorCallback: func(error) {}})
-		if err != nil {
+		if err := subscribe(events, done); err != nil {
 			close(done)
 			select {
 			case <-ctx.Done():
@@ -174,6 +164,8 @@ func (n *Netlink) Watch(ctx context.Context, eni, vlan func()) {
 		vlan()
 		forward(ctx, events, eni, vlan)
 		close(done)
+		for range events { // its sender may be waiting for room
+		}
 	}
 }
 

@@ -8,32 +8,23 @@ import (
 	"net/netip"
 	"slices"
 	"syscall"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+
+	"github.com/branchline-cni/branchline/ipamd/rtnl"
 )
 
-// maxENITable bounds the tables that belong to ENIs: device numbers 1 to 15 of network card 0. A dump that was
-// interrupted by a change is repeated up to dumpTries times.
-const (
-	maxENITable    = 16
-	dumpTries      = 10
-	netlinkTimeout = 5 * time.Second
-)
+// maxENITable bounds the tables that belong to ENIs: device numbers 1 to 15 of network card 0.
+const maxENITable = 16
 
 // Kernel reads and changes the routing of the network namespace that it was made in.
 type Kernel struct{ h *netlink.Handle }
 
 // NewKernel opens a netlink socket in the current network namespace.
 func NewKernel() (*Kernel, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	h, err := rtnl.Open()
 	if err != nil {
-		return nil, fmt.Errorf("open a netlink socket: %w", err)
-	}
-	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
-		h.Close()
-		return nil, fmt.Errorf("set the netlink socket's timeout: %w", err)
+		return nil, err
 	}
 	return &Kernel{h}, nil
 }
@@ -41,19 +32,9 @@ func NewKernel() (*Kernel, error) {
 // Close closes the socket.
 func (k *Kernel) Close() { k.h.Close() }
 
-// dump repeats a dump that the kernel says was interrupted by a change.
-func dump[T any](f func() ([]T, error)) (out []T, err error) {
-	for range dumpTries {
-		if out, err = f(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return out, err
-		}
-	}
-	return nil, err
-}
-
 // Actual reads what is there.
 func (k *Kernel) Actual() (a Actual, err error) {
-	rules, err := dump(func() ([]netlink.Rule, error) { return k.h.RuleList(netlink.FAMILY_V4) })
+	rules, err := rtnl.Dump(func() ([]netlink.Rule, error) { return k.h.RuleList(netlink.FAMILY_V4) })
 	if err != nil {
 		return a, fmt.Errorf("list the routing rules: %w", err)
 	}
@@ -99,7 +80,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 }
 
 func (k *Kernel) routes(table int) ([]Route, error) {
-	list, err := dump(func() ([]netlink.Route, error) {
+	list, err := rtnl.Dump(func() ([]netlink.Route, error) {
 		return k.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
@@ -186,7 +167,7 @@ func (k *Kernel) Pods() ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := dump(k.h.LinkList)
+	links, err := rtnl.Dump(k.h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the links: %w", err)
 	}
