@@ -44,7 +44,7 @@ func (c *Client) Ledger() (*ledgerv1.BranchLedger, error) {
 // should be, or the same to leave it. It is one get and one merge patch that carries the resourceVersion, tried again
 // when someone else was faster.
 func (c *Client) EditReleased(ctx context.Context, edit func([]ledgerv1.Released, *ledgerv1.BranchLedger) (next []ledgerv1.Released, changed bool)) error {
-	for {
+	return untilFirst(ctx, func() error {
 		var l ledgerv1.BranchLedger
 		err := c.opt.API.Get(ctx, client.ObjectKey{Name: c.opt.InstanceID}, &l)
 		if apierrors.IsNotFound(err) {
@@ -67,13 +67,9 @@ func (c *Client) EditReleased(ctx context.Context, edit func([]ledgerv1.Released
 		if err != nil {
 			return err
 		}
-		err = c.opt.API.Status().Patch(ctx, &ledgerv1.BranchLedger{ObjectMeta: metav1.ObjectMeta{Name: c.opt.InstanceID}}, patch)
-		if apierrors.IsConflict(err) {
-			continue
-		}
-		if err != nil {
+		if err := c.opt.API.Status().Patch(ctx, &ledgerv1.BranchLedger{ObjectMeta: metav1.ObjectMeta{Name: c.opt.InstanceID}}, patch); err != nil {
 			return fmt.Errorf("say in branch ledger %s what is released: %w", c.opt.InstanceID, err)
 		}
 		return nil
-	}
+	})
 }

@@ -74,7 +74,7 @@ func (c *Client) HasFeature(f cninodev1.Feature) (has bool, err error) {
 // AddFeature makes sure that the CNINode has the feature: the one of the same name is replaced, others stay. It is one
 // get and one merge patch that carries the resourceVersion, tried again when someone else was faster.
 func (c *Client) AddFeature(ctx context.Context, f cninodev1.Feature) error {
-	for {
+	return untilFirst(ctx, func() error {
 		var n cninodev1.CNINode
 		err := c.opt.API.Get(ctx, client.ObjectKey{Name: c.opt.NodeName}, &n)
 		if apierrors.IsNotFound(err) {
@@ -91,15 +91,11 @@ func (c *Client) AddFeature(ctx context.Context, f cninodev1.Feature) error {
 			"metadata": map[string]any{"resourceVersion": n.ResourceVersion},
 			"spec":     map[string]any{"features": append(features, f)},
 		}
-		err = c.merge(ctx, &cninodev1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: c.opt.NodeName}}, patch)
-		if apierrors.IsConflict(err) {
-			continue
-		}
-		if err != nil {
+		if err := c.merge(ctx, &cninodev1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: c.opt.NodeName}}, patch); err != nil {
 			return fmt.Errorf("add feature %s to CNINode %s: %w", f.Name, c.opt.NodeName, err)
 		}
 		return nil
-	}
+	})
 }
 
 // SetTrunkLabel sets or removes the label, and touches nothing else.
