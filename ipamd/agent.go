@@ -49,10 +49,11 @@ type Routing interface {
 type Options struct {
 	Config   *config.Config
 	Identity aws.Identity
+	// Type holds the instance type's limits. The zero value is a type that this version does not know: EC2 is asked then.
 	Type     aws.InstanceType
 	Kube     *kube.Client
 	Metadata enis.Metadata
-	EC2      enis.EC2
+	EC2      EC2
 	Links    Links
 	Routing  Routing
 	// StatePath is the store's file. Listener is the agent's socket; Credentials check who is at its other end.
@@ -65,6 +66,14 @@ type Options struct {
 	Version     string
 	Log         *slog.Logger
 	Now         func() time.Time
+
+	joinTimeout time.Duration // zero: the constant of that name
+}
+
+// EC2 is what the agent calls; *ec2.Client has it.
+type EC2 interface {
+	enis.EC2
+	aws.InstanceTypeDescriber
 }
 
 // Agent is the node agent.
@@ -86,6 +95,7 @@ type Agent struct {
 	changed signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
 	ready   atomic.Bool
 	waiting atomic.Int32 // pods that wait for an address
+	typ     atomic.Pointer[aws.InstanceType]
 
 	started time.Time
 
@@ -95,9 +105,9 @@ type Agent struct {
 	listed   bool                    // the inventory was read and routing was put in place at least once
 	strict   bool                    // the local rule is behind the pods' rules
 	orphans  map[netip.Addr]bool     // wired, and nobody here remembers for whom
-	joining  map[string]int          // ENIs that we attached and the inventory does not show yet, by device index
-	poolErr  error                   // why the pool can't grow
-	branches bool                    // something of a branch pod is left on this node
+	joining  map[string]*joining
+	poolErr  error // why the pool can't grow
+	branches bool  // something of a branch pod is left on this node
 }
 
 // New opens the store and builds the agent. It does not reach out yet.
@@ -105,17 +115,24 @@ func New(o Options) (*Agent, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.joinTimeout == 0 {
+		o.joinTimeout = joinTimeout
+	}
 	st, kept, err := store.Open(o.StatePath, store.Options{CoolDown: o.Config.CoolDown, Now: o.Now})
 	if err != nil {
 		return nil, err
 	}
 	a := &Agent{
 		opt: o, store: st, events: o.Kube.Events(), started: o.Now(),
-		asked: map[store.Key]time.Time{}, routed: map[string]bool{}, joining: map[string]int{},
+		asked: map[store.Key]time.Time{}, routed: map[string]bool{}, joining: map[string]*joining{},
 		inventory: enis.New(enis.Options{Metadata: o.Metadata, EC2: o.EC2, Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log}),
 		provision: &enis.Provisioner{
 			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,
 		},
+	}
+	a.typ.Store(&o.Type)
+	if !a.limitsKnown() {
+		a.sayUnknownType()
 	}
 	if kept != "" {
 		o.Log.Error("the file of allocations can't be read and was kept aside; addresses that are wired are left alone until their pods end", "file", o.StatePath, "kept", kept)
@@ -130,7 +147,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a.lookup = podeni.NewLookup(o.Kube, o.Kube.Changed.C)
 	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
-	a.trunk = &podeni.TrunkRequest{Node: o.Kube, InstanceType: o.Identity.InstanceType, Warn: a.events.Node}
+	a.trunk = &podeni.TrunkRequest{Node: o.Kube, InstanceType: o.Identity.InstanceType, Unknown: !a.limitsKnown(), Warn: a.events.Node}
 	a.releaser = &podeni.Releaser{Pods: o.Kube, Memory: st, Ledger: o.Kube, VLANs: o.Links.VLANs, Now: o.Now}
 	a.metrics = newMetrics(o.Metrics, a)
 	return a, nil
@@ -152,9 +169,6 @@ func orphans(r Routing, v store.View) (map[netip.Addr]bool, error) {
 	return out, nil
 }
 
-// supported says whether this instance type can have a trunk.
-func (a *Agent) supported() bool { return a.opt.Type.TrunkCompatible }
-
 // Run serves until ctx ends, or until something that can't be mended failed.
 func (a *Agent) Run(ctx context.Context) error {
 	a.opt.Log.Info("node agent starts", "version", a.opt.Version, "node", a.opt.Config.NodeName, "instance", a.opt.Identity.InstanceID,
@@ -171,6 +185,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(a.runTrunk)
 	background(a.runReleases)
 	background(a.runReclaim)
+	background(a.runLimits)
 	g.Go(func() error { return a.serve(ctx) })
 	g.Go(func() error { return a.serveMetrics(ctx) })
 	g.Go(func() error { return a.serveIntrospection(ctx) })

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,6 +53,12 @@ type cloud struct {
 	failed error        // what every mutating EC2 call answers with
 	onENI  func()
 	onVLAN func()
+
+	hidden      bool  // neither IMDS nor links show what is attached from now on
+	sweepFailed error // what EC2 answers to who looks for left-overs
+	sweeps      int
+	types       []types.InstanceTypeInfo // that EC2 knows; nil: it doesn't answer
+	typesAsked  int
 }
 
 type cloudENI struct {
@@ -62,6 +69,7 @@ type cloudENI struct {
 	tags        []types.Tag
 	description string
 	up          bool
+	hidden      bool
 }
 
 func newCloud() *cloud {
@@ -120,7 +128,7 @@ func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.enis {
-		if e.device >= 0 {
+		if e.device >= 0 && !e.hidden {
 			out = append(out, aws.Interface{
 				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"),
 				Addresses: slices.Clone(e.addresses), SecurityGroupIDs: []string{"sg-node"},
@@ -134,7 +142,7 @@ func (c *cloud) List(context.Context) (out []enis.Link, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.enis {
-		if e.device >= 0 {
+		if e.device >= 0 && !e.hidden {
 			out = append(out, enis.Link{Index: 100 + c.index(e), Name: e.id, MAC: c.mac(e).String(), Up: e.up})
 		}
 	}
@@ -183,6 +191,11 @@ func (c *cloud) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNet
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := &ec2.DescribeNetworkInterfacesOutput{}
+	if len(in.Filters) > 0 {
+		if c.sweeps++; c.sweepFailed != nil {
+			return nil, c.sweepFailed
+		}
+	}
 	for _, e := range c.enis {
 		if len(in.NetworkInterfaceIds) > 0 && !slices.Contains(in.NetworkInterfaceIds, e.id) || len(in.Filters) > 0 && e.device >= 0 {
 			continue
@@ -192,7 +205,7 @@ func (c *cloud) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNet
 			n.InterfaceType = types.NetworkInterfaceTypeTrunk
 		}
 		if e.device >= 0 {
-			n.Attachment = &types.NetworkInterfaceAttachment{AttachmentId: &e.id}
+			n.Attachment = &types.NetworkInterfaceAttachment{AttachmentId: &e.id, InstanceId: awssdk.String(instanceID)}
 		}
 		out.NetworkInterfaces = append(out.NetworkInterfaces, n)
 	}
@@ -217,7 +230,7 @@ func (c *cloud) AttachNetworkInterface(_ context.Context, in *ec2.AttachNetworkI
 		return nil, c.failed
 	}
 	e := c.enis[*in.NetworkInterfaceId]
-	e.device = int(*in.DeviceIndex)
+	e.device, e.hidden = int(*in.DeviceIndex), c.hidden
 	go c.onENI()
 	return &ec2.AttachNetworkInterfaceOutput{AttachmentId: &e.id}, nil
 }
@@ -238,6 +251,15 @@ func (c *cloud) AssignPrivateIpAddresses(_ context.Context, in *ec2.AssignPrivat
 		out.AssignedPrivateIpAddresses = append(out.AssignedPrivateIpAddresses, types.AssignedPrivateIpAddress{PrivateIpAddress: &s})
 	}
 	return out, nil
+}
+
+func (c *cloud) DescribeInstanceTypes(context.Context, *ec2.DescribeInstanceTypesInput, ...func(*ec2.Options)) (*ec2.DescribeInstanceTypesOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.typesAsked++; c.types == nil {
+		return nil, errors.New("connection refused")
+	}
+	return &ec2.DescribeInstanceTypesOutput{InstanceTypes: c.types}, nil
 }
 
 func (c *cloud) DetachNetworkInterface(_ context.Context, in *ec2.DetachNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.DetachNetworkInterfaceOutput, error) {
@@ -313,6 +335,7 @@ type world struct {
 	noGet   atomic.Bool  // the API server answers no questions; watches go on
 	ledgers atomic.Bool  // the API server knows branch ledgers
 	later   atomic.Int64 // how far the agent's clock is ahead
+	join    time.Duration
 }
 
 // pass moves the agent's clock.
@@ -382,7 +405,7 @@ func (w *world) start() (s service, stop func()) {
 	a, err := New(Options{
 		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
-		Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: w.now,
+		Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -17,13 +16,16 @@ import (
 
 const (
 	stepTimeout = 90 * time.Second
-	joinTimeout = 30 * time.Second
+	// Pauses between two sweeps for left-over ENIs, as long as they fail.
+	sweepFirst = 10 * time.Second
+	sweepMost  = 30 * time.Minute
 )
 
 // maxENIs is how many ENIs this instance may have.
 func (a *Agent) maxENIs() int {
-	n := a.opt.Type.MaxInterfaces
-	if cards := a.opt.Type.InterfacesPerNetworkCard; a.opt.Type.DefaultNetworkCard == 0 && len(cards) > 0 {
+	t := a.limits()
+	n := t.MaxInterfaces
+	if cards := t.InterfacesPerNetworkCard; t.DefaultNetworkCard == 0 && len(cards) > 0 {
 		n = min(n, cards[0])
 	}
 	if limit := a.opt.Config.MaxENI; limit > 0 {
@@ -39,7 +41,7 @@ func (a *Agent) snapshot() pool.Snapshot {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := pool.Snapshot{
-		Attached: len(all), MaxENIs: a.maxENIs(), PerENI: max(0, a.opt.Type.IPv4PerInterface-1),
+		Attached: len(all), MaxENIs: a.maxENIs(), PerENI: max(0, a.limits().IPv4PerInterface-1),
 		WarmENIs: a.opt.Config.WarmENITarget, Waiting: int(a.waiting.Load()),
 	}
 	_, trunk := a.inventory.Trunk()
@@ -108,7 +110,7 @@ func (a *Agent) nextCooled() time.Duration {
 // runPool brings the pool to its target, one EC2 step after the other.
 func (a *Agent) runPool(ctx context.Context) {
 	var retry backoff
-	swept := a.opt.Config.LeakSweepOff
+	var sweep sweeper
 	for ctx.Err() == nil {
 		channels := []<-chan struct{}{a.inventory.Changed.C(), a.changed.C()}
 		if !a.ready.Load() {
@@ -124,25 +126,58 @@ func (a *Agent) runPool(ctx context.Context) {
 			continue
 		}
 		did, err := a.poolStep(ctx)
-		if err == nil && !did && !swept {
+		lost, joins := a.checkJoining(ctx)
+		if err != nil || lost {
+			sweep.done = false // something may have been left detached
+		}
+		var sweeps time.Duration
+		if err == nil && !did {
 			// Not before the first addresses are there: readiness does not wait for it.
-			swept = true
-			call, cancel := context.WithTimeout(ctx, callTimeout)
-			if _, serr := a.provision.Sweep(call); serr != nil && ctx.Err() == nil {
-				a.opt.Log.Warn("left-over ENIs were not cleaned up", "error", serr)
-			}
-			cancel()
+			sweeps = a.sweep(ctx, &sweep)
 		}
 		a.notePool(ctx, err)
 		switch {
 		case err != nil:
 			wait(ctx, retry.next())
-		case did:
+		case did || lost:
 			retry = 0
 		default:
-			wait(ctx, a.nextCooled(), channels...)
+			wait(ctx, soonest(a.nextCooled(), joins, sweeps), channels...)
 		}
 	}
+}
+
+// sweeper remembers what the sweep for left-over ENIs has come to. The zero value is due.
+type sweeper struct {
+	done  bool
+	next  time.Time
+	pause time.Duration
+}
+
+// sweep deletes what this node left detached, unless that is done or not due yet. It returns how long until it is tried again,
+// 0 for never. It runs between two steps, so that nothing of a step under way can be taken for a left-over.
+func (a *Agent) sweep(ctx context.Context, s *sweeper) time.Duration {
+	if s.done || a.opt.Config.LeakSweepOff {
+		return 0
+	}
+	if left := s.next.Sub(a.opt.Now()); left > 0 {
+		return left
+	}
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := a.provision.Sweep(call)
+	if err == nil {
+		*s = sweeper{done: true}
+		return 0
+	}
+	s.pause = min(max(2*s.pause, sweepFirst), sweepMost)
+	d := jittered(s.pause)
+	s.next = a.opt.Now().Add(d)
+	if ctx.Err() == nil {
+		a.metrics.failed("sweep")
+		a.opt.Log.Warn("left-over ENIs were not cleaned up; it is tried again", "error", err, "in", d)
+	}
+	return d
 }
 
 func (a *Agent) notePool(ctx context.Context, err error) {
@@ -171,6 +206,9 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	defer cancel()
 	if did, err := a.resumeRetirement(ctx); did || err != nil {
 		return did, err
+	}
+	if !a.limitsKnown() {
+		return false, nil // what is attached stays as it is
 	}
 	steps := pool.Plan(a.snapshot())
 	if len(steps) == 0 {
@@ -212,7 +250,7 @@ func (a *Agent) resumeRetirement(ctx context.Context) (did bool, err error) {
 	}
 	// Until IMDS and the link are gone the note stays, so that nothing of it is handed out.
 	a.links.Fire()
-	gone := a.await(ctx, joinTimeout, func() bool {
+	gone := a.await(ctx, a.opt.joinTimeout, func() bool {
 		return !slices.ContainsFunc(a.inventory.ENIs(), func(e enis.ENI) bool { return e.ID == id })
 	})
 	if !gone {
@@ -233,17 +271,17 @@ func (a *Agent) attach(ctx context.Context, count int) error {
 		}
 	}
 	a.mu.Lock()
-	used = slices.AppendSeq(used, maps.Values(a.joining))
+	for _, j := range a.joining {
+		used = append(used, j.device)
+	}
 	a.mu.Unlock()
 	id, device, err := a.provision.Attach(ctx, all[0], used, count)
 	if err != nil {
 		return err
 	}
-	a.mu.Lock()
-	a.joining[id] = device
-	a.mu.Unlock()
+	a.join(id, device)
 	a.links.Fire()
-	if !a.await(ctx, joinTimeout, func() bool { return a.isRouted(id) }) {
+	if !a.await(ctx, a.opt.joinTimeout, func() bool { return a.isRouted(id) }) {
 		a.opt.Log.Warn("an ENI was attached and its link or its metadata has not come yet", "eni", id)
 	}
 	return nil

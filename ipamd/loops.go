@@ -57,6 +57,16 @@ func wait(ctx context.Context, d time.Duration, channels ...<-chan struct{}) {
 	}
 }
 
+// soonest is the shortest of the durations that are not 0; 0 where all are.
+func soonest(all ...time.Duration) (d time.Duration) {
+	for _, o := range all {
+		if o > 0 && (d == 0 || o < d) {
+			d = o
+		}
+	}
+	return d
+}
+
 // runInventory keeps the view of the ENIs, their links and the host's routing.
 func (a *Agent) runInventory(ctx context.Context) {
 	quick, since := unsettledFirst, a.opt.Now()

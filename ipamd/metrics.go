@@ -32,7 +32,7 @@ func newMetrics(reg *prometheus.Registry, a *Agent) *metrics {
 	reg.MustRegister(m.adds, m.dels, m.errors,
 		gauge("awscni_eni_allocated", "ENIs attached to the instance.", func() int { return len(a.inventory.ENIs()) }),
 		gauge("awscni_eni_max", "ENIs that the instance can have.", a.maxENIs),
-		gauge("awscni_ip_max", "Addresses that regular pods of the instance can have.", func() int { return a.maxENIs() * max(0, a.opt.Type.IPv4PerInterface-1) }),
+		gauge("awscni_ip_max", "Addresses that regular pods of the instance can have.", func() int { return a.maxENIs() * max(0, a.limits().IPv4PerInterface-1) }),
 		gauge("awscni_total_ip_addresses", "Secondary addresses of the instance's ENIs.", func() (n int) {
 			for _, e := range a.snapshot().ENIs {
 				n += e.Addresses

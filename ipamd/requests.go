@@ -196,7 +196,7 @@ func (a *Agent) addBranch(ctx context.Context, k store.Key, network string, pod 
 	case !a.opt.Config.PodENI:
 		return al, fmt.Errorf("%w: pod %s asks for a branch ENI and ENABLE_POD_ENI is off on this node: turn it on in the aws-node DaemonSet, or keep the pod off this node", podeni.ErrRefused, who)
 	case !a.supported():
-		return al, fmt.Errorf("%w: pod %s asks for a branch ENI and instance type %s can't have a trunk ENI: run it on a type that can", podeni.ErrRefused, who, a.opt.Identity.InstanceType)
+		return al, fmt.Errorf("%w: pod %s asks for a branch ENI and instance type %s can't have a trunk ENI, or is not known to this version: run it on a type that can", podeni.ErrRefused, who, a.opt.Identity.InstanceType)
 	}
 	b, _, err := a.assigned.Wait(ctx, pod)
 	if err != nil {
@@ -284,7 +284,7 @@ func (a *Agent) exhausted(ctx context.Context) error {
 		return fmt.Errorf("EC2 gave no more: %w", poolErr)
 	case ctx.Err() != nil:
 		return errors.New("none came in time")
-	case listed && pool.Room(s) == 0 && pool.Free(s) == 0 && a.nextCooled() == 0:
+	case listed && a.limitsKnown() && pool.Room(s) == 0 && pool.Free(s) == 0 && a.nextCooled() == 0:
 		return fmt.Errorf("all ENIs that instance type %s can have for regular pods (%d in all, MAX_ENI considered) are there and full", a.opt.Identity.InstanceType, s.MaxENIs)
 	}
 	return nil

@@ -63,10 +63,7 @@ func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, st
 	if err != nil {
 		return fmt.Errorf("find out which instance this is (is IMDS reachable from the host's network?): %w", err)
 	}
-	kind, ok := aws.LookupInstanceType(identity.InstanceType)
-	if !ok {
-		return fmt.Errorf("instance type %s is not known to this version: its limits are needed to hand out addresses", identity.InstanceType)
-	}
+	kind, _ := aws.LookupInstanceType(identity.InstanceType) // the agent asks EC2 where the table lacks it
 	awsOptions.Region = identity.Region
 	ec2, err := aws.NewEC2(ctx, awsOptions)
 	if err != nil {

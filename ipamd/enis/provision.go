@@ -211,8 +211,25 @@ func (p *Provisioner) sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Sweep deletes detached ENIs that an earlier run of this node's agent left between two calls. Call it before the
-// first step of this run: what it finds then belongs to nobody.
+// Attached says whether EC2 has the ENI on this instance, or on its way to it.
+func (p *Provisioner) Attached(ctx context.Context, eniID string) (bool, error) {
+	out, err := p.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{eniID}})
+	if aws.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("describe %s: %w", eniID, err)
+	}
+	for _, n := range out.NetworkInterfaces {
+		if a := n.Attachment; a != nil && a.Status != types.AttachmentStatusDetaching && a.Status != types.AttachmentStatusDetached && value(a.InstanceId) == p.InstanceID {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Sweep deletes detached ENIs that a run of this node's agent left between two calls. Call it between two steps, when no
+// ENI is about to be attached: what it finds then belongs to nobody.
 func (p *Provisioner) Sweep(ctx context.Context) (deleted []string, err error) {
 	filter := func(name, v string) types.Filter { return types.Filter{Name: &name, Values: []string{v}} }
 	out, err := p.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{Filters: []types.Filter{

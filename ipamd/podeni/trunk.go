@@ -82,7 +82,9 @@ func Decide(s TrunkState, hasFeature, haveCNINode bool, label Label) []Action {
 type TrunkRequest struct {
 	Node         Node
 	InstanceType string
-	Warn         func(reason, format string, args ...any)
+	// Unknown: the type is not in this version's table, so that nobody can tell whether it can have a trunk.
+	Unknown bool
+	Warn    func(reason, format string, args ...any)
 
 	warned bool // that a trunk never comes
 }
@@ -119,6 +121,10 @@ func (t *TrunkRequest) Reconcile(ctx context.Context, s TrunkState) error {
 				continue
 			}
 			t.warned = true
+			if t.Unknown {
+				t.Warn("TrunkUnsupported", "ENABLE_POD_ENI is on, and whether instance type %s can have a trunk ENI is not known to this version: pods with security groups of their own can't run on this node; use a version that knows the type", t.InstanceType)
+				continue
+			}
 			t.Warn("TrunkUnsupported", "ENABLE_POD_ENI is on and instance type %s can't have a trunk ENI: pods with security groups of their own can't run on this node; use a type that supports trunking", t.InstanceType)
 		}
 	}

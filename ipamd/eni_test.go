@@ -1,0 +1,163 @@
+package ipamd
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
+
+	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// do runs f with the cloud's lock held.
+func (c *cloud) do(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f()
+}
+
+func (c *cloud) get(f func() bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return f()
+}
+
+// said says whether the agent has sent an event for this reason that holds the words.
+func (w *world) said(reason string, words ...string) bool {
+	var all corev1.EventList
+	if err := w.api.List(context.Background(), &all); err != nil {
+		w.t.Fatal(err)
+	}
+next:
+	for _, e := range all.Items {
+		for _, word := range words {
+			if e.Reason != reason || !strings.Contains(e.Message, word) {
+				continue next
+			}
+		}
+		return e.Reason == reason || len(words) > 0
+	}
+	return false
+}
+
+// TestP28AFailedSweepIsRepeated: what is left behind would stay until the agent is restarted.
+func TestP28AFailedSweepIsRepeated(t *testing.T) {
+	w := newWorld(t)
+	w.cloud.sweepFailed = errors.New("EC2 is away")
+	left := w.cloud.add(-1, 0, false)
+	left.description = "aws-K8S-" + instanceID
+	s, _ := w.start()
+	eventually(t, "the sweep was tried", func() bool { return w.cloud.get(func() bool { return w.cloud.sweeps > 0 }) })
+	w.cloud.do(func() {
+		if w.cloud.sweepFailed = nil; w.cloud.enis[left.id] == nil {
+			t.Error("deleted by a sweep that failed")
+		}
+	})
+	w.pass(time.Minute)
+	eventually(t, "the left-over is gone", func() bool {
+		s.a.changed.Fire()
+		return w.cloud.get(func() bool { return w.cloud.enis[left.id] == nil })
+	})
+}
+
+// TestAnENIThatIsDetachedBeforeItIsSeenGivesItsSlotBack: an m5.large has room for two secondary ENIs.
+func TestAnENIThatIsDetachedBeforeItIsSeenGivesItsSlotBack(t *testing.T) {
+	w := newWorld(t)
+	w.join, w.env["WARM_ENI_TARGET"] = 20*time.Millisecond, "2"
+	w.cloud.hidden = true
+	s, _ := w.start()
+	attached := func() (ids []string) {
+		w.cloud.do(func() {
+			for id, e := range w.cloud.enis {
+				if e.device > 0 && e.hidden {
+					ids = append(ids, id)
+				}
+			}
+		})
+		return ids
+	}
+	joining := func() int {
+		s.a.mu.Lock()
+		defer s.a.mu.Unlock()
+		return len(s.a.joining)
+	}
+	eventually(t, "an ENI is attached that nothing shows", func() bool { return len(attached()) > 0 && joining() == 1 })
+	// As long as EC2 has it, it holds its slot, whatever time passes.
+	for range 3 {
+		w.pass(time.Hour)
+		s.a.changed.Fire()
+		time.Sleep(5 * time.Millisecond)
+	}
+	if len(attached()) != 1 || joining() != 1 {
+		t.Fatalf("attached %v, joining %d", attached(), joining())
+	}
+	w.cloud.do(func() {
+		w.cloud.hidden = false
+		for _, e := range w.cloud.enis {
+			if e.hidden {
+				e.device = -1 // by hand
+			}
+		}
+	})
+	w.pass(time.Hour)
+	eventually(t, "another one is there", func() bool {
+		s.a.changed.Fire()
+		return joining() == 0 && len(s.a.inventory.ENIs()) == 2
+	})
+}
+
+func x9() types.InstanceTypeInfo {
+	return types.InstanceTypeInfo{InstanceType: "x9.huge", NetworkInfo: &types.NetworkInfo{
+		MaximumNetworkInterfaces: awssdk.Int32(4), Ipv4AddressesPerInterface: awssdk.Int32(10), DefaultNetworkCardIndex: awssdk.Int32(0),
+	}}
+}
+
+// TestP23AnUnknownTypeRunsRegularPodsAndSaysWhatItLacks: new types appear each month.
+func TestP23AnUnknownTypeRunsRegularPodsAndSaysWhatItLacks(t *testing.T) {
+	cninode := &cninodev1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}
+	w := newWorld(t, pod("p", "u"), branchPod("b", "ub", 1), cninode)
+	w.typ, w.env["ENABLE_POD_ENI"] = "x9.huge", "true"
+	w.cloud.types = []types.InstanceTypeInfo{x9()}
+	s, _ := w.start()
+	if r := mustAdd(t, s, addRequest("p", "u", "s1")); r.GetRegular() == nil {
+		t.Fatalf("%v", r)
+	}
+	eventually(t, "ENIs are kept warm by the limits that EC2 told", func() bool { return len(s.a.inventory.ENIs()) > 1 })
+	eventually(t, "the events", func() bool {
+		return w.said("UnknownInstanceType", "x9.huge", "use a version that knows the type") && w.said("TrunkUnsupported", "x9.huge", "not known to this version")
+	})
+	_, err := add(t, s, addRequest("b", "ub", "s2"))
+	wantCode(t, err, codes.FailedPrecondition, "x9.huge")
+	if w.labelled() {
+		t.Error("labelled")
+	}
+}
+
+// TestP23AnUnknownTypeThatEC2DoesNotTellOfLivesOnWhatIsAttached, also while EC2 is away.
+func TestP23AnUnknownTypeThatEC2DoesNotTellOfLivesOnWhatIsAttached(t *testing.T) {
+	w := newWorld(t, pod("p", "u"))
+	w.typ = "x9.huge"
+	w.cloud.add(1, 3, false) // of an earlier run
+	idle := w.cloud.add(2, 3, false)
+	s, _ := w.start()
+	if r := mustAdd(t, s, addRequest("p", "u", "s1")); r.GetRegular() == nil {
+		t.Fatalf("%v", r)
+	}
+	eventually(t, "EC2 was asked", func() bool { return w.cloud.get(func() bool { return w.cloud.typesAsked > 0 }) })
+	if w.cloud.do(func() {
+		if len(w.cloud.enis) != 3 || w.cloud.enis[idle.id].device != 2 {
+			t.Errorf("ENIs came or went: %v", w.cloud.enis)
+		}
+		w.cloud.types = []types.InstanceTypeInfo{x9()}
+	}); s.a.limitsKnown() {
+		t.Error("limits from nowhere")
+	}
+	eventually(t, "the limits are known once EC2 answers", s.a.limitsKnown)
+}
