@@ -143,7 +143,7 @@ func run(ctx context.Context, o Options) error {
 		LeaderElection: o.LeaderElect, LeaderElectionID: Lease, LeaderElectionNamespace: "kube-system", LeaderElectionReleaseOnCancel: true,
 		LeaseDuration: ptr.To(o.Lease), RenewDeadline: ptr.To(o.Lease * 2 / 3), RetryPeriod: ptr.To(o.Lease * 2 / 15),
 		Metrics: server.Options{BindAddress: none(o.MetricsAddr)}, HealthProbeBindAddress: none(o.HealthAddr),
-		Cache:  cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: configMapOnly()},
+		Cache:  cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: cached()},
 		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.ServiceAccount{}}}},
 		// A retired process may start a second manager (tests do), and metrics are kept per process.
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)},

@@ -212,11 +212,15 @@ func onConfigs(mgr manager.Manager, name string, o controller.Options, r reconci
 // certificatesOf is the namespace whose existence triggers the first writing of the configurations.
 const certificatesOf = admission.SecretNamespace
 
-// configMapOnly keeps the cache of ConfigMaps to the one that is read.
-func configMapOnly() map[client.Object]cache.ByObject {
-	return map[client.Object]cache.ByObject{&corev1.ConfigMap{}: {
-		Namespaces: map[string]cache.Config{branch.ConfigNamespace: {FieldSelector: fields.OneTermEqualSelector("metadata.name", branch.ConfigName)}},
-	}}
+// cached keeps the cache to what is read: one ConfigMap, and of pods and Nodes, of which there are many, a few fields.
+func cached() map[client.Object]cache.ByObject {
+	return map[client.Object]cache.ByObject{
+		&corev1.ConfigMap{}: {
+			Namespaces: map[string]cache.Config{branch.ConfigNamespace: {FieldSelector: fields.OneTermEqualSelector("metadata.name", branch.ConfigName)}},
+		},
+		&corev1.Pod{}:  {Transform: branch.Trim},
+		&corev1.Node{}: {Transform: branch.TrimNode},
+	}
 }
 
 func request(namespace, name string) []reconcile.Request {

@@ -227,7 +227,7 @@ func (r *Pods) failed(ctx context.Context, pod *corev1.Pod, l *ledgerv1.BranchLe
 		return r.later(), nil
 	case errors.Is(err, ledger.ErrFull):
 		// Freed slots come through the ledger's watch.
-		r.Events.Warn(pod, "BranchENIsInUse", "%s", say([]usage{usageOf(&l.Spec, nil, r.CoolDown(ctx))}))
+		r.Events.Warn(pod, "BranchENIsInUse", "%s", say([]usage{usageOf(&l.Spec, nil, r.CoolDown(ctx))}, 0))
 		return ctrl.Result{}, nil
 	case errors.Is(err, ledger.ErrMoved):
 		// Whoever moved it wrote the ledger, and its watch brings the pod back.

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/controller/events"
@@ -26,26 +27,41 @@ func (r *Pods) unscheduled(ctx context.Context, pod *corev1.Pod) (ctrl.Result, e
 	if !waits {
 		return ctrl.Result{}, nil
 	}
-	var ledgers ledgerv1.BranchLedgerList
-	if err := r.Client.List(ctx, &ledgers); err != nil {
-		return ctrl.Result{}, fmt.Errorf("list ledgers: %w", err)
-	}
-	slices.SortFunc(ledgers.Items, func(a, b ledgerv1.BranchLedger) int { return strings.Compare(a.Spec.NodeName, b.Spec.NodeName) })
-	var nodes []usage
-	for i := range ledgers.Items {
-		s := &ledgers.Items[i].Spec
-		pods, err := PodsOf(ctx, r.Client, s.NodeName)
-		if err != nil {
-			return ctrl.Result{}, err
-		}
-		nodes = append(nodes, usageOf(s, pods, r.CoolDown(ctx)))
-	}
-	message := "no node of the cluster has a trunk ENI: switch ENABLE_POD_ENI on, and use instance types that can carry one"
-	if len(nodes) > 0 {
-		message = say(nodes)
+	message, err := r.usage(ctx)
+	if err != nil {
+		return ctrl.Result{}, err
 	}
 	r.Events.Warn(pod, "InsufficientBranchENIs", "%s", message)
 	return ctrl.Result{RequeueAfter: retell}, nil
+}
+
+// mostNodes is more than an event has room for.
+const mostNodes = events.MaxMessage / len("node  has 0 of 0 branch ENIs in use. ")
+
+// usage says who uses the branch ENIs of the first nodes, as many as an event holds, and how many more nodes there are. The
+// ledgers are read where they lie in the cache: thousands of them are not copied for each pod that waits.
+func (r *Pods) usage(ctx context.Context) (string, error) {
+	var ledgers ledgerv1.BranchLedgerList
+	if err := r.Client.List(ctx, &ledgers, client.UnsafeDisableDeepCopy); err != nil {
+		return "", fmt.Errorf("list ledgers: %w", err)
+	}
+	if len(ledgers.Items) == 0 {
+		return "no node of the cluster has a trunk ENI: switch ENABLE_POD_ENI on, and use instance types that can carry one", nil
+	}
+	specs := make([]*ledgerv1.BranchLedgerSpec, 0, len(ledgers.Items))
+	for i := range ledgers.Items {
+		specs = append(specs, &ledgers.Items[i].Spec)
+	}
+	slices.SortFunc(specs, func(a, b *ledgerv1.BranchLedgerSpec) int { return strings.Compare(a.NodeName, b.NodeName) })
+	nodes, coolDown := []usage{}, r.CoolDown(ctx)
+	for _, s := range specs[:min(len(specs), mostNodes)] {
+		pods, err := PodsOf(ctx, r.Client, s.NodeName)
+		if err != nil {
+			return "", err
+		}
+		nodes = append(nodes, usageOf(s, pods, coolDown))
+	}
+	return say(nodes, len(specs)-len(nodes)), nil
 }
 
 // usage is what people ask about a node that has no room: who uses its branch ENIs, and what becomes of the others.
@@ -127,14 +143,15 @@ func (u *usage) text(most int) string {
 	return b.String()
 }
 
-// say joins the nodes' texts, with as many users as an event holds, and as many nodes.
-func say(nodes []usage) string {
+// say joins the nodes' texts, with as many users as an event holds, and as many nodes. others is how many nodes there are
+// beside them.
+func say(nodes []usage, others int) string {
 	most := 0
 	for i := range nodes {
 		most = max(most, len(nodes[i].users))
 	}
 	for shown := len(nodes); shown > 0; {
-		text := join(nodes, shown, most)
+		text := join(nodes, shown, most, others)
 		if len(text) <= events.MaxMessage {
 			return text
 		}
@@ -144,15 +161,15 @@ func say(nodes []usage) string {
 			shown--
 		}
 	}
-	return fmt.Sprintf("none of %d nodes with a trunk ENI has a branch ENI free", len(nodes))
+	return fmt.Sprintf("none of %d nodes with a trunk ENI has a branch ENI free", len(nodes)+others)
 }
 
-func join(nodes []usage, shown, most int) string {
+func join(nodes []usage, shown, most, others int) string {
 	parts := make([]string, 0, shown+1)
 	for i := range nodes[:shown] {
 		parts = append(parts, nodes[i].text(most))
 	}
-	if left := len(nodes) - shown; left > 0 {
+	if left := len(nodes) - shown + others; left > 0 {
 		parts = append(parts, fmt.Sprintf("and %d more nodes", left))
 	}
 	return strings.Join(parts, ". ")

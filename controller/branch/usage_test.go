@@ -1,6 +1,8 @@
 package branch
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,8 +10,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/controller/events"
@@ -50,7 +56,7 @@ func TestUsageNamesUsersAndNeverMoreThanTheCapacity(t *testing.T) {
 			"node n has 3 of 3 branch ENIs in use by ns/a, ns/b, ns/c; pods bound past that and waiting: 2"},
 	} {
 		u := usageOf(&ledgerv1.BranchLedgerSpec{NodeName: "n", Capacity: 3, Slots: tt.slots}, tt.pods, time.Minute)
-		if got := say([]usage{u}); got != tt.want {
+		if got := say([]usage{u}, 0); got != tt.want {
 			t.Errorf("%s:\n got %s\nwant %s", tt.what, got, tt.want)
 		}
 	}
@@ -67,7 +73,8 @@ func TestUsageFitsAnEventWhateverTheNamesAre(t *testing.T) {
 			}
 			nodes = append(nodes, usageOf(&s, pods(names...), time.Minute))
 		}
-		text := say(nodes)
+		others := rapid.IntRange(0, 1).Draw(t, "more nodes") * 4973
+		text := say(nodes, others)
 		if len(text) > events.MaxMessage {
 			t.Fatalf("%d bytes", len(text))
 		}
@@ -77,7 +84,7 @@ func TestUsageFitsAnEventWhateverTheNamesAre(t *testing.T) {
 			}
 		}
 		// With one node, everybody is accounted for: named, or counted.
-		if u := nodes[0]; len(nodes) == 1 && len(u.users) > 0 {
+		if u := nodes[0]; len(nodes) == 1 && others == 0 && len(u.users) > 0 {
 			named, more := strings.Count(text, "ns/"), 0
 			if i := strings.Index(text, " and "); i >= 0 {
 				fmt.Sscanf(text[i:], " and %d more", &more)
@@ -87,4 +94,43 @@ func TestUsageFitsAnEventWhateverTheNamesAre(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestTheUsageOfManyNodesLooksAtThePodsOfThoseThatFitTheEvent(t *testing.T) {
+	s := runtime.NewScheme()
+	if err := errors.Join(corev1.AddToScheme(s), ledgerv1.AddToScheme(s)); err != nil {
+		t.Fatal(err)
+	}
+	build := fake.NewClientBuilder().WithScheme(s).WithIndex(&corev1.Pod{}, IndexPodNode, func(client.Object) []string { return nil })
+	const nodes = 300
+	for n := range nodes {
+		build.WithObjects(&ledgerv1.BranchLedger{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("i-%04d", n)}, Spec: ledgerv1.BranchLedgerSpec{
+			NodeName: fmt.Sprintf("n%04d", nodes-n), Capacity: 9, Slots: []ledgerv1.Slot{slot(1, ledgerv1.Bound, "p")},
+		}})
+	}
+	looks, copied := 0, false
+	r := &Pods{CoolDown: func(context.Context) time.Duration { return time.Minute }, Client: interceptor.NewClient(build.Build(), interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			switch l.(type) {
+			case *corev1.PodList:
+				looks++
+			case *ledgerv1.BranchLedgerList:
+				o := client.ListOptions{}
+				o.ApplyOptions(opts)
+				copied = o.UnsafeDisableDeepCopy == nil || !*o.UnsafeDisableDeepCopy
+			}
+			return c.List(ctx, l, opts...)
+		},
+	})}
+	text, err := r.usage(t.Context())
+	if err != nil || !strings.HasPrefix(text, "node n0001 has 1 of 9 branch ENIs in use by ns/p. node n0002 ") || !strings.HasSuffix(text, " more nodes") {
+		t.Errorf("%q, %v", text, err)
+	}
+	shown, more := strings.Count(text, "branch ENIs in use"), 0
+	if _, err := fmt.Sscanf(text[strings.LastIndex(text, "and "):], "and %d more nodes", &more); err != nil || shown+more != nodes {
+		t.Errorf("%d shown and %d more of %d, %v", shown, more, nodes, err)
+	}
+	if looks > 30 || copied {
+		t.Errorf("pods were listed %d times, ledgers copied: %t", looks, copied)
+	}
 }
