@@ -7,8 +7,6 @@ import (
 	"slices"
 	"testing"
 
-	awssdk "github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -24,9 +22,9 @@ func selecting(namespace, name string, selector, account *metav1.LabelSelector, 
 
 func securityGroup(t *testing.T, name string) string {
 	t.Helper()
-	g, err := w.ec2.CreateSecurityGroup(t.Context(), &ec2.CreateSecurityGroupInput{VpcId: &w.vpc, GroupName: &name, Description: awssdk.String(name)})
+	id, err := w.account.Group(t.Context(), w.vpc, name, name)
 	must(t, err)
-	return *g.GroupId
+	return id
 }
 
 // hasGroups compares the groups of an instance's only branch ENI.

@@ -21,7 +21,6 @@ import (
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -33,6 +32,7 @@ import (
 	"github.com/branchline-cni/branchline/config"
 	"github.com/branchline-cni/branchline/controller"
 	labec2 "github.com/branchline-cni/branchline/lab/ec2"
+	"github.com/branchline-cni/branchline/lab/ec2/account"
 )
 
 const (
@@ -43,16 +43,16 @@ const (
 
 // w is the world that all tests share: one API server and one EC2 region. Tests keep apart by namespace and node.
 var w struct {
-	env    *envtest.Environment
-	admin  client.Client
-	cfg    *rest.Config // the controller's
-	region *labec2.Region
-	url    string
-	ec2    *ec2.Client // the operator's
-	iam    *iam.Client // the operator's
-	vpc    string
-	subnet string
-	group  string
+	env     *envtest.Environment
+	admin   client.Client
+	cfg     *rest.Config // the controller's
+	region  *labec2.Region
+	url     string
+	account account.Account // the operator's
+	ec2     *ec2.Client     // account's
+	vpc     string
+	subnet  string
+	group   string
 }
 
 func TestMain(m *testing.M) {
@@ -99,26 +99,21 @@ func world(m *testing.M) (code int, err error) {
 	defer srv.Close()
 	w.url = srv.URL
 	key, secret := w.region.AdminCredentials()
-	operator := awsConfig(key, secret, "", nil)
-	w.ec2 = ec2.NewFromConfig(operator)
-	v, err := w.ec2.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: awssdk.String("192.168.0.0/16")})
-	if err != nil {
+	w.account = account.New(awsConfig(key, secret, "", nil))
+	w.ec2 = w.account.EC2
+	if w.vpc, err = w.account.VPC(ctx, "192.168.0.0/16"); err != nil {
 		return 1, err
 	}
-	w.vpc = *v.Vpc.VpcId
 	if w.subnet, err = subnet(ctx, "192.168.0.0/19"); err != nil {
 		return 1, err
 	}
-	g, err := w.ec2.CreateSecurityGroup(ctx, &ec2.CreateSecurityGroupInput{VpcId: &w.vpc, GroupName: awssdk.String("POD_SG"), Description: awssdk.String("pods")})
-	if err != nil {
+	if w.group, err = w.account.Group(ctx, w.vpc, "POD_SG", "pods"); err != nil {
 		return 1, err
 	}
-	w.group = *g.GroupId
 	document, err := os.ReadFile("../config/vpc-controller/iam-policy.json")
 	if err != nil {
 		return 1, err
 	}
-	w.iam = iam.NewFromConfig(operator)
 	if err := role(ctx, "controller", string(document)); err != nil {
 		return 1, err
 	}
@@ -127,8 +122,7 @@ func world(m *testing.M) (code int, err error) {
 
 // role makes an IAM role with one policy.
 func role(ctx context.Context, name, document string) error {
-	trust := `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}`
-	if _, err := w.iam.CreateRole(ctx, &iam.CreateRoleInput{RoleName: &name, AssumeRolePolicyDocument: &trust}); err != nil {
+	if err := w.account.Role(ctx, name); err != nil {
 		return err
 	}
 	return allow(ctx, name, document)
@@ -136,8 +130,7 @@ func role(ctx context.Context, name, document string) error {
 
 // allow replaces a role's policy.
 func allow(ctx context.Context, name, document string) error {
-	_, err := w.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: &name, PolicyName: awssdk.String("vpc-controller"), PolicyDocument: &document})
-	return err
+	return w.account.Put(ctx, name, "vpc-controller", document)
 }
 
 // as is an EC2 client in a role.
@@ -151,11 +144,7 @@ func as(t *testing.T, role string) *ec2.Client {
 }
 
 func subnet(ctx context.Context, cidr string) (string, error) {
-	s, err := w.ec2.CreateSubnet(ctx, &ec2.CreateSubnetInput{VpcId: &w.vpc, CidrBlock: &cidr})
-	if err != nil {
-		return "", err
-	}
-	return *s.Subnet.SubnetId, nil
+	return w.account.Subnet(ctx, w.vpc, cidr, "")
 }
 
 func apply(ctx context.Context, manifest []byte) error {

@@ -11,7 +11,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
-	"github.com/aws/aws-sdk-go-v2/service/iam"
+
+	"github.com/branchline-cni/branchline/lab/ec2/account"
 )
 
 // The lab's place in the world. Nothing of it is known to the programs under test: they learn region, account and
@@ -62,18 +63,14 @@ type Network struct {
 }
 
 // awsClients are the operator's: they hold the account's administrator keys.
-type awsClients struct {
-	ec2 *ec2.Client
-	iam *iam.Client
-}
+type awsClients struct{ account.Account }
 
 func newAWSClients(endpoint, keyID, secret string) awsClients {
-	cfg := aws.Config{
+	return awsClients{account.New(aws.Config{
 		Region:       Region,
 		BaseEndpoint: aws.String(endpoint),
 		Credentials:  credentials.NewStaticCredentialsProvider(keyID, secret, ""),
-	}
-	return awsClients{ec2: ec2.NewFromConfig(cfg), iam: iam.NewFromConfig(cfg)}
+	})}
 }
 
 // makeNetwork makes the VPC, its subnets and the two groups.
@@ -81,24 +78,19 @@ func (a awsClients) makeNetwork(ctx context.Context) (Network, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var n Network
-	vpc, err := a.ec2.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: aws.String(vpcCIDR)})
-	if err != nil {
-		return n, fmt.Errorf("create VPC %s: %w", vpcCIDR, err)
-	}
-	n.VPCID = aws.ToString(vpc.Vpc.VpcId)
-	for cidr, id := range map[string]*string{nodeSubnetCIDR: &n.NodeSubnetID, secondSubnetCIDR: &n.SecondSubnetID} {
-		s, err := a.ec2.CreateSubnet(ctx, &ec2.CreateSubnetInput{
-			VpcId: aws.String(n.VPCID), CidrBlock: aws.String(cidr), AvailabilityZone: aws.String(AvailabilityZone),
-		})
-		if err != nil {
-			return n, fmt.Errorf("create subnet %s in %s: %w", cidr, n.VPCID, err)
-		}
-		*id = aws.ToString(s.Subnet.SubnetId)
-	}
-	if n.ClusterGroupID, err = a.group(ctx, n.VPCID, "eks-cluster-sg", "Control plane"); err != nil {
+	var err error
+	if n.VPCID, err = a.VPC(ctx, vpcCIDR); err != nil {
 		return n, err
 	}
-	if n.NodeGroupID, err = a.group(ctx, n.VPCID, "eks-node-sg", "Node group"); err != nil {
+	for cidr, id := range map[string]*string{nodeSubnetCIDR: &n.NodeSubnetID, secondSubnetCIDR: &n.SecondSubnetID} {
+		if *id, err = a.Subnet(ctx, n.VPCID, cidr, AvailabilityZone); err != nil {
+			return n, err
+		}
+	}
+	if n.ClusterGroupID, err = a.Group(ctx, n.VPCID, "eks-cluster-sg", "Control plane"); err != nil {
+		return n, err
+	}
+	if n.NodeGroupID, err = a.Group(ctx, n.VPCID, "eks-node-sg", "Node group"); err != nil {
 		return n, err
 	}
 	// The rules that EKS's own templates give to the two: the API server to nodes and back, nodes among themselves.
@@ -119,16 +111,6 @@ func (a awsClients) makeNetwork(ctx context.Context) (Network, error) {
 	return n, nil
 }
 
-func (a awsClients) group(ctx context.Context, vpcID, name, description string) (string, error) {
-	g, err := a.ec2.CreateSecurityGroup(ctx, &ec2.CreateSecurityGroupInput{
-		VpcId: aws.String(vpcID), GroupName: aws.String(name), Description: aws.String(description),
-	})
-	if err != nil {
-		return "", fmt.Errorf("create security group %s in %s: %w", name, vpcID, err)
-	}
-	return aws.ToString(g.GroupId), nil
-}
-
 // allow lets protocol and port into group from a peer: a group id, or a CIDR.
 func (a awsClients) allow(ctx context.Context, group, protocol string, port int32, peer string) error {
 	p := ec2types.IpPermission{IpProtocol: aws.String(protocol), FromPort: aws.Int32(port), ToPort: aws.Int32(port)}
@@ -137,7 +119,7 @@ func (a awsClients) allow(ctx context.Context, group, protocol string, port int3
 	} else {
 		p.IpRanges = []ec2types.IpRange{{CidrIp: aws.String(peer)}}
 	}
-	_, err := a.ec2.AuthorizeSecurityGroupIngress(ctx, &ec2.AuthorizeSecurityGroupIngressInput{
+	_, err := a.EC2.AuthorizeSecurityGroupIngress(ctx, &ec2.AuthorizeSecurityGroupIngressInput{
 		GroupId: aws.String(group), IpPermissions: []ec2types.IpPermission{p},
 	})
 	if err != nil {
@@ -146,41 +128,21 @@ func (a awsClients) allow(ctx context.Context, group, protocol string, port int3
 	return nil
 }
 
-// assumeRolePolicy lets EC2 instances take a role.
-const assumeRolePolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}`
-
 // makeRoles makes the roles and an instance profile of the same name for each.
 func (a awsClients) makeRoles(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for _, role := range []string{ClusterRole, NodeRole, DatabaseRole} {
-		if _, err := a.iam.CreateRole(ctx, &iam.CreateRoleInput{
-			RoleName: aws.String(role), AssumeRolePolicyDocument: aws.String(assumeRolePolicy),
-		}); err != nil {
-			return fmt.Errorf("create role %s: %w", role, err)
-		}
-		if _, err := a.iam.CreateInstanceProfile(ctx, &iam.CreateInstanceProfileInput{InstanceProfileName: aws.String(role)}); err != nil {
-			return fmt.Errorf("create instance profile %s: %w", role, err)
-		}
-		if _, err := a.iam.AddRoleToInstanceProfile(ctx, &iam.AddRoleToInstanceProfileInput{
-			InstanceProfileName: aws.String(role), RoleName: aws.String(role),
-		}); err != nil {
-			return fmt.Errorf("put role %s into its instance profile: %w", role, err)
+		if err := a.Role(ctx, role); err != nil {
+			return err
 		}
 	}
 	for role, policy := range map[string]string{NodeRole: nodePolicyARN, ClusterRole: clusterPolicyARN} {
-		if _, err := a.iam.AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{
-			RoleName: aws.String(role), PolicyArn: aws.String(policy),
-		}); err != nil {
-			return fmt.Errorf("attach %s to %s: %w", policy, role, err)
+		if err := a.Attach(ctx, role, policy); err != nil {
+			return err
 		}
 	}
-	if _, err := a.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{
-		RoleName: aws.String(ClusterRole), PolicyName: aws.String(trunkPolicyName), PolicyDocument: aws.String(trunkPolicy),
-	}); err != nil {
-		return fmt.Errorf("put policy %s into %s: %w", trunkPolicyName, ClusterRole, err)
-	}
-	return nil
+	return a.Put(ctx, ClusterRole, trunkPolicyName, trunkPolicy)
 }
 
 // Machine is an EC2 instance of the lab.
@@ -200,7 +162,7 @@ func (m Machine) Hostname() string {
 func (a awsClients) launch(ctx context.Context, name, instanceType, role, subnet string, groups ...string) (Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
-	out, err := a.ec2.RunInstances(ctx, &ec2.RunInstancesInput{
+	out, err := a.EC2.RunInstances(ctx, &ec2.RunInstancesInput{
 		ImageId: aws.String("ami-0b1abc0000000lab1"), InstanceType: ec2types.InstanceType(instanceType),
 		MinCount: aws.Int32(1), MaxCount: aws.Int32(1),
 		SubnetId: aws.String(subnet), SecurityGroupIds: groups,
@@ -231,7 +193,7 @@ func (a awsClients) launch(ctx context.Context, name, instanceType, role, subnet
 // awaitRunning waits until EC2 says that an instance runs.
 func (a awsClients) awaitRunning(ctx context.Context, m Machine) error {
 	for {
-		out, err := a.ec2.DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{m.ID}})
+		out, err := a.EC2.DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{m.ID}})
 		if err != nil {
 			return fmt.Errorf("wait for instance %s (%s): %w", m.ID, m.Name, err)
 		}
@@ -262,7 +224,7 @@ func (a awsClients) awaitRunning(ctx context.Context, m Machine) error {
 func (l *Lab) Terminate(ctx context.Context, m Machine) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if _, err := l.aws.ec2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: []string{m.ID}}); err != nil {
+	if _, err := l.aws.EC2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: []string{m.ID}}); err != nil {
 		return fmt.Errorf("terminate instance %s (%s): %w", m.ID, m.Name, err)
 	}
 	return nil

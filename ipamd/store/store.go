@@ -235,10 +235,15 @@ func (s *Store) Forget(podUID string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.change(func(n *state) (bool, error) {
-		before := len(n.Released)
-		n.Released = slices.DeleteFunc(n.Released, func(r Released) bool { return r.PodUID == podUID })
-		return len(n.Released) != before, nil
+		return drop(&n.Released, func(r Released) bool { return r.PodUID == podUID }), nil
 	})
+}
+
+// drop takes out of the list what is over, and says whether there was any.
+func drop[T any](list *[]T, over func(T) bool) bool {
+	before := len(*list)
+	*list = slices.DeleteFunc(*list, over)
+	return len(*list) != before
 }
 
 // Retire makes sure that nothing of the ENI is handed out from now on. It fails with ErrInUse where something of it is
@@ -270,9 +275,7 @@ func (s *Store) Retired(eniID string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.change(func(n *state) (bool, error) {
-		before := len(n.Retiring)
-		n.Retiring = slices.DeleteFunc(n.Retiring, func(id string) bool { return id == eniID })
-		return len(n.Retiring) != before, nil
+		return drop(&n.Retiring, func(id string) bool { return id == eniID }), nil
 	})
 }
 
