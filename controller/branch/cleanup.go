@@ -111,11 +111,11 @@ func (r *CleanUp) unconfirmed(ctx context.Context, l *ledgerv1.BranchLedger, coo
 		}
 		occupied = occupied || due(s) && s.State == ledgerv1.Occupied
 	}
+	// An instance that was stopped before a pod ended may have run it since, so the answer must be later than that.
 	var state cloud.State
 	if releasing.IsZero() {
 		r.Asked.Forget(l.Name, trunk.OfSlots)
 	} else if state, _, again, err = r.Asked.About(ctx, l.Name, trunk.OfSlots, releasing.UnixNano()); err != nil {
-		// An instance that was stopped before the pod ended may have wired it since, so the answer must be a later one.
 		return l, 0, err
 	}
 	if releasing.IsZero() && !occupied {

@@ -54,7 +54,7 @@ type State int
 const (
 	Unknown    State = iota // it is not in EC2's answer
 	Running                 // or about to be
-	Stopped                 // or about to be; nothing is left in its kernel's memory
+	Stopped                 // or about to be; what its kernel holds goes with it
 	Terminated              // EC2 says so
 )
 
