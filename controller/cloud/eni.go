@@ -82,6 +82,9 @@ func (c *Client) Permit(ctx context.Context, eniID, account string) error {
 	if aws.Code(err) == "InvalidPermission.Duplicate" {
 		return nil
 	}
+	if c.refusedAsGone(ctx, eniID, err) {
+		return fmt.Errorf("%w: %s: %w", ErrENIGone, eniID, err)
+	}
 	return gone(err, eniID)
 }
 
@@ -110,10 +113,20 @@ func (c *Client) DeleteOnTermination(ctx context.Context, eniID, attachmentID st
 // Delete deletes an ENI; one that EC2 does not know is deleted already.
 func (c *Client) Delete(ctx context.Context, eniID string) error {
 	_, err := call(ctx, c, "DeleteNetworkInterface", eniID, c.EC2.DeleteNetworkInterface, &ec2.DeleteNetworkInterfaceInput{NetworkInterfaceId: &eniID})
-	if aws.IsNotFound(err) {
+	if aws.IsNotFound(err) || c.refusedAsGone(ctx, eniID, err) {
 		return nil
 	}
 	return err
+}
+
+// refusedAsGone says whether a call was refused because the ENI is gone: a policy that allows calls by the ENI's tags, as
+// iam-policy.json does, has no tags to go by then, and EC2 may answer with a refusal in the place of "not found".
+func (c *Client) refusedAsGone(ctx context.Context, eniID string, err error) bool {
+	if !aws.IsDenied(err) {
+		return false
+	}
+	there, lerr := c.Exists(ctx, eniID)
+	return lerr == nil && !there
 }
 
 // Exists says whether EC2 knows the ENI.

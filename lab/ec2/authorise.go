@@ -59,32 +59,39 @@ func (c *call) authorise() error {
 		return nil
 	}
 	policies := c.iam.policiesOf(c.who.role)
-	requested := make(map[string]string)
-	for _, spec := range c.p.items("TagSpecification") {
-		for _, t := range spec.items("Tag") {
-			requested[t.str("Key")] = t.str("Value")
-		}
-	}
-	if c.api == "CreateTags" {
-		for _, t := range c.p.items("Tag") {
-			requested[t.str("Key")] = t.str("Value")
-		}
-	}
 	targets := []target{{arn: "*"}}
 	if c.op.targets != nil {
 		targets = c.op.targets(c)
 	}
 	action := c.op.service + ":" + c.api
 	for _, t := range targets {
-		t.request = requested
 		if d := decide(policies, action, t); d != allowed {
 			return c.refuse(action, t, d)
 		}
 	}
 	for _, spec := range c.p.items("TagSpecification") {
-		t := target{arn: c.arn(spec.str("ResourceType"), "*"), request: requested}
+		t := target{arn: c.arn(spec.str("ResourceType"), "*"), request: tagsIn(spec), createAction: c.api}
 		if d := decide(policies, "ec2:CreateTags", t); d != allowed {
 			return c.refuse("ec2:CreateTags", t, d)
+		}
+	}
+	return nil
+}
+
+// tagsIn are the tags of a request or of one of its TagSpecifications, not checked yet.
+func tagsIn(p *params) map[string]string {
+	tags := make(map[string]string)
+	for _, t := range p.items("Tag") {
+		tags[t.str("Key")] = t.str("Value")
+	}
+	return tags
+}
+
+// newTags are the tags that the request gives to what it creates of a kind.
+func (c *call) newTags(kind string) map[string]string {
+	for _, spec := range c.p.items("TagSpecification") {
+		if spec.str("ResourceType") == kind {
+			return tagsIn(spec)
 		}
 	}
 	return nil
@@ -139,7 +146,7 @@ func on(pairs ...string) func(*call) []target {
 func creating(kind string, pairs ...string) func(*call) []target {
 	rest := on(pairs...)
 	return func(c *call) []target {
-		out := []target{{arn: c.arn(kind, "*")}}
+		out := []target{{arn: c.arn(kind, "*"), request: c.newTags(kind)}}
 		for _, t := range rest(c) {
 			if t.arn != "*" {
 				out = append(out, t)

@@ -109,8 +109,7 @@ func (s statement) check() error {
 			return fmt.Errorf("condition operator %s is not known here", op)
 		}
 		for k := range keys {
-			if !slices.ContainsFunc([]string{"ec2:ResourceTag/", "aws:ResourceTag/", "aws:RequestTag/"},
-				func(prefix string) bool { return strings.HasPrefix(k, prefix) }) {
+			if !knownKey(k) {
 				return fmt.Errorf("condition key %s is not known here", k)
 			}
 		}
@@ -118,11 +117,43 @@ func (s statement) check() error {
 	return nil
 }
 
-// target is one resource that a call touches.
+// target is one resource that a call touches, with what conditions are compared with. As in EC2 ("Actions, resources, and
+// condition keys for Amazon EC2") a key is there only for resources that have it: a condition on one that is not there is
+// false, so that a statement with it never applies to, say, a Describe call or AssociateTrunkInterface, which know no resources.
 type target struct {
-	arn     string            // "*" for actions that know no resources
-	tags    map[string]string // of the resource
-	request map[string]string // tags in the request
+	arn  string            // "*" for actions that know no resources
+	tags map[string]string // ec2:ResourceTag and aws:ResourceTag: of a resource that was there before the call
+	// aws:RequestTag: what the request gives to a resource that it creates or tags.
+	request map[string]string
+	// ec2:CreateAction: the API that creates the resource which CreateTags is about; empty when CreateTags is called itself.
+	createAction string
+}
+
+// Condition keys. Those that end in a slash are followed by a tag's key.
+const (
+	keyCreateAction   = "ec2:CreateAction"
+	keyEC2ResourceTag = "ec2:ResourceTag/"
+	keyResourceTag    = "aws:ResourceTag/"
+	keyRequestTag     = "aws:RequestTag/"
+)
+
+func knownKey(key string) bool {
+	return key == keyCreateAction || slices.ContainsFunc([]string{keyEC2ResourceTag, keyResourceTag, keyRequestTag},
+		func(prefix string) bool { return len(key) > len(prefix) && strings.HasPrefix(key, prefix) })
+}
+
+// value is what the condition key has for the target; false if it is not there.
+func (t target) value(key string) (string, bool) {
+	if key == keyCreateAction {
+		return t.createAction, t.createAction != ""
+	}
+	tags := t.tags
+	if strings.HasPrefix(key, keyRequestTag) {
+		tags = t.request
+	}
+	_, name, _ := strings.Cut(key, "/")
+	v, ok := tags[name]
+	return v, ok
 }
 
 func (s statement) applies(action string, t target) bool {
@@ -142,12 +173,7 @@ func (s statement) applies(action string, t target) bool {
 	}
 	for op, keys := range s.Condition {
 		for key, want := range keys {
-			tags := t.tags
-			if strings.HasPrefix(key, "aws:RequestTag/") {
-				tags = t.request
-			}
-			_, name, _ := strings.Cut(key, "/")
-			v, ok := tags[name]
+			v, ok := t.value(key)
 			if !ok || !slices.ContainsFunc(want, func(p string) bool { return conditionOperators[op](v, p) }) {
 				return false
 			}

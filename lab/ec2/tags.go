@@ -40,6 +40,9 @@ func (c *call) specified(kinds ...string) (map[string]map[string]string, error) 
 		if !slices.Contains(kinds, kind) {
 			return nil, errf("InvalidParameterValue", "'%s' is not a valid taggable resource type for this operation.", kind)
 		}
+		if _, twice := out[kind]; twice {
+			return nil, errf("InvalidParameterValue", "Duplicate TagSpecification for resource type '%s'", kind)
+		}
 		t, err := parseTags(s.items("Tag"))
 		if err != nil {
 			return nil, err
@@ -87,7 +90,7 @@ func taggedTargets(c *call) []target {
 	var out []target
 	for _, id := range c.p.strs("ResourceId") {
 		kind, _ := c.resourceKind(id)
-		out = append(out, target{arn: c.arn(kind, id), tags: c.tags[id]})
+		out = append(out, target{arn: c.arn(kind, id), tags: c.tags[id], request: tagsIn(c.p)})
 	}
 	return out
 }
