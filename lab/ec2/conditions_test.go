@@ -2,6 +2,7 @@ package ec2
 
 import (
 	"context"
+	"net/url"
 	"os"
 	"testing"
 
@@ -105,6 +106,11 @@ func TestTheControllersPolicyHoldsItToItsOwnInterfaces(t *testing.T) {
 	}
 	f := newFixture(t, Config{})
 	controller := f.inline("controller", string(document))
+
+	kept := must(f.iam.GetRolePolicy(f.ctx, &iam.GetRolePolicyInput{RoleName: ptr("controller"), PolicyName: ptr("inline")}))(f)
+	if got, err := url.PathUnescape(*kept.PolicyDocument); err != nil || got != string(document) {
+		t.Errorf("the policy is given back as %q (%v)", got, err)
+	}
 
 	made, err := controller.CreateNetworkInterface(f.ctx, f.creation(ownerTag, controllersOwn, "more", "tags"))
 	if err != nil {

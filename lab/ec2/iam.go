@@ -145,8 +145,13 @@ func createRole(c *call) ([]element, error) {
 func (ro *role) element() element {
 	return el("Role", join([]element{
 		str("Path", ro.path), str("RoleName", ro.name), str("RoleId", ro.id), str("Arn", ro.arn), stamp("CreateDate", ro.created),
-		str("AssumeRolePolicyDocument", url.QueryEscape(ro.trust)), num("MaxSessionDuration", 3600),
+		str("AssumeRolePolicyDocument", escaped(ro.trust)), num("MaxSessionDuration", 3600),
 	}, optional("Description", ro.description))...)
+}
+
+// escaped is how IAM gives documents: percent-encoded by RFC 3986, in which a plus is no space. Clients decode it.
+func escaped(document string) string {
+	return strings.ReplaceAll(url.QueryEscape(document), "+", "%20")
 }
 
 func getRole(c *call) ([]element, error) {
@@ -253,7 +258,7 @@ func getRolePolicy(c *call) ([]element, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []element{str("RoleName", ro.name), str("PolicyName", name), str("PolicyDocument", url.QueryEscape(ro.inline[name].doc))}, nil
+	return []element{str("RoleName", ro.name), str("PolicyName", name), str("PolicyDocument", escaped(ro.inline[name].doc))}, nil
 }
 
 func deleteRolePolicy(c *call) ([]element, error) {
