@@ -9,7 +9,7 @@ import (
 	"path"
 )
 
-//go:embed crd/*.yaml vpc-controller/*.yaml aws-node/*.yaml
+//go:embed crd/*.yaml vpc-controller/*.yaml vpc-controller/*.json aws-node/*.yaml
 var manifests embed.FS
 
 // CRDs are the definitions of SecurityGroupPolicy, CNINode and BranchLedger.
@@ -17,6 +17,18 @@ func CRDs() []byte { return read("crd/*.yaml") }
 
 // ControllerRBAC is the controller's ServiceAccount and roles, for one that runs in the cluster or beside it.
 func ControllerRBAC() []byte { return read("vpc-controller/rbac.yaml") }
+
+// ControllerDeployment is the controller in the cluster, with the Service of its webhooks. Its CLUSTER_NAME is empty.
+func ControllerDeployment() []byte { return read("vpc-controller/deployment.yaml") }
+
+// ControllerIAMPolicy is all that the controller may call of EC2: an IAM policy document.
+func ControllerIAMPolicy() []byte {
+	b, err := manifests.ReadFile("vpc-controller/iam-policy.json")
+	if err != nil {
+		panic(fmt.Sprintf("config: %v", err)) // it is embedded
+	}
+	return b
+}
 
 // AWSNode is the DaemonSet with its ServiceAccount and roles.
 func AWSNode() []byte { return read("aws-node/*.yaml") }

@@ -39,6 +39,7 @@ func TestManifestsHoldTheNamesThatOthersKnow(t *testing.T) {
 		}},
 		{AWSNode(), []string{"DaemonSet aws-node", "ServiceAccount aws-node", "ClusterRole aws-node", "ClusterRoleBinding aws-node"}},
 		{ControllerRBAC(), []string{"ServiceAccount vpc-resource-controller"}},
+		{ControllerDeployment(), []string{"Service vpc-resource-controller", "Deployment vpc-resource-controller"}},
 	} {
 		found := kinds(t, tc.manifest)
 		for _, w := range tc.want {

@@ -20,6 +20,9 @@ const (
 	nodeType      = "m5.large"  // can trunk: 9 branch ENIs
 	smallNodeType = "t3.medium" // can't
 	hostType      = "c5.large"  // of the control plane and the database
+
+	// nodesReadyWithin bounds the first rollout of aws-node: 10 s, but minutes on a VM of a machine that is busy.
+	nodesReadyWithin = 5 * time.Minute
 )
 
 // launchHost runs an instance and waits until its parts are plugged together.
@@ -52,50 +55,18 @@ func (l *Lab) startControlPlane(ctx context.Context) error {
 	return l.kube.WriteKubectl(filepath.Join(l.BinDir(), "kubectl"))
 }
 
-// startController installs the CRDs and runs vpc-controller beside the control plane, as a provider that hosts it does:
-// with a ServiceAccount's rights and the cluster's role.
-func (l *Lab) startController(ctx context.Context) error {
-	for _, manifest := range [][]byte{config.CRDs(), config.ControllerRBAC()} {
-		if err := l.kube.Apply(ctx, manifest); err != nil {
-			return err
-		}
-	}
-	host, err := l.machineOf(l.ControlPlaneMachine)
-	if err != nil {
-		return err
-	}
-	kubeconfig := filepath.Join(l.stateDir(l.ControlPlaneMachine.ID), "kube", "vpc-controller.kubeconfig")
-	// A certificate with the ServiceAccount's name has the rights that are bound to the account.
-	if err := l.kube.WriteKubeconfig(kubeconfig, "system:serviceaccount:kube-system:"+controllerAccount,
-		"system:serviceaccounts", "system:serviceaccounts:kube-system"); err != nil {
-		return err
-	}
-	l.controller, err = supervise(ctx, host, "vpc-controller", instance.Command{
-		Argv: []string{
-			l.parts.controller, "--kubeconfig=" + kubeconfig, "--cluster-name=" + ClusterName, "--region=" + Region,
-			"--ec2-endpoint=" + vpcEndpoint, "--webhook-url=https://127.0.0.1:9443", "--webhook-bind-address=127.0.0.1:9443",
-			"--leader-elect",
-		},
-	}, l.log)
-	return err
-}
-
-const (
-	controllerAccount = "vpc-resource-controller"
-	// vpcEndpoint is what the programs under test are told of the cloud.
-	vpcEndpoint = "http://192.168.0.3"
-)
-
 func (l *Lab) startNodes(ctx context.Context) error {
-	var wg sync.WaitGroup
-	errs := make([]error, 2)
-	for i, n := range []struct {
+	type node struct {
 		name, instanceType string
 		machine            *Machine
-	}{
-		{"node", nodeType, &l.Node},
-		{"small-node", smallNodeType, &l.SmallNode},
-	} {
+	}
+	nodes := []node{{"node", nodeType, &l.Node}}
+	if !l.opt.OneNode {
+		nodes = append(nodes, node{"small-node", smallNodeType, &l.SmallNode})
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, len(nodes))
+	for i, n := range nodes {
 		wg.Go(func() { errs[i] = l.startNode(ctx, n.name, n.instanceType, n.machine) })
 	}
 	wg.Wait()
@@ -143,7 +114,9 @@ func (l *Lab) installAddons(ctx context.Context) error {
 	if err := l.kube.InstallDNS(ctx); err != nil {
 		return err
 	}
-	_, err := l.kube.Kubectl(ctx, "wait", "--for=condition=Ready", "node", "--all", "--timeout=180s")
+	ctx, cancel := context.WithTimeout(ctx, nodesReadyWithin)
+	defer cancel()
+	_, err := l.kube.Kubectl(ctx, "wait", "--for=condition=Ready", "node", "--all", "--timeout="+nodesReadyWithin.String())
 	return err
 }
 
@@ -166,6 +139,9 @@ func (l *Lab) Kill(ctx context.Context, v Victim) (string, error) {
 	defer cancel()
 	switch v {
 	case Controller:
+		if l.controller == nil {
+			return "", fmt.Errorf("%q is a Deployment's here: delete its pod", v)
+		}
 		pid, err := l.controller.kill(ctx)
 		return fmt.Sprintf("vpc-controller, pid %d on the control plane's instance", pid), err
 	case APIServer:

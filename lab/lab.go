@@ -30,6 +30,11 @@ type Options struct {
 	Log         *slog.Logger
 	// Progress gets a line for each step of the set-up.
 	Progress io.Writer
+	// Controller says how vpc-controller runs. Default: Hosted.
+	Controller ControllerMode
+	// OneNode leaves the t3.medium out and makes the m5.large share this machine's kernel: up in a third of the time, but
+	// branch pods are wired only where that kernel has 802.1Q.
+	OneNode bool
 }
 
 // Lab is a running lab.
@@ -62,6 +67,34 @@ type Lab struct {
 	dbLog string
 }
 
+// step is one of a lab's set-up.
+type step struct {
+	title string
+	run   func(context.Context) error
+}
+
+// steps are the set-up. A Deployment needs nodes to run on.
+func (l *Lab) steps() []step {
+	steps := []step{
+		{"find or build what the lab runs (Kubernetes takes 10 minutes, once)", l.prepare},
+		{"start the cloud: EC2, IAM, STS, IMDS and the VPC's data plane", l.startCloud},
+		{"make the VPC, its subnets and groups, and the roles", l.makeAccount},
+		{"start the control plane: etcd, API server, scheduler, controller manager", l.startControlPlane},
+	}
+	hosted := step{"start vpc-controller next to it", l.startController}
+	deployed := step{"install vpc-controller as a Deployment, with config/vpc-controller/iam-policy.json in the nodes' role", l.deployController}
+	nodes := step{"launch an m5.large (a virtual machine) and a t3.medium, and make them nodes", l.startNodes}
+	if l.opt.OneNode {
+		nodes.title = "launch an m5.large (a namespace of this machine) and make it a node"
+	}
+	if l.opt.Controller == Deployment {
+		steps = append(steps, nodes, deployed)
+	} else {
+		steps = append(steps, hosted, nodes)
+	}
+	return append(steps, step{"install aws-node and CoreDNS", l.installAddons})
+}
+
 // Up makes a lab: the cloud, a cluster of one m5.large and one t3.medium, and Branchline on it with ENABLE_POD_ENI off.
 // If it fails, nothing is left but files in Options.Dir.
 func Up(ctx context.Context, o Options) (*Lab, error) {
@@ -75,18 +108,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		o.EvidenceDir = filepath.Join(o.Dir, "evidence")
 	}
 	l := &Lab{opt: o, log: o.Log, began: time.Now(), names: map[string]netip.Addr{}, imds: map[string]http.Handler{}}
-	for _, s := range []struct {
-		title string
-		run   func(context.Context) error
-	}{
-		{"find or build what the lab runs (Kubernetes takes 10 minutes, once)", l.prepare},
-		{"start the cloud: EC2, IAM, STS, IMDS and the VPC's data plane", l.startCloud},
-		{"make the VPC, its subnets and groups, and the roles", l.makeAccount},
-		{"start the control plane: etcd, API server, scheduler, controller manager", l.startControlPlane},
-		{"start vpc-controller next to it", l.startController},
-		{"launch an m5.large (a virtual machine) and a t3.medium, and make them nodes", l.startNodes},
-		{"install aws-node and CoreDNS", l.installAddons},
-	} {
+	for _, s := range l.steps() {
 		l.progress("%s", s.title)
 		if err := s.run(ctx); err != nil {
 			err = fmt.Errorf("%s: %w", s.title, err)
@@ -112,11 +134,13 @@ func (l *Lab) Dir() string { return l.opt.Dir }
 // BinDir holds kubectl and aws, each for this lab.
 func (l *Lab) BinDir() string { return filepath.Join(l.opt.Dir, "bin") }
 
+const auditFile = "cloudtrail.jsonl"
+
 func (l *Lab) startCloud(context.Context) error {
 	if err := os.MkdirAll(l.opt.EvidenceDir, 0o755); err != nil {
 		return fmt.Errorf("make the evidence folder: %w", err)
 	}
-	audit, err := l.evidenceFile("cloudtrail.jsonl")
+	audit, err := l.evidenceFile(auditFile)
 	if err != nil {
 		return err
 	}
@@ -132,6 +156,7 @@ func (l *Lab) startCloud(context.Context) error {
 	l.cloud.fabric = l.Fabric
 	l.Region = ec2.New(ec2.Config{
 		Region: Region, AccountID: AccountID, OnChange: l.Fabric.Apply, Instances: l.cloud, Log: l.log, Audit: audit,
+		Seed: l.opt.Dir, // two labs on one machine must not have instances of one id: cgroups are named by it
 	})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -232,6 +257,9 @@ func (l *Lab) pcap(eniID string) io.Writer {
 
 // FlowLog is the VPC's flow log, in AWS's default format.
 func (l *Lab) FlowLog() string { return filepath.Join(l.opt.EvidenceDir, "flow.log") }
+
+// AuditLog has a line of JSON for each call of the cloud's API, with CloudTrail's names.
+func (l *Lab) AuditLog() string { return filepath.Join(l.opt.EvidenceDir, auditFile) }
 
 // DropLog has a line for each of the frames that the fabric dropped lately, with the rules that it looked up, as of the
 // last Flush.

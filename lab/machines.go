@@ -19,7 +19,7 @@ func (l *Lab) startInstance(ctx context.Context, spec ec2.InstanceSpec) (instanc
 		DNS: dnsAddr, SearchDomain: Region + ".compute.internal",
 		Keep: []string{l.parts.cacheDir, l.BinDir()}, Log: l.log,
 	}
-	if !vmTypes[spec.Type] {
+	if !vmTypes[spec.Type] || l.opt.OneNode {
 		return instance.StartNetns(ctx, s)
 	}
 	s.MemoryMiB, s.CPUs, s.MaxENIs, s.Kernel = 4096, 2, 3, l.parts.kernel

@@ -43,6 +43,10 @@ func quoteAll(words []string) []string {
 
 // Usage tells a person what to do with a lab that is up.
 func (l *Lab) Usage() string {
+	permit := fmt.Sprintf("aws iam attach-role-policy --role-name %s --policy-arn %s", ClusterRole, ControllerPolicyARN)
+	if l.opt.Controller == Deployment { // its policy is a part of its installation
+		permit = "kubectl -n kube-system logs deployment/vpc-resource-controller"
+	}
 	return fmt.Sprintf(`The lab is up: an EC2 region with one cluster, %d s after its start.
 
   export PATH=%s:$PATH      # kubectl and aws for this lab, and for this lab only
@@ -50,7 +54,7 @@ func (l *Lab) Usage() string {
   kubectl get nodes -o wide
   aws ec2 describe-instances --query 'Reservations[].Instances[].[InstanceId,InstanceType,PrivateIpAddress]' --output table
   kubectl -n kube-system set env daemonset aws-node ENABLE_POD_ENI=true
-  aws iam attach-role-policy --role-name %s --policy-arn %s
+  %s
 
 The VPC is %s; the nodes' subnet %s; the nodes' group %s. Images on the nodes: %s, %s.
 A table "welcome" is read by the image %s from the host in PGHOST.
@@ -60,6 +64,6 @@ Logs of every program: %s
 Take it down with:
 
   go run ./cmd/vpclab down --dir %s
-`, int(sinceSeconds(l.began)), l.BinDir(), ClusterRole, ControllerPolicyARN, l.Network.VPCID, l.Network.NodeSubnetID, l.Network.NodeGroupID,
+`, int(sinceSeconds(l.began)), l.BinDir(), permit, l.Network.VPCID, l.Network.NodeSubnetID, l.Network.NodeGroupID,
 		ClientImage, PauseImage, ClientImage, l.opt.EvidenceDir, filepath.Join(l.opt.Dir, "i"), l.opt.Dir)
 }

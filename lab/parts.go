@@ -29,7 +29,7 @@ type parts struct {
 	postgres   artifacts.PostgreSQL
 	awscli     artifacts.AWSCLI
 	controller string // our vpc-controller
-	images     string // a tarball with our own image
+	images     string // a tarball with our own images
 }
 
 // prepare finds or builds everything before anything is started.
@@ -38,7 +38,7 @@ func (l *Lab) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p := parts{cacheDir: c.Dir(), images: filepath.Join(l.BinDir(), "aws-node.tar")}
+	p := parts{cacheDir: c.Dir(), images: filepath.Join(l.BinDir(), "branchline.tar")}
 	var cni, ipamd string
 	for _, s := range []struct {
 		what string
@@ -64,20 +64,27 @@ func (l *Lab) prepare(ctx context.Context) error {
 	if err := os.MkdirAll(shipped, 0o755); err != nil {
 		return fmt.Errorf("make the folder of the shipped programs: %w", err)
 	}
-	for name, path := range map[string]string{"ipamd": ipamd, "aws-cni": cni, "loopback": p.node.Loopback} {
+	for name, path := range map[string]string{"ipamd": ipamd, "aws-cni": cni, "loopback": p.node.Loopback, "vpc-controller": p.controller} {
 		if err := os.Symlink(path, filepath.Join(shipped, name)); err != nil {
 			return fmt.Errorf("collect the shipped programs: %w", err)
 		}
 	}
-	if err := image.Build(p.images, product.AgentImage(productImage, "amd64", shipped)); err != nil {
-		return fmt.Errorf("make the image of the node agent: %w", err)
+	shippedImages := []image.Spec{product.AgentImage(agentImage, "amd64", shipped)}
+	if l.opt.Controller == Deployment {
+		shippedImages = append(shippedImages, product.ControllerImage(controllerImage, "amd64", shipped))
+	}
+	if err := image.Build(p.images, shippedImages...); err != nil {
+		return fmt.Errorf("make the product's images: %w", err)
 	}
 	l.parts = p
 	return l.writeTools()
 }
 
-// productImage is the name in config/aws-node.
-const productImage = "localhost/branchline/aws-node:dev"
+// The names of the product's images in its manifests.
+const (
+	agentImage      = "localhost/branchline/aws-node:dev"
+	controllerImage = "localhost/branchline/vpc-controller:dev"
+)
 
 // writeTools makes programs of the cache callable by name, with their own libraries.
 func (l *Lab) writeTools() error {

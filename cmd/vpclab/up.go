@@ -31,24 +31,37 @@ const (
 )
 
 func upCommand() *cobra.Command {
-	var dir string
+	var o settings
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "start a lab, leave it running and print how to use it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := lab.ParseControllerMode(o.controller); err != nil {
+				return err
+			}
 			if err := prepareHost(cmd.Context()); err != nil {
 				return err
 			}
-			return up(cmd.Context(), dir)
+			return up(cmd.Context(), o)
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", defaultDir, "the lab's folder")
+	o.flags(c)
 	return c
 }
 
+// settings of a lab that is left running, for up and the process that it starts.
+type settings struct{ dir, controller string }
+
+func (o *settings) flags(c *cobra.Command) {
+	c.Flags().StringVar(&o.dir, "dir", defaultDir, "the lab's folder")
+	c.Flags().StringVar(&o.controller, "controller", string(lab.Hosted),
+		"how vpc-controller runs: hosted, a process beside the API server, or deployment, config/vpc-controller on the nodes")
+}
+
 // up starts the process that holds the lab and waits until it says that the lab is up.
-func up(ctx context.Context, dir string) error {
+func up(ctx context.Context, o settings) error {
+	dir := o.dir
 	if pid, running := holder(dir); running {
 		return fmt.Errorf("a lab runs already in %s (process %d): use it, or take it down with: go run ./cmd/vpclab down --dir %s", dir, pid, dir)
 	}
@@ -67,7 +80,7 @@ func up(ctx context.Context, dir string) error {
 		return fmt.Errorf("make the lab's output file: %w", err)
 	}
 	defer out.Close()
-	c := exec.Command(self, "serve", "--dir", dir)
+	c := exec.Command(self, "serve", "--dir", dir, "--controller", o.controller)
 	c.Stdout, c.Stderr = out, out
 	// A session of its own: it outlives this terminal.
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -110,24 +123,29 @@ func up(ctx context.Context, dir string) error {
 }
 
 func serveCommand() *cobra.Command {
-	var dir string
+	var o settings
 	c := &cobra.Command{
 		Use:    "serve",
 		Short:  "hold a lab until a signal comes (what up starts)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), dir) },
+		RunE:   func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), o) },
 	}
-	c.Flags().StringVar(&dir, "dir", defaultDir, "the lab's folder")
+	o.flags(c)
 	return c
 }
 
-func serve(ctx context.Context, dir string) (err error) {
+func serve(ctx context.Context, o settings) (err error) {
+	dir := o.dir
 	defer func() {
 		if err != nil {
 			_ = os.WriteFile(filepath.Join(dir, errorFile), []byte(err.Error()), 0o644) // also returned
 		}
 	}()
+	controller, err := lab.ParseControllerMode(o.controller)
+	if err != nil {
+		return err
+	}
 	start, err := startTime(os.Getpid())
 	if err != nil {
 		return err
@@ -141,7 +159,7 @@ func serve(ctx context.Context, dir string) (err error) {
 	}
 	defer log.Close()
 	l, err := lab.Up(ctx, lab.Options{
-		Dir: dir, Progress: os.Stdout,
+		Dir: dir, Progress: os.Stdout, Controller: controller,
 		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {

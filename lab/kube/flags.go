@@ -99,6 +99,8 @@ func (c *ControlPlane) flags() map[Component][]string {
 			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 			"--proxy-client-cert-file=" + pki("front-proxy.crt"), "--proxy-client-key-file=" + pki("front-proxy.key"),
 			"--service-cluster-ip-range=" + serviceCIDR,
+			// No kube-proxy runs beside it: webhooks and API services behind a Service are called at their endpoints.
+			"--enable-aggregator-routing=true",
 			"--authorization-mode=Node,RBAC",
 			// Webhooks and ValidatingAdmissionPolicy are on by default.
 			"--enable-admission-plugins=NodeRestriction",

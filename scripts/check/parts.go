@@ -52,8 +52,8 @@ func allParts() []part {
 			cold: 3 * minute, warm: 2 * minute, deadline: 15 * minute, after: []string{"artifacts"}, run: envtest,
 		},
 		{
-			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
-			cold: 4 * minute, warm: 2 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours; the self-managed controller",
+			cold: 6 * minute, warm: 4 * minute, deadline: 20 * minute, after: []string{"artifacts"},
 			heavy: true, run: labTests,
 		},
 		{
