@@ -28,6 +28,7 @@ import (
 	ctrladmission "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	"github.com/branchline-cni/branchline/api/reconnect"
 	"github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/api/v1beta1"
 	"github.com/branchline-cni/branchline/controller/admission"
@@ -143,7 +144,10 @@ func run(ctx context.Context, o Options) error {
 		LeaderElection: o.LeaderElect, LeaderElectionID: Lease, LeaderElectionNamespace: "kube-system", LeaderElectionReleaseOnCancel: true,
 		LeaseDuration: ptr.To(o.Lease), RenewDeadline: ptr.To(o.Lease * 2 / 3), RetryPeriod: ptr.To(o.Lease * 2 / 15),
 		Metrics: server.Options{BindAddress: none(o.MetricsAddr)}, HealthProbeBindAddress: none(o.HealthAddr),
-		Cache:  cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: cached()},
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(), ByObject: cached(),
+			NewInformer: reconnect.New(o.Log).NewInformer,
+		},
 		Client: client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&corev1.Secret{}, &corev1.ServiceAccount{}}}},
 		// A retired process may start a second manager (tests do), and metrics are kept per process.
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)},

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	"github.com/branchline-cni/branchline/api/reconnect"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 )
@@ -73,10 +74,11 @@ func Connect(cfg *rest.Config) (client.WithWatch, error) {
 // New makes a client. Run starts its watches.
 func New(o Options) (*Client, error) {
 	c := &Client{opt: o}
-	c.pods = cache.NewSharedIndexInformer(c.listWatch(&corev1.PodList{}, "spec.nodeName", o.NodeName), &corev1.Pod{}, 0, cache.Indexers{})
-	c.node = cache.NewSharedIndexInformer(c.listWatch(&corev1.NodeList{}, "metadata.name", o.NodeName), &corev1.Node{}, 0, cache.Indexers{})
-	c.cninode = cache.NewSharedIndexInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName), &cninodev1.CNINode{}, 0, cache.Indexers{})
-	c.ledger = cache.NewSharedIndexInformer(c.watchLedgers(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID)), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
+	gate := reconnect.New(o.Log)
+	c.pods = gate.NewInformer(c.listWatch(&corev1.PodList{}, "spec.nodeName", o.NodeName), &corev1.Pod{}, 0, cache.Indexers{})
+	c.node = gate.NewInformer(c.listWatch(&corev1.NodeList{}, "metadata.name", o.NodeName), &corev1.Node{}, 0, cache.Indexers{})
+	c.cninode = gate.NewInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName), &cninodev1.CNINode{}, 0, cache.Indexers{})
+	c.ledger = cache.NewSharedIndexInformer(c.watchLedgers(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID))), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },
 		UpdateFunc: func(any, any) { c.Changed.Fire() },

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/branchline-cni/branchline/api/reconnect"
 	"github.com/branchline-cni/branchline/ipamd/kube"
 )
 
@@ -36,9 +37,30 @@ func NewLookup(p Pods, changed func() <-chan struct{}) *Lookup {
 }
 
 // Find returns the pod of that name and UID: from memory, from the watch within Grace, or by one question to the API
-// server. Without a UID the API server is always asked: a name alone may mean a predecessor. ErrUnknown and
-// ErrUnavailable are in the error's chain.
+// server. Without a UID the API server is always asked: a name alone may mean a predecessor. An API server that can't be
+// reached is waited for until ctx ends: it may be restarting, and to fail would only bring the runtime's long pauses
+// before the next try. ErrUnknown and ErrUnavailable are in the error's chain.
 func (l *Lookup) Find(ctx context.Context, namespace, name, uid string) (kube.Pod, error) {
+	for {
+		changed := l.Changed()
+		p, err := l.find(ctx, namespace, name, uid)
+		if !reconnect.Unreachable(err) {
+			return p, err
+		}
+		t := time.NewTimer(l.Grace)
+		select {
+		case <-changed:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+		if ctx.Err() != nil {
+			return p, err
+		}
+	}
+}
+
+func (l *Lookup) find(ctx context.Context, namespace, name, uid string) (kube.Pod, error) {
 	if uid != "" {
 		if p, ok := l.watched(ctx, namespace, name, uid); ok {
 			return p, nil

@@ -69,7 +69,9 @@ var steps = []step{
 	{"7b", "counter-proofs: the same packets with other rules", (*walk).counterProofs, false},
 	{"7c", "nine branch pods on an m5.large, the tenth waits and is told why", (*walk).tenth, false},
 	{"8", "clean-up: nothing leaks in EC2 or on the node", (*walk).cleanUp, true},
+	{"8a", "the end state is the expected one, with or without kills", (*walk).endState, false},
 	{"8b", "the instance is terminated: nothing of it is left", (*walk).terminate, false},
+	{"8c", "what is left after the termination is the expected state", (*walk).afterState, false},
 }
 
 // Run plays the walk-through in a lab of its own. It returns nil only if every claim of every step was seen.

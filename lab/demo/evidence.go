@@ -127,17 +127,7 @@ func (e *Evidence) Count() int {
 
 // keep writes an output to a file of its own and shows it.
 func (e *Evidence) keep(o Output) {
-	e.mu.Lock()
-	e.count++
-	name := fmt.Sprintf("%03d-step%s-%s.txt", e.count, e.step, slug(o.Command))
-	e.mu.Unlock()
-	text := fmt.Sprintf("# %s\n$ %s\n%s", time.Now().UTC().Format(time.RFC3339), o.Command, o.All())
-	if o.Code != 0 {
-		text += fmt.Sprintf("# exit code %d\n", o.Code)
-	}
-	if err := os.WriteFile(filepath.Join(e.dir, name), []byte(text), 0o644); err != nil {
-		e.Note("evidence file %s was not written: %v", name, err)
-	}
+	name := e.save(o)
 	fmt.Fprintf(e.out, "   $ %s\n", o.Command)
 	lines := strings.Split(strings.TrimRight(o.All(), "\n"), "\n")
 	for i, l := range lines {
@@ -149,6 +139,22 @@ func (e *Evidence) keep(o Output) {
 			fmt.Fprintf(e.out, "     %s\n", l)
 		}
 	}
+}
+
+// save writes an output to a file of its own and returns its name.
+func (e *Evidence) save(o Output) string {
+	e.mu.Lock()
+	e.count++
+	name := fmt.Sprintf("%03d-step%s-%s.txt", e.count, e.step, slug(o.Command))
+	e.mu.Unlock()
+	text := fmt.Sprintf("# %s\n$ %s\n%s", time.Now().UTC().Format(time.RFC3339), o.Command, o.All())
+	if o.Code != 0 {
+		text += fmt.Sprintf("# exit code %d\n", o.Code)
+	}
+	if err := os.WriteFile(filepath.Join(e.dir, name), []byte(text), 0o644); err != nil {
+		e.Note("evidence file %s was not written: %v", name, err)
+	}
+	return name
 }
 
 // Do runs a program once, keeps what it printed, and fails if the program failed.
