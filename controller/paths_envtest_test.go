@@ -27,7 +27,7 @@ func branches(t *testing.T, id string, want int) {
 	})
 }
 
-func TestAPodGetsItsBranchENIAndGivesItBack(t *testing.T) {
+func TestP16APodBoundBeforeItsNodeIsManagedGetsItsBranchENI(t *testing.T) {
 	start(t, 0, nil)
 	namespace(t, "whole")
 	p := pod(t, "whole", "green", "whole") // before its node is there, let alone managed
@@ -76,7 +76,7 @@ func TestAPodGetsItsBranchENIAndGivesItBack(t *testing.T) {
 	})
 }
 
-func TestTheTenthPodIsToldWhoUsesTheNine(t *testing.T) {
+func TestP22TheTenthPodIsToldWhoUsesTheNine(t *testing.T) {
 	start(t, 0, nil)
 	namespace(t, "ten")
 	id := launch(t, "ten", "m5.large", w.subnet)
@@ -119,7 +119,7 @@ func TestTheTenthPodIsToldWhoUsesTheNine(t *testing.T) {
 	})
 }
 
-func TestAnUnsupportedInstanceTypeIsLeftAlone(t *testing.T) {
+func TestP23AnUnsupportedInstanceTypeIsLeftAlone(t *testing.T) {
 	start(t, 0, nil)
 	id := launch(t, "small", "t3.medium", w.subnet)
 	ask(t, "small")
@@ -131,7 +131,7 @@ func TestAnUnsupportedInstanceTypeIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestEC2RefusalsAreSaidAndOvercome(t *testing.T) {
+func TestP44EC2RefusalsAreSaidAndOvercome(t *testing.T) {
 	start(t, 0, nil)
 	namespace(t, "refused")
 	id := launch(t, "refused", "m5.large", w.subnet)
@@ -155,7 +155,7 @@ func TestEC2RefusalsAreSaidAndOvercome(t *testing.T) {
 	branches(t, id, 4)
 }
 
-func TestAVLANThatEC2AlreadyUsesIsLearnedAndPassedOver(t *testing.T) {
+func TestP6AVLANThatEC2AlreadyUsesIsLearnedAndPassedOver(t *testing.T) {
 	start(t, 0, nil)
 	namespace(t, "taken")
 	id := launch(t, "taken", "m5.large", w.subnet)

@@ -46,7 +46,7 @@ func exists(t *testing.T, eni string) bool {
 	return len(out.NetworkInterfaces) > 0
 }
 
-func TestTheSweepTakesOnlyWhatIsOursOldAndForgotten(t *testing.T) {
+func TestP28TheSweepTakesOnlyWhatIsOursOldAndForgotten(t *testing.T) {
 	start(t, 0, func(o *controller.Options) { o.SweepEvery = 100 * time.Millisecond })
 	namespace(t, "sweep")
 	id := launch(t, "sweep", "m5.large", w.subnet)

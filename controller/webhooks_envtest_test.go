@@ -326,7 +326,7 @@ func (s slow) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // Without the policies every answer could be wrong: the pod waits for them.
-func TestNoPodIsAnsweredBeforeThePoliciesAreRead(t *testing.T) {
+func TestP3NoPodIsAnsweredBeforeThePoliciesAreRead(t *testing.T) {
 	namespace(t, "early")
 	at, change := serving(t)
 	_, stop := start(t, 0, change) // leaves the configurations

@@ -89,7 +89,7 @@ func (w *world) labelled() bool {
 	return n.Labels["vpc.amazonaws.com/has-trunk-attached"] == "true"
 }
 
-func TestConflistAppearsOnceTheFirstAddressCanBeGiven(t *testing.T) {
+func TestP17ConflistAppearsOnceTheFirstAddressCanBeGiven(t *testing.T) {
 	w := newWorld(t)
 	w.cloud.failed = fmt.Errorf("EC2 is away")
 	s, _ := w.start()
@@ -164,7 +164,7 @@ func TestUnknownPodIsRefusedAndOtherUIDToo(t *testing.T) {
 	}
 }
 
-func TestBranchPodWithoutTheFeatureIsRefusedNeverWiredAsRegular(t *testing.T) {
+func TestP2BranchPodWithoutTheFeatureIsRefusedNeverWiredAsRegular(t *testing.T) {
 	w := newWorld(t, branchPod("green", "u1", 7))
 	s, _ := w.start()
 	_, err := add(t, s, addRequest("green", "u1", "s1"))
@@ -284,7 +284,7 @@ func (w *world) released() (out []string) {
 	return out
 }
 
-func TestBranchPodWaitsForItsAssignmentByEvent(t *testing.T) {
+func TestP16BranchPodWaitsForItsAssignmentByEvent(t *testing.T) {
 	w := newWorld(t, branchPod("green", "u1", 0))
 	w.env["ENABLE_POD_ENI"] = "true"
 	w.setLedger(slot(7, "someone-else", "red", ledgerv1.Bound))

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
@@ -37,18 +38,19 @@ import (
 
 // node is an instance with the agent's executable on it.
 type node struct {
-	t                               *testing.T
-	ns                              *nstest.NS
-	dir, id, name, subnet, endpoint string
-	env                             []string
-	process                         *exec.Cmd
-	began                           time.Time
+	t                                    *testing.T
+	ns                                   *nstest.NS
+	dir, id, name, subnet, endpoint, api string
+	env                                  []string
+	process                              *exec.Cmd
+	began                                time.Time
 }
 
-// join makes the Node object.
+// join makes the Node object, and the agent's token.
 func (n *node) join() {
 	n.t.Helper()
 	must(n.t, w.admin.Create(n.t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.name}}))
+	n.login()
 }
 
 func (n *node) start() {
@@ -228,6 +230,11 @@ func TestOnRealParts(t *testing.T) {
 	n.wantRefused(green, 2*time.Second, codes.Unavailable, "default/green", "trunk")
 	n.attachTrunk()
 	eventually(t, "the label", n.labelled)
+	var o corev1.Node
+	must(t, w.admin.Get(t.Context(), client.ObjectKey{Name: n.name}, &o))
+	delete(o.Labels, "vpc.amazonaws.com/has-trunk-attached")
+	must(t, w.admin.Update(t.Context(), &o))
+	eventually(t, "the label again, after somebody took it", n.labelled)
 	b := n.mustAdd(green, "s1").GetBranch()
 	trunk := n.ns.Link(t, "ens7")
 	if b.GetVlanId() != 7 || b.GetGateway() != "192.168.200.1" || int(b.GetTrunkIfindex()) != trunk.Attrs().Index {
@@ -308,6 +315,44 @@ func TestKilledAtRandomPointsNoAddressIsGivenTwice(t *testing.T) {
 	}
 	if len(holds) != pods {
 		t.Errorf("%d pods have an address, want %d", len(holds), pods)
+	}
+}
+
+// TestP23 is "on unsupported types a slot is lost": with the feature on, a t3.medium gives pods every address that its
+// three interfaces can have, 3 x 5 (with hostNetwork pods the 17 pods that EKS counts for the type), and says why there
+// is no more.
+func TestP23AT3MediumLosesNoSlotAndSaysWhenItIsFull(t *testing.T) {
+	role(t, "small", cniPolicy)
+	n := launchA(t, ec2types.InstanceTypeT3Medium, "small", "192.168.5.0/24")
+	n.env = []string{"ENABLE_POD_ENI=true"}
+	n.join()
+	must(t, w.admin.Create(t.Context(), &cninodev1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: n.name}}))
+	n.start()
+	n.awaitReady()
+	const most = 15
+	holds := map[string]string{}
+	for i := range most {
+		p := n.pod(fmt.Sprintf("small-%d", i), "")
+		addr := n.mustAdd(p, p.Name).GetRegular().GetAddress()
+		if other := holds[addr]; addr == "" || other != "" {
+			t.Errorf("%s has %q, which %q has, too", p.Name, addr, other)
+		}
+		holds[addr] = p.Name
+	}
+	n.wantRefused(n.pod("small-16th", ""), 5*time.Second, codes.ResourceExhausted, "default/small-16th", "t3.medium")
+	n.event("small-16th", "PodNotWired", "t3.medium")
+	n.event(n.name, "TrunkUnsupported", "t3.medium")
+	out, err := w.ec2.DescribeNetworkInterfaces(t.Context(), &ec2.DescribeNetworkInterfacesInput{
+		Filters: []ec2types.Filter{{Name: awssdk.String("attachment.instance-id"), Values: []string{n.id}}},
+	})
+	must(t, err)
+	for _, e := range out.NetworkInterfaces {
+		if e.InterfaceType != ec2types.NetworkInterfaceTypeInterface || len(e.PrivateIpAddresses) != 6 {
+			t.Errorf("%s is a %s with %d addresses, want an interface with 6", *e.NetworkInterfaceId, e.InterfaceType, len(e.PrivateIpAddresses))
+		}
+	}
+	if len(out.NetworkInterfaces) != 3 || n.labelled() || n.hasFeature() {
+		t.Errorf("%d interfaces, labelled %t, feature %t; want 3 and neither", len(out.NetworkInterfaces), n.labelled(), n.hasFeature())
 	}
 }
 

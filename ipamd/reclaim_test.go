@@ -51,7 +51,7 @@ func (w *world) reclaim(s service) time.Duration {
 	return again
 }
 
-func TestADELThatWasNotHeardIsFoundOutAfterTheRestart(t *testing.T) {
+func TestP4ADELThatWasNotHeardIsFoundOutAfterTheRestart(t *testing.T) {
 	p := pod("a", "u1")
 	w := newWorld(t, p, pod("stays", "u2"))
 	s, kill := w.start()
@@ -72,7 +72,7 @@ func TestADELThatWasNotHeardIsFoundOutAfterTheRestart(t *testing.T) {
 	}
 }
 
-func TestNoSingleSourceEndsAnAllocation(t *testing.T) {
+func TestP5NoSingleSourceEndsAnAllocation(t *testing.T) {
 	for name, tc := range map[string]struct {
 		// clear takes away all but one of the things that speak for the sandbox.
 		clear func(w *world, p *corev1.Pod, addr string)

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/kube"
 	"github.com/branchline-cni/branchline/ipamd/podeni"
 	"github.com/branchline-cni/branchline/ipamd/pool"
@@ -273,6 +275,19 @@ func (a *Agent) routedStrictly() bool {
 	return a.strict
 }
 
+// expecting says whether an ENI is attached whose addresses are not known yet: IMDS shows it late.
+func (a *Agent) expecting() bool {
+	all := a.inventory.ENIs()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id := range a.joining {
+		if !slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
+			return true
+		}
+	}
+	return false
+}
+
 // exhausted says why waiting for an address is useless; nil where it is not.
 func (a *Agent) exhausted(ctx context.Context) error {
 	a.mu.Lock()
@@ -284,7 +299,7 @@ func (a *Agent) exhausted(ctx context.Context) error {
 		return fmt.Errorf("EC2 gave no more: %w", poolErr)
 	case ctx.Err() != nil:
 		return errors.New("none came in time")
-	case listed && a.limitsKnown() && pool.Room(s) == 0 && pool.Free(s) == 0 && a.nextCooled() == 0:
+	case listed && a.limitsKnown() && pool.Room(s) == 0 && pool.Free(s) == 0 && a.nextCooled() == 0 && !a.expecting():
 		return fmt.Errorf("all ENIs that instance type %s can have for regular pods (%d in all, MAX_ENI considered) are there and full", a.opt.Identity.InstanceType, s.MaxENIs)
 	}
 	return nil

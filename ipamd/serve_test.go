@@ -15,7 +15,7 @@ import (
 	"github.com/branchline-cni/branchline/rpc"
 )
 
-func TestHealthServesOnlyOnceAPodCanBeWired(t *testing.T) {
+func TestP17HealthServesOnlyOnceAPodCanBeWired(t *testing.T) {
 	w := newWorld(t)
 	w.cloud.failed = fmt.Errorf("EC2 is away")
 	w.start()

@@ -25,11 +25,19 @@ import (
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/go-logr/logr"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
+	"github.com/branchline-cni/branchline/config"
 	"github.com/branchline-cni/branchline/ipamd/kube"
 	"github.com/branchline-cni/branchline/lab/artifacts"
 	labec2 "github.com/branchline-cni/branchline/lab/ec2"
@@ -96,7 +104,14 @@ func world(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
+	if err := authenticationv1.AddToScheme(scheme); err != nil {
+		return 1, err
+	}
 	if w.admin, err = client.New(w.cfg, client.Options{Scheme: scheme}); err != nil {
+		return 1, err
+	}
+	// The agent's ServiceAccount, roles and admission policies are those that users apply.
+	if err := apply(ctx, config.AWSNode()); err != nil {
 		return 1, err
 	}
 	if err := cloud(ctx); err != nil {
@@ -104,6 +119,24 @@ func world(m *testing.M) (code int, err error) {
 	}
 	defer w.region.Close()
 	return m.Run(), nil
+}
+
+func apply(ctx context.Context, manifest []byte) error {
+	r := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(manifest), 4096)
+	for {
+		o := &unstructured.Unstructured{}
+		if err := r.Decode(o); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if len(o.Object) == 0 {
+			continue
+		}
+		if err := w.admin.Create(ctx, o); err != nil {
+			return fmt.Errorf("create %s %s: %w", o.GetKind(), o.GetName(), err)
+		}
+	}
 }
 
 // assets are the executables that envtest looks for: one Kubernetes under several names.
@@ -158,6 +191,12 @@ func (p *plugs) Launch(ctx context.Context, i labec2.InstanceSpec) error {
 	p.ns[i.ID] = p.next
 	p.mu.Unlock()
 	return p.Attach(ctx, i.ID, i.Primary)
+}
+
+func (p *plugs) plugged(eniID string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.links[eniID] != nil
 }
 
 func (p *plugs) Attach(_ context.Context, instanceID string, e labec2.AttachmentSpec) error {
@@ -218,20 +257,26 @@ const cniPolicy = "arn:aws:iam::aws:policy/AmazonEKS_CNI_Policy"
 // the metadata service, EC2 and the API server.
 func launch(t *testing.T, role, subnet string) *node {
 	t.Helper()
+	return launchA(t, ec2types.InstanceTypeM5Large, role, subnet)
+}
+
+// launchA is launch for any instance type.
+func launchA(t *testing.T, kind ec2types.InstanceType, role, subnet string) *node {
+	t.Helper()
 	n := &node{t: t, ns: nstest.New(t), dir: t.TempDir()}
 	s, err := w.ec2.CreateSubnet(t.Context(), &ec2.CreateSubnetInput{VpcId: &w.vpc, CidrBlock: &subnet})
 	must(t, err)
 	n.subnet = *s.Subnet.SubnetId
 	w.plugs.next = n.ns
 	out, err := w.ec2.RunInstances(t.Context(), &ec2.RunInstancesInput{
-		ImageId: awssdk.String("ami-0b1abc0000000lab1"), InstanceType: ec2types.InstanceTypeM5Large, MinCount: awssdk.Int32(1), MaxCount: awssdk.Int32(1),
+		ImageId: awssdk.String("ami-0b1abc0000000lab1"), InstanceType: kind, MinCount: awssdk.Int32(1), MaxCount: awssdk.Int32(1),
 		SubnetId: &n.subnet, SecurityGroupIds: []string{w.group}, IamInstanceProfile: &ec2types.IamInstanceProfileSpecification{Name: &role},
 	})
 	must(t, err)
 	n.id, n.name = *out.Instances[0].InstanceId, "node-"+*out.Instances[0].InstanceId
 	eventually(t, "the instance runs", func() bool {
 		i, ok := w.region.Metadata(n.id).Instance()
-		return ok && len(i.Interfaces) == 1
+		return ok && len(i.Interfaces) == 1 && w.plugs.plugged(*out.Instances[0].NetworkInterfaces[0].NetworkInterfaceId)
 	})
 	n.ns.Up(t, "ens5")
 	n.ns.Address(t, "lo", "169.254.169.254/32")
@@ -261,7 +306,7 @@ func (n *node) serve(addr string, h http.Handler) string {
 	return l.Addr().String()
 }
 
-// forward brings the API server into the namespace and writes the kubeconfig for it.
+// forward brings the API server into the namespace.
 func (n *node) forward(host string) {
 	n.t.Helper()
 	l := n.listen("127.0.0.1:0")
@@ -287,11 +332,29 @@ func (n *node) forward(host string) {
 			}()
 		}
 	}()
-	user, err := w.env.AddUser(envtest.User{Name: "admin-of-" + n.id, Groups: []string{"system:masters"}}, nil)
-	must(n.t, err)
-	kubeconfig, err := user.KubeConfig()
-	must(n.t, err)
-	must(n.t, os.WriteFile(filepath.Join(n.dir, "kubeconfig"), bytes.ReplaceAll(kubeconfig, []byte(target), []byte(l.Addr().String())), 0o600))
+	n.api = "https://" + l.Addr().String()
+}
+
+// login writes a kubeconfig with the token that the kubelet would get for the node's aws-node pod: it holds the
+// ServiceAccount's rights and the node's name, and nothing else.
+func (n *node) login() {
+	n.t.Helper()
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", GenerateName: "aws-node-"},
+		Spec:       corev1.PodSpec{NodeName: n.name, ServiceAccountName: "aws-node", HostNetwork: true, Containers: []corev1.Container{{Name: "aws-node", Image: "i"}}},
+	}
+	must(n.t, w.admin.Create(n.t.Context(), p))
+	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+		BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: p.Name, UID: p.UID},
+	}}
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "aws-node"}}
+	must(n.t, w.admin.SubResource("token").Create(n.t.Context(), account, request))
+	c := clientcmdapi.NewConfig()
+	c.Clusters["lab"] = &clientcmdapi.Cluster{Server: n.api, CertificateAuthorityData: w.cfg.CAData}
+	c.AuthInfos["aws-node"] = &clientcmdapi.AuthInfo{Token: request.Status.Token}
+	c.Contexts["lab"] = &clientcmdapi.Context{Cluster: "lab", AuthInfo: "aws-node"}
+	c.CurrentContext = "lab"
+	must(n.t, clientcmd.WriteToFile(*c, filepath.Join(n.dir, "kubeconfig")))
 }
 
 func must(t *testing.T, err error) {

@@ -39,7 +39,7 @@ func pods(names ...string) []corev1.Pod {
 	return r
 }
 
-func TestUsageNamesUsersAndNeverMoreThanTheCapacity(t *testing.T) {
+func TestP22UsageNamesUsersAndNeverMoreThanTheCapacity(t *testing.T) {
 	for _, tt := range []struct {
 		what  string
 		slots []ledgerv1.Slot

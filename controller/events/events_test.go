@@ -17,7 +17,7 @@ func node(uid string) *corev1.Node {
 }
 
 // A queue's back-off alone says the same thing every 30 seconds, and two things in turn where two calls fail in turn.
-func TestAnUnchangedConditionIsSaidWithBackOff(t *testing.T) {
+func TestP44AnUnchangedConditionIsSaidWithBackOff(t *testing.T) {
 	out := record.NewFakeRecorder(10_000)
 	now := time.Unix(1000, 0)
 	r := &Recorder{Recorder: out, Now: func() time.Time { return now }}

@@ -20,7 +20,7 @@ func (deaf) Get(ctx context.Context, _ client.ObjectKey, _ client.Object, _ ...c
 	return ctx.Err()
 }
 
-func TestACallWithoutAnAnswerHoldsALedgerUpForAWhileOnly(t *testing.T) {
+func TestP49ACallWithoutAnAnswerHoldsALedgerUpForAWhileOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := &Store{Reader: deaf{}}
 		update := func(ctx context.Context) error {

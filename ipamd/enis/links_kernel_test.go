@@ -14,8 +14,8 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// TestAnAttachedLinkIsSeenAndSetUp uses a TAP as ENI, in a network namespace of its own.
-func TestAnAttachedLinkIsSeenAndSetUp(t *testing.T) {
+// TestP18AnAttachedLinkIsSeenAndSetUp uses a TAP as ENI, in a network namespace of its own.
+func TestP18AnAttachedLinkIsSeenAndSetUp(t *testing.T) {
 	runtime.LockOSThread() // never unlocked: the thread ends with the test, and the namespace with it
 	ns, err := netns.New()
 	if err != nil {

@@ -121,7 +121,7 @@ func TestAttachTakesTheLowestFreeIndexAndTagsTheENI(t *testing.T) {
 	}
 }
 
-func TestAFailedAttachLeavesNothingBehind(t *testing.T) {
+func TestP28AFailedAttachLeavesNothingBehind(t *testing.T) {
 	for _, api := range []string{"Attach", "Modify"} {
 		p, a := provisioner()
 		a.codes[api] = []string{"UnauthorizedOperation"}
@@ -143,7 +143,7 @@ func TestAnAlmostFullSubnetGivesWhatItHas(t *testing.T) {
 	}
 }
 
-func TestSweepDeletesOnlyWhatIsDetached(t *testing.T) {
+func TestP28SweepDeletesOnlyWhatIsDetached(t *testing.T) {
 	p, a := provisioner()
 	kept, _, err := p.Attach(context.Background(), ENI{}, nil, 1)
 	if err != nil {

@@ -67,7 +67,7 @@ func TestInstallReplacesExecutablesAndWritesSettings(t *testing.T) {
 	}
 }
 
-func TestEarlyDemuxIsOffOnlyWhereStrictBranchPodsNeedIt(t *testing.T) {
+func TestP31EarlyDemuxIsOffOnlyWhereStrictBranchPodsNeedIt(t *testing.T) {
 	for _, c := range []struct {
 		podENI, disable string
 		left            bool

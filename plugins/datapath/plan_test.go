@@ -139,9 +139,9 @@ func TestUndoOfAnyPartOfAPlanLeavesNothing(t *testing.T) {
 	})
 }
 
-// TestTeardownTakesItsOwnAndNothingElse: an older sandbox may share the pod's name, the VLAN id or the address with a
+// TestP1TeardownTakesItsOwnAndNothingElse: an older sandbox may share the pod's name, the VLAN id or the address with a
 // newer one; whenever its DEL comes, the newer one is wired as if it had been alone.
-func TestTeardownTakesItsOwnAndNothingElse(t *testing.T) {
+func TestP1TeardownTakesItsOwnAndNothingElse(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		older, newer := genRequest(t, "older"), genRequest(t, "newer")
 		po, pn := mustPlan(t, older), mustPlan(t, newer)

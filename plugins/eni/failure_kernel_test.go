@@ -195,7 +195,7 @@ func TestRepeatedADDOfASandboxReplacesItsWiring(t *testing.T) {
 	n.wantClean()
 }
 
-func TestDELNeedsNeitherAgentNorNetnsNorResult(t *testing.T) {
+func TestP4DELNeedsNeitherAgentNorNetnsNorResult(t *testing.T) {
 	for _, kind := range []string{"branch", "regular"} {
 		n := newNode(t)
 		n.agent.start(t)
@@ -248,8 +248,8 @@ func TestDELNeedsNeitherAgentNorNetnsNorResult(t *testing.T) {
 	}
 }
 
-// TestLateDELOfAnOldSandboxTouchesNothingNew is pain P1.
-func TestLateDELOfAnOldSandboxTouchesNothingNew(t *testing.T) {
+// TestP1LateDELOfAnOldSandboxTouchesNothingNew is pain P1.
+func TestP1LateDELOfAnOldSandboxTouchesNothingNew(t *testing.T) {
 	branch := func(n *node) *rpc.AddReply { return branchReply(7, branchMAC, branchIP, n.trunk()) }
 	for _, tc := range []struct {
 		name               string
