@@ -17,8 +17,8 @@ func TestP49APodThatWaitsHoldsNoOtherUp(t *testing.T) {
 	w.env["ENABLE_POD_ENI"] = "true"
 	w.setLedger(slot(7, "g1", "green", "Bound"))
 	s, _ := w.start()
-	w.cloud.attachTrunk()
 	eventually(t, "ready", s.a.ready.Load)
+	w.cloud.attachTrunk()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	began := time.Now()
@@ -50,6 +50,9 @@ func TestP49APodThatWaitsHoldsNoOtherUp(t *testing.T) {
 		t.Error("the others were answered only after the stuck ones had ended")
 	}
 	stuck.Wait()
-	_, err := s.Add(ctx, addRequest("stuck-1", "b1", "s-stuck-1"))
+	// Nothing of them is left: the next try waits for the annotation again, not for a lock.
+	again, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := s.Add(again, addRequest("stuck-1", "b1", "s-stuck-1"))
 	wantCode(t, err, codes.DeadlineExceeded, "default/stuck-1")
 }

@@ -180,3 +180,37 @@ func TestTestsAreFoundByFileAndName(t *testing.T) {
 		}
 	}
 }
+
+func TestDocumentsAndTestsNameEachOther(t *testing.T) {
+	root := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("README.md", "`Testing` is a word, `TestA` is a test.")
+	write("docs/a.md", "| P1 | `TestP1Late`, `FuzzB` |")
+	write("x/x_test.go", "package x\nfunc TestA(t *T) {}\nfunc TestP1Late(t *T) {}\nfunc FuzzB(f *F) {}\n")
+	if err := documentedTests(root); err != nil {
+		t.Error(err)
+	}
+	write("docs/b.md", "`TestGone`")
+	write("y/y_kernel_test.go", "//go:build kernel\n\npackage y\nfunc TestP2Else(t *T) {}\n")
+	err := documentedTests(root)
+	for _, want := range []string{"b.md names TestGone", "TestP2Else plays a row"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q in it", err, want)
+		}
+	}
+}
+
+func TestThisCheckoutsDocumentsAndTestsNameEachOther(t *testing.T) {
+	if err := documentedTests(filepath.Join("..", "..")); err != nil {
+		t.Error(err)
+	}
+}

@@ -62,7 +62,7 @@ func lint(ctx context.Context, w *work) error {
 	for _, l := range long { // style.md's wish, not a rule: seen, not failed
 		fmt.Fprintln(w.log, l)
 	}
-	errs = append(errs,
+	errs = append(errs, documentedTests(w.root),
 		w.command(ctx, nil, nil, "go", "vet", "./..."),
 		w.command(ctx, nil, nil, "go", "vet", "-tags", allTags, "./..."),
 		w.command(ctx, nil, nil, "go", "tool", "-modfile=tools/go.mod", "staticcheck", "-tags", allTags, "./..."),
