@@ -114,9 +114,11 @@ func (l *Lab) installAddons(ctx context.Context) error {
 	if err := l.kube.InstallDNS(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, nodesReadyWithin)
+	// A machine that has other work, too, takes minutes over the virtual machine's first containers. Without a deadline
+	// of its own kubectl would be ended earlier.
+	ctx, cancel := context.WithTimeout(ctx, nodesReadyWithin+10*time.Second)
 	defer cancel()
-	_, err := l.kube.Kubectl(ctx, "wait", "--for=condition=Ready", "node", "--all", "--timeout="+nodesReadyWithin.String())
+	_, err := l.kube.Kubectl(ctx, "wait", "--for=condition=Ready", "node", "--all", fmt.Sprintf("--timeout=%.0fs", nodesReadyWithin.Seconds()))
 	return err
 }
 
