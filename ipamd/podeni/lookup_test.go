@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -18,14 +19,17 @@ import (
 type cluster struct {
 	back    time.Time
 	live    map[string]kube.Pod
-	watched map[string]kube.Pod
+	watched sync.Map // as live
 	changed signal.Signal
 	asked   int
 }
 
 func (c *cluster) Pod(namespace, name string) (kube.Pod, bool) {
-	p, ok := c.watched[namespace+"/"+name]
-	return p, ok
+	p, ok := c.watched.Load(namespace + "/" + name)
+	if !ok {
+		return kube.Pod{}, false
+	}
+	return p.(kube.Pod), true
 }
 
 func (c *cluster) PodsSynced() bool { return true }
@@ -62,10 +66,10 @@ func TestAnAPIServerThatIsAwayIsWaitedFor(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := &cluster{back: time.Now().Add(tt.back), live: map[string]kube.Pod{"default/p": pod}, watched: map[string]kube.Pod{}}
+				c := &cluster{back: time.Now().Add(tt.back), live: map[string]kube.Pod{"default/p": pod}}
 				if tt.watched > 0 {
 					time.AfterFunc(tt.watched, func() {
-						c.watched["default/p"] = pod
+						c.watched.Store("default/p", pod)
 						c.changed.Fire()
 					})
 				}

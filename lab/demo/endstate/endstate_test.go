@@ -80,7 +80,7 @@ func (c *cluster) outputs() Outputs {
 			Rules: []byte(c.list(append(c.rules, `{"priority":0,"src":"all","table":"local"}`, fmt.Sprintf(`{"priority":32765,"src":%q,"table":"2"}`, second))...)),
 			Routes: []byte(c.list(append(c.routes,
 				fmt.Sprintf(`{"dst":%q,"dev":%q,"scope":"link","table":"511","flags":["linkdown"]}`, pod, veth),
-				fmt.Sprintf(`{"dst":"default","gateway":"192.168.0.1","dev":"enp2s0","table":2,"flags":[]}`))...)),
+				`{"dst":"default","gateway":"192.168.0.1","dev":"enp2s0","table":2,"flags":[]}`)...)),
 			Neighbours: []byte(`[]`),
 			Files:      []byte(strings.Join(append([]string{"f 600 root /var/run/aws-node/branchline.json"}, c.files...), "\n")),
 		}},
