@@ -7,9 +7,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/iam"
-
 	"github.com/branchline-cni/branchline/config"
 	"github.com/branchline-cni/branchline/lab/instance"
 )
@@ -93,10 +90,8 @@ func (l *Lab) deployController(ctx context.Context) error {
 	}
 	actx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if _, err := l.aws.iam.PutRolePolicy(actx, &iam.PutRolePolicyInput{
-		RoleName: aws.String(NodeRole), PolicyName: aws.String(ControllerPolicyName), PolicyDocument: aws.String(string(config.ControllerIAMPolicy())),
-	}); err != nil {
-		return fmt.Errorf("put policy %s into %s: %w", ControllerPolicyName, NodeRole, err)
+	if err := l.aws.Put(actx, NodeRole, ControllerPolicyName, string(config.ControllerIAMPolicy())); err != nil {
+		return err
 	}
 	// The API server has to reach the webhooks on the node.
 	if err := l.aws.allow(actx, l.Network.NodeGroupID, "tcp", controllerPort, l.Network.ClusterGroupID); err != nil {
