@@ -71,6 +71,13 @@ func (c *Cache) NodeTools(ctx context.Context) (Tree, error) {
 	return Tree{dir}, err
 }
 
+// Busybox is one static executable with ping, nc, udhcpc, wget and nslookup: what
+// tests of the network look with, on machines that have none of them.
+func (c *Cache) Busybox(ctx context.Context) (path string, err error) {
+	dir, err := c.debianClosure(ctx, "busybox", nil, "busybox-static")
+	return filepath.Join(dir, "bin", "busybox"), err
+}
+
 // PostgreSQL is Debian's PostgreSQL 15 with its client. The programs are in
 // usr/lib/postgresql/15/bin of the tree and find their share folder from there.
 type PostgreSQL struct {

@@ -8,22 +8,28 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/branchline-cni/branchline/lab/artifacts"
 )
 
 // cli runs the AWS CLI against the region with keys of the lab only, never those of whoever runs the test.
 func (f *fixture) cli(args ...string) (stdout, stderr string, err error) {
 	f.Helper()
-	path, lookErr := exec.LookPath("aws")
-	if lookErr != nil {
-		f.Fatalf("the AWS CLI is needed on PATH as \"aws\" (Debian: apt-get install awscli): %v", lookErr)
+	cache, openErr := artifacts.Open()
+	if openErr != nil {
+		f.Fatal(openErr)
 	}
+	aws, unpackErr := cache.AWSCLI(f.ctx)
+	if unpackErr != nil {
+		f.Fatal(unpackErr)
+	}
+	argv := aws.Argv(append([]string{"--endpoint-url", f.url, "--output", "json"}, args...)...)
 	key, secret := f.region.AdminCredentials()
-	cmd := exec.CommandContext(f.ctx, path, append([]string{"--endpoint-url", f.url, "--output", "json"}, args...)...)
-	cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + f.TempDir(), "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
+	cmd := exec.CommandContext(f.ctx, argv[0], argv[1:]...)
+	cmd.Env = append(aws.Env(),
+		"PATH="+os.Getenv("PATH"), "HOME="+f.TempDir(), "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
 		"AWS_EC2_METADATA_DISABLED=true", "AWS_DEFAULT_REGION=us-west-2", "AWS_PAGER=", "AWS_MAX_ATTEMPTS=1",
-		"AWS_ACCESS_KEY_ID=" + key, "AWS_SECRET_ACCESS_KEY=" + secret,
-	}
+		"AWS_ACCESS_KEY_ID="+key, "AWS_SECRET_ACCESS_KEY="+secret)
 	var out, errOut strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err = cmd.Run()

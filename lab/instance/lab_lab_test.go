@@ -25,8 +25,9 @@ const runEnv = "BRANCHLINE_TEST_RUN"
 
 // parts are what every instance is made of, from the cache.
 type parts struct {
-	agent  string
-	kernel artifacts.Kernel
+	agent   string
+	busybox string
+	kernel  artifacts.Kernel
 }
 
 func labParts(t *testing.T, kernel bool) parts {
@@ -44,6 +45,9 @@ func labParts(t *testing.T, kernel bool) parts {
 	t.Setenv("TMPDIR", temp)
 	var p parts
 	if p.agent, err = Agent(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if p.busybox, err = c.Busybox(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if kernel {

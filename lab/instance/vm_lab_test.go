@@ -33,19 +33,19 @@ func TestVMAndNamespaceOnTheFabric(t *testing.T) {
 
 	t.Run("primary link is eth0 with address, route, name server and host name", func(t *testing.T) { checkPrimary(t, i, "ip-192-168-1-10", eniVM) })
 	t.Run("VM and namespace ping each other's allowed way through the security group", func(t *testing.T) {
-		mustSh(t, i, "busybox ping -c 2 -W 5 "+eniDB.Address.String())
-		if out, code := sh(t, db, "busybox ping -c 2 -W 1 "+eniVM.Address.String()); code == 0 {
+		mustSh(t, i, p.busybox+" ping -c 2 -W 5 "+eniDB.Address.String())
+		if out, code := sh(t, db, p.busybox+" ping -c 2 -W 1 "+eniVM.Address.String()); code == 0 {
 			t.Errorf("sg-node lets nothing in, but the database reached the VM:\n%s", out)
 		}
 		requireDrop(t, f, eniVM.ENIID, vpc.NoRule)
 	})
 	t.Run("packets of the VPC's MTU pass whole", func(t *testing.T) {
-		mustSh(t, i, "busybox ping -c 1 -W 5 -s 8973 "+eniDB.Address.String())
+		mustSh(t, i, p.busybox+" ping -c 1 -W 5 -s 8973 "+eniDB.Address.String())
 		if got := mustSh(t, i, "cat /sys/class/net/eth0/mtu"); got != "9001" {
 			t.Errorf("MTU of eth0 is %s", got)
 		}
 	})
-	t.Run("tagged frames on the trunk come from the branch ENI and carry its groups", func(t *testing.T) { checkBranch(t, f, i, db) })
+	t.Run("tagged frames on the trunk come from the branch ENI and carry its groups", func(t *testing.T) { checkBranch(t, p.busybox, f, i, db) })
 	t.Run("detach takes the link away and frees its slot", func(t *testing.T) { checkDetach(t, f, i, eniTrunk) })
 	t.Run("commands", func(t *testing.T) { checkCommands(t, i) })
 	t.Run("masks", func(t *testing.T) { checkMasks(t, i) })
@@ -65,7 +65,7 @@ func TestVMAndNamespaceOnTheFabric(t *testing.T) {
 }
 
 // checkBranch gives a network namespace of the VM a VLAN link on the trunk, as the plugin gives it to a pod.
-func checkBranch(t *testing.T, f *vpc.Fabric, i, db Instance) {
+func checkBranch(t *testing.T, busybox string, f *vpc.Fabric, i, db Instance) {
 	plug(t, f, i, eniTrunk)
 	trunk := linkOf(t, i, eniTrunk.MAC)
 	if trunk != "eth1" {
@@ -74,7 +74,7 @@ func checkBranch(t *testing.T, f *vpc.Fabric, i, db Instance) {
 	if got := mustSh(t, i, "cat /sys/class/net/eth1/flags"); got != "0x1002" { // BROADCAST, MULTICAST
 		t.Errorf("flags of the secondary link are %s: only the primary one is configured by the instance", got)
 	}
-	server, err := db.Start(t.Context(), "listener", Command{Argv: []string{"busybox", "nc", "-ll", "-p", "5432", "-e", "echo", "three rows"}})
+	server, err := db.Start(t.Context(), "listener", Command{Argv: []string{busybox, "nc", "-ll", "-p", "5432", "-e", "echo", "three rows"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ ip link set vlan.eth.%[1]d netns pod
 ip -n pod addr add %[3]s/19 dev vlan.eth.%[1]d
 ip -n pod link set vlan.eth.%[1]d up
 ip -n pod route add default via 192.168.0.1`, branchVLAN, eniBranch.MAC, eniBranch.Address))
-	connect := "busybox nc -w 5 " + eniDB.Address.String() + " 5432 </dev/null"
+	connect := busybox + " nc -w 5 " + eniDB.Address.String() + " 5432 </dev/null"
 	if out := mustSh(t, i, "ip netns exec pod "+connect); out != "three rows" {
 		t.Errorf("the pod read %q from the database", out)
 	}

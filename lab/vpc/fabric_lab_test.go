@@ -22,6 +22,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
+	"github.com/branchline-cni/branchline/lab/artifacts"
 	"github.com/branchline-cni/branchline/lab/vpc"
 	"github.com/branchline-cni/branchline/lab/vpc/dns"
 )
@@ -43,6 +44,7 @@ type lab struct {
 	t              *testing.T
 	fabric         *vpc.Fabric
 	flows          *lockedText
+	busybox        string
 	client, server string // namespaces' paths
 }
 
@@ -85,7 +87,14 @@ func fromClients(proto, from, to int) vpc.Rule {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
+	cache, err := artifacts.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
 	l := &lab{t: t, flows: &lockedText{}}
+	if l.busybox, err = cache.Busybox(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	services := dns.Services(netip.MustParseAddr("192.168.0.2"), func(name string) []netip.Addr {
 		if name == "db.lab.internal" {
 			return []netip.Addr{netip.MustParseAddr(serverIP)}
@@ -237,10 +246,10 @@ func TestTwoNamespacesTalkThroughASecurityGroupUntilItsRuleGoes(t *testing.T) {
 	l.static(l.server, serverIP+"/19", "192.168.32.1")
 	l.fabric.Apply(topology(fromClients(1, -1, -1), fromClients(6, 5432, 5432)))
 
-	l.in(l.client, "busybox", "ping", "-c", "2", serverIP)
-	l.in(l.client, "busybox", "ping", "-c", "1", "-s", "8973", serverIP)  // 9001 bytes in one packet
-	l.in(l.client, "busybox", "ping", "-c", "1", "-s", "20000", serverIP) // in fragments
-	if out, err := l.try("nsenter", "--net="+l.server, "busybox", "ping", "-c", "1", "-W", "1", clientIP); err == nil {
+	l.in(l.client, l.busybox, "ping", "-c", "2", serverIP)
+	l.in(l.client, l.busybox, "ping", "-c", "1", "-s", "8973", serverIP)  // 9001 bytes in one packet
+	l.in(l.client, l.busybox, "ping", "-c", "1", "-s", "20000", serverIP) // in fragments
+	if out, err := l.try("nsenter", "--net="+l.server, l.busybox, "ping", "-c", "1", "-W", "1", clientIP); err == nil {
 		t.Errorf("the client has no ingress rule and was pinged: %s", out)
 	}
 
@@ -295,7 +304,7 @@ ip route add default via "$router"
 echo "$ip/$mask $router $dns $mtu $hostname" > `+lease+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	l.in(l.client, "busybox", "udhcpc", "-i", "eth0", "-s", script, "-q", "-n", "-f", "-t", "5", "-T", "1", "-O", "mtu", "-O", "hostname")
+	l.in(l.client, l.busybox, "udhcpc", "-i", "eth0", "-s", script, "-q", "-n", "-f", "-t", "5", "-T", "1", "-O", "mtu", "-O", "hostname")
 	got, err := os.ReadFile(lease)
 	if err != nil {
 		t.Fatal(err)
@@ -303,13 +312,13 @@ echo "$ip/$mask $router $dns $mtu $hostname" > `+lease+"\n"), 0o755); err != nil
 	if want := "192.168.0.10/19 192.168.0.1 192.168.0.2 9001 ip-192-168-0-10\n"; string(got) != want {
 		t.Fatalf("lease %q, want %q", got, want)
 	}
-	if got := l.in(l.client, "busybox", "wget", "-q", "-O", "-", "http://169.254.169.254/"); got != clientENI {
+	if got := l.in(l.client, l.busybox, "wget", "-q", "-O", "-", "http://169.254.169.254/"); got != clientENI {
 		t.Errorf("the service answered %q", got)
 	}
-	if got := l.in(l.client, "busybox", "nslookup", "-type=a", "db.lab.internal", "192.168.0.2"); !strings.Contains(got, serverIP) {
+	if got := l.in(l.client, l.busybox, "nslookup", "-type=a", "db.lab.internal", "192.168.0.2"); !strings.Contains(got, serverIP) {
 		t.Errorf("DNS answered %q", got)
 	}
-	l.in(l.client, "busybox", "ping", "-c", "1", "169.254.169.254")
+	l.in(l.client, l.busybox, "ping", "-c", "1", "169.254.169.254")
 }
 
 func TestATAPIsMadeInItsNamespaceOnlyAndGoesWithItsLink(t *testing.T) {
