@@ -11,6 +11,7 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/smithy-go/middleware"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -75,6 +76,7 @@ func NewEC2(ctx context.Context, o Options) (*ec2.Client, error) {
 				s.MaxBackoff = maxBackoff
 			})
 		}),
+		config.WithAPIOptions([]func(*middleware.Stack) error{ReadableBody}),
 	}
 	if o.Region != "" {
 		load = append(load, config.WithRegion(o.Region))

@@ -8,10 +8,13 @@ package account
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
+
+	awsclient "github.com/branchline-cni/branchline/aws"
 )
 
 // Account makes things with the clients' keys.
@@ -22,6 +25,7 @@ type Account struct {
 
 // New makes both clients.
 func New(cfg aws.Config) Account {
+	cfg.APIOptions = append(slices.Clip(cfg.APIOptions), awsclient.ReadableBody)
 	return Account{EC2: ec2.NewFromConfig(cfg), IAM: iam.NewFromConfig(cfg)}
 }
 
