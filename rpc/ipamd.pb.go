@@ -24,6 +24,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// EnforcingMode says which traffic of a branch pod passes its branch ENI, and so its security groups.
+type EnforcingMode int32
+
+const (
+	// All of it, what stays on the node included.
+	EnforcingMode_ENFORCING_MODE_STRICT EnforcingMode = 0
+	// What leaves the node, and what comes from outside.
+	EnforcingMode_ENFORCING_MODE_STANDARD EnforcingMode = 1
+)
+
+// Enum value maps for EnforcingMode.
+var (
+	EnforcingMode_name = map[int32]string{
+		0: "ENFORCING_MODE_STRICT",
+		1: "ENFORCING_MODE_STANDARD",
+	}
+	EnforcingMode_value = map[string]int32{
+		"ENFORCING_MODE_STRICT":   0,
+		"ENFORCING_MODE_STANDARD": 1,
+	}
+)
+
+func (x EnforcingMode) Enum() *EnforcingMode {
+	p := new(EnforcingMode)
+	*p = x
+	return p
+}
+
+func (x EnforcingMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EnforcingMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_rpc_ipamd_proto_enumTypes[0].Descriptor()
+}
+
+func (EnforcingMode) Type() protoreflect.EnumType {
+	return &file_rpc_ipamd_proto_enumTypes[0]
+}
+
+func (x EnforcingMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EnforcingMode.Descriptor instead.
+func (EnforcingMode) EnumDescriptor() ([]byte, []int) {
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{0}
+}
+
 // Pod is the pod's identity. The UID decides; the name is for people and for the host veth's name.
 type Pod struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -225,7 +274,9 @@ type AddReply struct {
 	//
 	//	*AddReply_Regular
 	//	*AddReply_Branch
-	Interface     isAddReply_Interface `protobuf_oneof:"interface"`
+	Interface isAddReply_Interface `protobuf_oneof:"interface"`
+	// host is what the executable is to set for the whole node before it wires the sandbox; unset: nothing.
+	Host          *HostSettings `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -292,6 +343,13 @@ func (x *AddReply) GetBranch() *BranchInterface {
 	return nil
 }
 
+func (x *AddReply) GetHost() *HostSettings {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
 type isAddReply_Interface interface {
 	isAddReply_Interface()
 }
@@ -308,16 +366,64 @@ func (*AddReply_Regular) isAddReply_Interface() {}
 
 func (*AddReply_Branch) isAddReply_Interface() {}
 
-// RegularInterface is a secondary address of one of the instance's own ENIs.
+// HostSettings are node-wide kernel settings that the agent decides on and only the executable can write: /proc/sys is
+// read-only in the agent's container. A field that is not set is left as it is on the node.
+type HostSettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// tcp_early_demux is net.ipv4.tcp_early_demux: off from the first strict branch pod of the node to the last one's end.
+	TcpEarlyDemux *bool `protobuf:"varint,1,opt,name=tcp_early_demux,json=tcpEarlyDemux,proto3,oneof" json:"tcp_early_demux,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostSettings) Reset() {
+	*x = HostSettings{}
+	mi := &file_rpc_ipamd_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostSettings) ProtoMessage() {}
+
+func (x *HostSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_ipamd_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostSettings.ProtoReflect.Descriptor instead.
+func (*HostSettings) Descriptor() ([]byte, []int) {
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *HostSettings) GetTcpEarlyDemux() bool {
+	if x != nil && x.TcpEarlyDemux != nil {
+		return *x.TcpEarlyDemux
+	}
+	return false
+}
+
+// RegularInterface is an address of one of the instance's own ENIs.
 type RegularInterface struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// address is the pod's IPv4 address, without a prefix length.
+	// address is the pod's IPv4 or IPv6 address, without a prefix length.
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	// eni_id owns the address.
 	EniId string `protobuf:"bytes,2,opt,name=eni_id,json=eniId,proto3" json:"eni_id,omitempty"`
 	// device_number is the ENI's device index; 0 is the primary ENI.
 	DeviceNumber uint32 `protobuf:"varint,3,opt,name=device_number,json=deviceNumber,proto3" json:"device_number,omitempty"`
-	// route_table is where what the pod sends is looked up: 254 (main) for the primary ENI.
+	// route_table is where a rule for the pod sends what it sends: 254 (main) for the primary ENI. 0: the pod needs no
+	// rule, the agent's marks choose the table.
 	RouteTable    uint32 `protobuf:"varint,4,opt,name=route_table,json=routeTable,proto3" json:"route_table,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -325,7 +431,7 @@ type RegularInterface struct {
 
 func (x *RegularInterface) Reset() {
 	*x = RegularInterface{}
-	mi := &file_rpc_ipamd_proto_msgTypes[4]
+	mi := &file_rpc_ipamd_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -337,7 +443,7 @@ func (x *RegularInterface) String() string {
 func (*RegularInterface) ProtoMessage() {}
 
 func (x *RegularInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_ipamd_proto_msgTypes[4]
+	mi := &file_rpc_ipamd_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -350,7 +456,7 @@ func (x *RegularInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegularInterface.ProtoReflect.Descriptor instead.
 func (*RegularInterface) Descriptor() ([]byte, []int) {
-	return file_rpc_ipamd_proto_rawDescGZIP(), []int{4}
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RegularInterface) GetAddress() string {
@@ -389,21 +495,22 @@ type BranchInterface struct {
 	Mac string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
 	// vlan_id is 1 to 120.
 	VlanId uint32 `protobuf:"varint,3,opt,name=vlan_id,json=vlanId,proto3" json:"vlan_id,omitempty"`
-	// address is the branch ENI's private IPv4 address, without a prefix length.
+	// address is the branch ENI's private IPv4 address, or its IPv6 address, without a prefix length.
 	Address string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
-	// subnet_cidr is the IPv4 CIDR of the branch ENI's subnet.
+	// subnet_cidr is the CIDR of the branch ENI's subnet, of the address's family. It may be empty for IPv6.
 	SubnetCidr string `protobuf:"bytes,5,opt,name=subnet_cidr,json=subnetCidr,proto3" json:"subnet_cidr,omitempty"`
-	// gateway is the subnet's router: its base address + 1.
+	// gateway is the subnet's router: its base address + 1, or fe80:ec2::1.
 	Gateway string `protobuf:"bytes,6,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	// trunk_ifindex is the interface index of the trunk ENI's link on the host.
-	TrunkIfindex  uint32 `protobuf:"varint,7,opt,name=trunk_ifindex,json=trunkIfindex,proto3" json:"trunk_ifindex,omitempty"`
+	TrunkIfindex  uint32        `protobuf:"varint,7,opt,name=trunk_ifindex,json=trunkIfindex,proto3" json:"trunk_ifindex,omitempty"`
+	EnforcingMode EnforcingMode `protobuf:"varint,8,opt,name=enforcing_mode,json=enforcingMode,proto3,enum=branchline.rpc.v1.EnforcingMode" json:"enforcing_mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BranchInterface) Reset() {
 	*x = BranchInterface{}
-	mi := &file_rpc_ipamd_proto_msgTypes[5]
+	mi := &file_rpc_ipamd_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +522,7 @@ func (x *BranchInterface) String() string {
 func (*BranchInterface) ProtoMessage() {}
 
 func (x *BranchInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_ipamd_proto_msgTypes[5]
+	mi := &file_rpc_ipamd_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +535,7 @@ func (x *BranchInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BranchInterface.ProtoReflect.Descriptor instead.
 func (*BranchInterface) Descriptor() ([]byte, []int) {
-	return file_rpc_ipamd_proto_rawDescGZIP(), []int{5}
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *BranchInterface) GetEniId() string {
@@ -480,6 +587,13 @@ func (x *BranchInterface) GetTrunkIfindex() uint32 {
 	return 0
 }
 
+func (x *BranchInterface) GetEnforcingMode() EnforcingMode {
+	if x != nil {
+		return x.EnforcingMode
+	}
+	return EnforcingMode_ENFORCING_MODE_STRICT
+}
+
 type DelRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Version    string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -495,7 +609,7 @@ type DelRequest struct {
 
 func (x *DelRequest) Reset() {
 	*x = DelRequest{}
-	mi := &file_rpc_ipamd_proto_msgTypes[6]
+	mi := &file_rpc_ipamd_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +621,7 @@ func (x *DelRequest) String() string {
 func (*DelRequest) ProtoMessage() {}
 
 func (x *DelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_ipamd_proto_msgTypes[6]
+	mi := &file_rpc_ipamd_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +634,7 @@ func (x *DelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelRequest.ProtoReflect.Descriptor instead.
 func (*DelRequest) Descriptor() ([]byte, []int) {
-	return file_rpc_ipamd_proto_rawDescGZIP(), []int{6}
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DelRequest) GetVersion() string {
@@ -562,14 +676,16 @@ type DelReply struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// found says whether the agent knew the sandbox.
-	Found         bool `protobuf:"varint,2,opt,name=found,proto3" json:"found,omitempty"`
+	Found bool `protobuf:"varint,2,opt,name=found,proto3" json:"found,omitempty"`
+	// host is what the executable is to set now that the sandbox is gone; unset: nothing.
+	Host          *HostSettings `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DelReply) Reset() {
 	*x = DelReply{}
-	mi := &file_rpc_ipamd_proto_msgTypes[7]
+	mi := &file_rpc_ipamd_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +697,7 @@ func (x *DelReply) String() string {
 func (*DelReply) ProtoMessage() {}
 
 func (x *DelReply) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_ipamd_proto_msgTypes[7]
+	mi := &file_rpc_ipamd_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +710,7 @@ func (x *DelReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelReply.ProtoReflect.Descriptor instead.
 func (*DelReply) Descriptor() ([]byte, []int) {
-	return file_rpc_ipamd_proto_rawDescGZIP(), []int{7}
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DelReply) GetVersion() string {
@@ -609,6 +725,302 @@ func (x *DelReply) GetFound() bool {
 		return x.Found
 	}
 	return false
+}
+
+func (x *DelReply) GetHost() *HostSettings {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+type CheckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Pod           *Pod                   `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	Attachment    *Attachment            `protobuf:"bytes,3,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckRequest) Reset() {
+	*x = CheckRequest{}
+	mi := &file_rpc_ipamd_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckRequest) ProtoMessage() {}
+
+func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_ipamd_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
+func (*CheckRequest) Descriptor() ([]byte, []int) {
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CheckRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *CheckRequest) GetPod() *Pod {
+	if x != nil {
+		return x.Pod
+	}
+	return nil
+}
+
+func (x *CheckRequest) GetAttachment() *Attachment {
+	if x != nil {
+		return x.Attachment
+	}
+	return nil
+}
+
+type StatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusRequest) Reset() {
+	*x = StatusRequest{}
+	mi := &file_rpc_ipamd_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusRequest) ProtoMessage() {}
+
+func (x *StatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_ipamd_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
+func (*StatusRequest) Descriptor() ([]byte, []int) {
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *StatusRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+type StatusReply struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// ready is false until the first pod could be wired.
+	Ready bool `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	// data_path_broken says that what is wired already can't be expected to work either.
+	DataPathBroken bool `protobuf:"varint,3,opt,name=data_path_broken,json=dataPathBroken,proto3" json:"data_path_broken,omitempty"`
+	// message says why not, and what to do.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusReply) Reset() {
+	*x = StatusReply{}
+	mi := &file_rpc_ipamd_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusReply) ProtoMessage() {}
+
+func (x *StatusReply) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_ipamd_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
+func (*StatusReply) Descriptor() ([]byte, []int) {
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *StatusReply) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *StatusReply) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *StatusReply) GetDataPathBroken() bool {
+	if x != nil {
+		return x.DataPathBroken
+	}
+	return false
+}
+
+func (x *StatusReply) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type GcRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Version     string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	NetworkName string                 `protobuf:"bytes,2,opt,name=network_name,json=networkName,proto3" json:"network_name,omitempty"`
+	// valid are the attachments that the runtime still knows; netns is not needed.
+	Valid         []*Attachment `protobuf:"bytes,3,rep,name=valid,proto3" json:"valid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GcRequest) Reset() {
+	*x = GcRequest{}
+	mi := &file_rpc_ipamd_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GcRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GcRequest) ProtoMessage() {}
+
+func (x *GcRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_ipamd_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GcRequest.ProtoReflect.Descriptor instead.
+func (*GcRequest) Descriptor() ([]byte, []int) {
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GcRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *GcRequest) GetNetworkName() string {
+	if x != nil {
+		return x.NetworkName
+	}
+	return ""
+}
+
+func (x *GcRequest) GetValid() []*Attachment {
+	if x != nil {
+		return x.Valid
+	}
+	return nil
+}
+
+type GcReply struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// freed counts the sandboxes' interfaces that were given back.
+	Freed         uint32 `protobuf:"varint,2,opt,name=freed,proto3" json:"freed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GcReply) Reset() {
+	*x = GcReply{}
+	mi := &file_rpc_ipamd_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GcReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GcReply) ProtoMessage() {}
+
+func (x *GcReply) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_ipamd_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GcReply.ProtoReflect.Descriptor instead.
+func (*GcReply) Descriptor() ([]byte, []int) {
+	return file_rpc_ipamd_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GcReply) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *GcReply) GetFreed() uint32 {
+	if x != nil {
+		return x.Freed
+	}
+	return 0
 }
 
 var File_rpc_ipamd_proto protoreflect.FileDescriptor
@@ -632,18 +1044,22 @@ const file_rpc_ipamd_proto_rawDesc = "" +
 	"\x03pod\x18\x02 \x01(\v2\x16.branchline.rpc.v1.PodR\x03pod\x12=\n" +
 	"\n" +
 	"attachment\x18\x03 \x01(\v2\x1d.branchline.rpc.v1.AttachmentR\n" +
-	"attachment\"\xb0\x01\n" +
+	"attachment\"\xe5\x01\n" +
 	"\bAddReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12?\n" +
 	"\aregular\x18\x02 \x01(\v2#.branchline.rpc.v1.RegularInterfaceH\x00R\aregular\x12<\n" +
-	"\x06branch\x18\x03 \x01(\v2\".branchline.rpc.v1.BranchInterfaceH\x00R\x06branchB\v\n" +
-	"\tinterface\"\x89\x01\n" +
+	"\x06branch\x18\x03 \x01(\v2\".branchline.rpc.v1.BranchInterfaceH\x00R\x06branch\x123\n" +
+	"\x04host\x18\x04 \x01(\v2\x1f.branchline.rpc.v1.HostSettingsR\x04hostB\v\n" +
+	"\tinterface\"O\n" +
+	"\fHostSettings\x12+\n" +
+	"\x0ftcp_early_demux\x18\x01 \x01(\bH\x00R\rtcpEarlyDemux\x88\x01\x01B\x12\n" +
+	"\x10_tcp_early_demux\"\x89\x01\n" +
 	"\x10RegularInterface\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x15\n" +
 	"\x06eni_id\x18\x02 \x01(\tR\x05eniId\x12#\n" +
 	"\rdevice_number\x18\x03 \x01(\rR\fdeviceNumber\x12\x1f\n" +
 	"\vroute_table\x18\x04 \x01(\rR\n" +
-	"routeTable\"\xcd\x01\n" +
+	"routeTable\"\x96\x02\n" +
 	"\x0fBranchInterface\x12\x15\n" +
 	"\x06eni_id\x18\x01 \x01(\tR\x05eniId\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x17\n" +
@@ -652,7 +1068,8 @@ const file_rpc_ipamd_proto_rawDesc = "" +
 	"\vsubnet_cidr\x18\x05 \x01(\tR\n" +
 	"subnetCidr\x12\x18\n" +
 	"\agateway\x18\x06 \x01(\tR\agateway\x12#\n" +
-	"\rtrunk_ifindex\x18\a \x01(\rR\ftrunkIfindex\"\xc6\x01\n" +
+	"\rtrunk_ifindex\x18\a \x01(\rR\ftrunkIfindex\x12G\n" +
+	"\x0eenforcing_mode\x18\b \x01(\x0e2 .branchline.rpc.v1.EnforcingModeR\renforcingMode\"\xc6\x01\n" +
 	"\n" +
 	"DelRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12(\n" +
@@ -662,13 +1079,40 @@ const file_rpc_ipamd_proto_rawDesc = "" +
 	"attachment\x12\x1d\n" +
 	"\n" +
 	"add_failed\x18\x04 \x01(\bR\taddFailed\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\":\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"o\n" +
 	"\bDelReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
-	"\x05found\x18\x02 \x01(\bR\x05found2\x91\x01\n" +
+	"\x05found\x18\x02 \x01(\bR\x05found\x123\n" +
+	"\x04host\x18\x03 \x01(\v2\x1f.branchline.rpc.v1.HostSettingsR\x04host\"\x91\x01\n" +
+	"\fCheckRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12(\n" +
+	"\x03pod\x18\x02 \x01(\v2\x16.branchline.rpc.v1.PodR\x03pod\x12=\n" +
+	"\n" +
+	"attachment\x18\x03 \x01(\v2\x1d.branchline.rpc.v1.AttachmentR\n" +
+	"attachment\")\n" +
+	"\rStatusRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\"\x81\x01\n" +
+	"\vStatusReply\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\x12(\n" +
+	"\x10data_path_broken\x18\x03 \x01(\bR\x0edataPathBroken\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"}\n" +
+	"\tGcRequest\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
+	"\fnetwork_name\x18\x02 \x01(\tR\vnetworkName\x123\n" +
+	"\x05valid\x18\x03 \x03(\v2\x1d.branchline.rpc.v1.AttachmentR\x05valid\"9\n" +
+	"\aGcReply\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
+	"\x05freed\x18\x02 \x01(\rR\x05freed*G\n" +
+	"\rEnforcingMode\x12\x19\n" +
+	"\x15ENFORCING_MODE_STRICT\x10\x00\x12\x1b\n" +
+	"\x17ENFORCING_MODE_STANDARD\x10\x012\xe4\x02\n" +
 	"\tNodeAgent\x12A\n" +
 	"\x03Add\x12\x1d.branchline.rpc.v1.AddRequest\x1a\x1b.branchline.rpc.v1.AddReply\x12A\n" +
-	"\x03Del\x12\x1d.branchline.rpc.v1.DelRequest\x1a\x1b.branchline.rpc.v1.DelReplyB*Z(github.com/branchline-cni/branchline/rpcb\x06proto3"
+	"\x03Del\x12\x1d.branchline.rpc.v1.DelRequest\x1a\x1b.branchline.rpc.v1.DelReply\x12E\n" +
+	"\x05Check\x12\x1f.branchline.rpc.v1.CheckRequest\x1a\x1b.branchline.rpc.v1.AddReply\x12J\n" +
+	"\x06Status\x12 .branchline.rpc.v1.StatusRequest\x1a\x1e.branchline.rpc.v1.StatusReply\x12>\n" +
+	"\x02Gc\x12\x1c.branchline.rpc.v1.GcRequest\x1a\x1a.branchline.rpc.v1.GcReplyB*Z(github.com/branchline-cni/branchline/rpcb\x06proto3"
 
 var (
 	file_rpc_ipamd_proto_rawDescOnce sync.Once
@@ -682,33 +1126,53 @@ func file_rpc_ipamd_proto_rawDescGZIP() []byte {
 	return file_rpc_ipamd_proto_rawDescData
 }
 
-var file_rpc_ipamd_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_rpc_ipamd_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_rpc_ipamd_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_rpc_ipamd_proto_goTypes = []any{
-	(*Pod)(nil),              // 0: branchline.rpc.v1.Pod
-	(*Attachment)(nil),       // 1: branchline.rpc.v1.Attachment
-	(*AddRequest)(nil),       // 2: branchline.rpc.v1.AddRequest
-	(*AddReply)(nil),         // 3: branchline.rpc.v1.AddReply
-	(*RegularInterface)(nil), // 4: branchline.rpc.v1.RegularInterface
-	(*BranchInterface)(nil),  // 5: branchline.rpc.v1.BranchInterface
-	(*DelRequest)(nil),       // 6: branchline.rpc.v1.DelRequest
-	(*DelReply)(nil),         // 7: branchline.rpc.v1.DelReply
+	(EnforcingMode)(0),       // 0: branchline.rpc.v1.EnforcingMode
+	(*Pod)(nil),              // 1: branchline.rpc.v1.Pod
+	(*Attachment)(nil),       // 2: branchline.rpc.v1.Attachment
+	(*AddRequest)(nil),       // 3: branchline.rpc.v1.AddRequest
+	(*AddReply)(nil),         // 4: branchline.rpc.v1.AddReply
+	(*HostSettings)(nil),     // 5: branchline.rpc.v1.HostSettings
+	(*RegularInterface)(nil), // 6: branchline.rpc.v1.RegularInterface
+	(*BranchInterface)(nil),  // 7: branchline.rpc.v1.BranchInterface
+	(*DelRequest)(nil),       // 8: branchline.rpc.v1.DelRequest
+	(*DelReply)(nil),         // 9: branchline.rpc.v1.DelReply
+	(*CheckRequest)(nil),     // 10: branchline.rpc.v1.CheckRequest
+	(*StatusRequest)(nil),    // 11: branchline.rpc.v1.StatusRequest
+	(*StatusReply)(nil),      // 12: branchline.rpc.v1.StatusReply
+	(*GcRequest)(nil),        // 13: branchline.rpc.v1.GcRequest
+	(*GcReply)(nil),          // 14: branchline.rpc.v1.GcReply
 }
 var file_rpc_ipamd_proto_depIdxs = []int32{
-	0, // 0: branchline.rpc.v1.AddRequest.pod:type_name -> branchline.rpc.v1.Pod
-	1, // 1: branchline.rpc.v1.AddRequest.attachment:type_name -> branchline.rpc.v1.Attachment
-	4, // 2: branchline.rpc.v1.AddReply.regular:type_name -> branchline.rpc.v1.RegularInterface
-	5, // 3: branchline.rpc.v1.AddReply.branch:type_name -> branchline.rpc.v1.BranchInterface
-	0, // 4: branchline.rpc.v1.DelRequest.pod:type_name -> branchline.rpc.v1.Pod
-	1, // 5: branchline.rpc.v1.DelRequest.attachment:type_name -> branchline.rpc.v1.Attachment
-	2, // 6: branchline.rpc.v1.NodeAgent.Add:input_type -> branchline.rpc.v1.AddRequest
-	6, // 7: branchline.rpc.v1.NodeAgent.Del:input_type -> branchline.rpc.v1.DelRequest
-	3, // 8: branchline.rpc.v1.NodeAgent.Add:output_type -> branchline.rpc.v1.AddReply
-	7, // 9: branchline.rpc.v1.NodeAgent.Del:output_type -> branchline.rpc.v1.DelReply
-	8, // [8:10] is the sub-list for method output_type
-	6, // [6:8] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	1,  // 0: branchline.rpc.v1.AddRequest.pod:type_name -> branchline.rpc.v1.Pod
+	2,  // 1: branchline.rpc.v1.AddRequest.attachment:type_name -> branchline.rpc.v1.Attachment
+	6,  // 2: branchline.rpc.v1.AddReply.regular:type_name -> branchline.rpc.v1.RegularInterface
+	7,  // 3: branchline.rpc.v1.AddReply.branch:type_name -> branchline.rpc.v1.BranchInterface
+	5,  // 4: branchline.rpc.v1.AddReply.host:type_name -> branchline.rpc.v1.HostSettings
+	0,  // 5: branchline.rpc.v1.BranchInterface.enforcing_mode:type_name -> branchline.rpc.v1.EnforcingMode
+	1,  // 6: branchline.rpc.v1.DelRequest.pod:type_name -> branchline.rpc.v1.Pod
+	2,  // 7: branchline.rpc.v1.DelRequest.attachment:type_name -> branchline.rpc.v1.Attachment
+	5,  // 8: branchline.rpc.v1.DelReply.host:type_name -> branchline.rpc.v1.HostSettings
+	1,  // 9: branchline.rpc.v1.CheckRequest.pod:type_name -> branchline.rpc.v1.Pod
+	2,  // 10: branchline.rpc.v1.CheckRequest.attachment:type_name -> branchline.rpc.v1.Attachment
+	2,  // 11: branchline.rpc.v1.GcRequest.valid:type_name -> branchline.rpc.v1.Attachment
+	3,  // 12: branchline.rpc.v1.NodeAgent.Add:input_type -> branchline.rpc.v1.AddRequest
+	8,  // 13: branchline.rpc.v1.NodeAgent.Del:input_type -> branchline.rpc.v1.DelRequest
+	10, // 14: branchline.rpc.v1.NodeAgent.Check:input_type -> branchline.rpc.v1.CheckRequest
+	11, // 15: branchline.rpc.v1.NodeAgent.Status:input_type -> branchline.rpc.v1.StatusRequest
+	13, // 16: branchline.rpc.v1.NodeAgent.Gc:input_type -> branchline.rpc.v1.GcRequest
+	4,  // 17: branchline.rpc.v1.NodeAgent.Add:output_type -> branchline.rpc.v1.AddReply
+	9,  // 18: branchline.rpc.v1.NodeAgent.Del:output_type -> branchline.rpc.v1.DelReply
+	4,  // 19: branchline.rpc.v1.NodeAgent.Check:output_type -> branchline.rpc.v1.AddReply
+	12, // 20: branchline.rpc.v1.NodeAgent.Status:output_type -> branchline.rpc.v1.StatusReply
+	14, // 21: branchline.rpc.v1.NodeAgent.Gc:output_type -> branchline.rpc.v1.GcReply
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_rpc_ipamd_proto_init() }
@@ -720,18 +1184,20 @@ func file_rpc_ipamd_proto_init() {
 		(*AddReply_Regular)(nil),
 		(*AddReply_Branch)(nil),
 	}
+	file_rpc_ipamd_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rpc_ipamd_proto_rawDesc), len(file_rpc_ipamd_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   8,
+			NumEnums:      1,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_rpc_ipamd_proto_goTypes,
 		DependencyIndexes: file_rpc_ipamd_proto_depIdxs,
+		EnumInfos:         file_rpc_ipamd_proto_enumTypes,
 		MessageInfos:      file_rpc_ipamd_proto_msgTypes,
 	}.Build()
 	File_rpc_ipamd_proto = out.File

@@ -22,8 +22,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	NodeAgent_Add_FullMethodName = "/branchline.rpc.v1.NodeAgent/Add"
-	NodeAgent_Del_FullMethodName = "/branchline.rpc.v1.NodeAgent/Del"
+	NodeAgent_Add_FullMethodName    = "/branchline.rpc.v1.NodeAgent/Add"
+	NodeAgent_Del_FullMethodName    = "/branchline.rpc.v1.NodeAgent/Del"
+	NodeAgent_Check_FullMethodName  = "/branchline.rpc.v1.NodeAgent/Check"
+	NodeAgent_Status_FullMethodName = "/branchline.rpc.v1.NodeAgent/Status"
+	NodeAgent_Gc_FullMethodName     = "/branchline.rpc.v1.NodeAgent/Gc"
 )
 
 // NodeAgentClient is the client API for NodeAgent service.
@@ -42,6 +45,15 @@ type NodeAgentClient interface {
 	// Del tells the agent that nothing of the sandbox is left on the node: its address may cool down and be given
 	// again. It is idempotent; an unknown sandbox is success with found = false.
 	Del(ctx context.Context, in *DelRequest, opts ...grpc.CallOption) (*DelReply, error)
+	// Check returns what Add has answered for the sandbox, as it would be answered today, and allocates nothing.
+	//
+	// Codes: INVALID_ARGUMENT, NOT_FOUND (the agent holds nothing for the sandbox), UNAVAILABLE.
+	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*AddReply, error)
+	// Status says whether Add can succeed at all. A full pool is no reason to say no.
+	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error)
+	// Gc frees what the agent holds for sandboxes of the network that are not among the valid ones. The executable has
+	// removed what they had in the kernel before it calls.
+	Gc(ctx context.Context, in *GcRequest, opts ...grpc.CallOption) (*GcReply, error)
 }
 
 type nodeAgentClient struct {
@@ -72,6 +84,36 @@ func (c *nodeAgentClient) Del(ctx context.Context, in *DelRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *nodeAgentClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*AddReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddReply)
+	err := c.cc.Invoke(ctx, NodeAgent_Check_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeAgentClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatusReply)
+	err := c.cc.Invoke(ctx, NodeAgent_Status_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeAgentClient) Gc(ctx context.Context, in *GcRequest, opts ...grpc.CallOption) (*GcReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GcReply)
+	err := c.cc.Invoke(ctx, NodeAgent_Gc_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeAgentServer is the server API for NodeAgent service.
 // All implementations must embed UnimplementedNodeAgentServer
 // for forward compatibility.
@@ -88,6 +130,15 @@ type NodeAgentServer interface {
 	// Del tells the agent that nothing of the sandbox is left on the node: its address may cool down and be given
 	// again. It is idempotent; an unknown sandbox is success with found = false.
 	Del(context.Context, *DelRequest) (*DelReply, error)
+	// Check returns what Add has answered for the sandbox, as it would be answered today, and allocates nothing.
+	//
+	// Codes: INVALID_ARGUMENT, NOT_FOUND (the agent holds nothing for the sandbox), UNAVAILABLE.
+	Check(context.Context, *CheckRequest) (*AddReply, error)
+	// Status says whether Add can succeed at all. A full pool is no reason to say no.
+	Status(context.Context, *StatusRequest) (*StatusReply, error)
+	// Gc frees what the agent holds for sandboxes of the network that are not among the valid ones. The executable has
+	// removed what they had in the kernel before it calls.
+	Gc(context.Context, *GcRequest) (*GcReply, error)
 	mustEmbedUnimplementedNodeAgentServer()
 }
 
@@ -103,6 +154,15 @@ func (UnimplementedNodeAgentServer) Add(context.Context, *AddRequest) (*AddReply
 }
 func (UnimplementedNodeAgentServer) Del(context.Context, *DelRequest) (*DelReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Del not implemented")
+}
+func (UnimplementedNodeAgentServer) Check(context.Context, *CheckRequest) (*AddReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedNodeAgentServer) Status(context.Context, *StatusRequest) (*StatusReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedNodeAgentServer) Gc(context.Context, *GcRequest) (*GcReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Gc not implemented")
 }
 func (UnimplementedNodeAgentServer) mustEmbedUnimplementedNodeAgentServer() {}
 func (UnimplementedNodeAgentServer) testEmbeddedByValue()                   {}
@@ -161,6 +221,60 @@ func _NodeAgent_Del_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeAgent_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeAgentServer).Check(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeAgent_Check_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeAgentServer).Check(ctx, req.(*CheckRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeAgent_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeAgentServer).Status(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeAgent_Status_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeAgentServer).Status(ctx, req.(*StatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeAgent_Gc_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GcRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeAgentServer).Gc(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeAgent_Gc_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeAgentServer).Gc(ctx, req.(*GcRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeAgent_ServiceDesc is the grpc.ServiceDesc for NodeAgent service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -175,6 +289,18 @@ var NodeAgent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Del",
 			Handler:    _NodeAgent_Del_Handler,
+		},
+		{
+			MethodName: "Check",
+			Handler:    _NodeAgent_Check_Handler,
+		},
+		{
+			MethodName: "Status",
+			Handler:    _NodeAgent_Status_Handler,
+		},
+		{
+			MethodName: "Gc",
+			Handler:    _NodeAgent_Gc_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -76,7 +76,7 @@ func TestApplyUndoesEverythingWhicheverStepFails(t *testing.T) {
 				}
 				unchanged("ended before " + step.String())
 				broken := plan
-				broken.Steps = slices.Insert(slices.Clone(plan.Steps), i+1, Step(SetSysctl{"no-such-link", "rp_filter", "2"}))
+				broken.Steps = slices.Insert(slices.Clone(plan.Steps), i+1, Step(AddRoute{Table: 900, Dst: single(plan.Address), Link: "no-such-link"}))
 				err = host.Try(func() error { return Apply(context.Background(), broken, pod.FD()) })
 				var failed *StepError
 				if !errors.As(err, &failed) {

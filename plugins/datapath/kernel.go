@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +22,7 @@ type kernel struct {
 	podNS     int
 	owner     Owner
 	index     map[Side]map[string]int // of the links that we made or looked at
+	until     time.Time
 }
 
 // openKernel opens a socket in this process's namespace and, with podNS >= 0, one in the pod's.
@@ -38,12 +41,16 @@ func openKernel(ctx context.Context, owner Owner, podNS int) (*kernel, error) {
 	return k, k.deadline(ctx)
 }
 
+// noDeadline is how long a request may take when its context has none.
+const noDeadline = time.Minute
+
 // deadline keeps a single netlink request from outliving the context.
 func (k *kernel) deadline(ctx context.Context) error {
 	end, ok := ctx.Deadline()
 	if !ok {
-		return nil
+		end = time.Now().Add(noDeadline)
 	}
+	k.until = end
 	left := max(time.Until(end), time.Millisecond)
 	for _, h := range []*netlink.Handle{k.host, k.pod} {
 		if h == nil {
@@ -79,23 +86,21 @@ func (k *kernel) do(step Step) error {
 		err = k.addVLAN(s)
 	case AddVeth:
 		err = k.addVeth(s)
-	case SetMark:
-		err = k.host.LinkSetAlias(k.link(Host, s.Link), s.Mark.String())
 	case SetSysctl:
 		err = writeSysctl(s)
-	case SetUp:
-		err = k.handle(s.Side).LinkSetUp(k.link(s.Side, s.Link))
 	case AddAddress:
-		err = k.pod.AddrReplace(k.link(Pod, s.Link), &netlink.Addr{IPNet: ipNet(s.Address)})
+		err = k.addAddress(s)
 	case AddNeighbour:
-		err = k.pod.NeighSet(&netlink.Neigh{
-			LinkIndex: k.index[Pod][s.Link], Family: unix.AF_INET, State: netlink.NUD_PERMANENT,
+		err = k.handle(s.Side).NeighSet(&netlink.Neigh{
+			LinkIndex: k.index[s.Side][s.Link], Family: family(s.Address.Is6()), State: netlink.NUD_PERMANENT,
 			IP: s.Address.AsSlice(), HardwareAddr: s.MAC,
 		})
 	case AddRoute:
 		err = k.addRoute(s)
 	case AddRule:
 		err = k.addRule(s.Rule)
+	case AwaitAddress:
+		err = k.awaitAddress(s)
 	case DeleteLink:
 		err = k.deleteLink(s.Name)
 	case DeleteRule:
@@ -129,14 +134,12 @@ func explain(step Step, err error) error {
 			return fmt.Errorf("%w: the trunk's link is not there", err)
 		case errors.Is(err, unix.EEXIST):
 			return fmt.Errorf("%w: the trunk has a link for this VLAN id under another name", err)
+		case errors.Is(err, unix.ENETDOWN):
+			return fmt.Errorf("%w: the trunk's link is down", err)
 		}
 	case AddVeth:
 		if errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("%w: the sandbox has an interface of this name already", err)
-		}
-	case SetUp:
-		if errors.Is(err, unix.ENETDOWN) {
-			return fmt.Errorf("%w: the trunk's link is down", err)
 		}
 	}
 	return err
@@ -149,7 +152,10 @@ func (k *kernel) addVLAN(s AddVLAN) error {
 	if err := k.host.LinkAdd(link); err != nil {
 		return err
 	}
-	return k.made(Host, s.Name)
+	if err := k.made(Host, s.Name); err != nil {
+		return err
+	}
+	return k.finish(s.Name, s.Mark)
 }
 
 func (k *kernel) addVeth(s AddVeth) error {
@@ -164,7 +170,24 @@ func (k *kernel) addVeth(s AddVeth) error {
 	if err := k.made(Host, s.Host); err != nil {
 		return err
 	}
-	return k.made(Pod, s.Pod)
+	if err := k.made(Pod, s.Pod); err != nil {
+		return err
+	}
+	if err := k.finish(s.Host, s.Mark); err != nil {
+		return err
+	}
+	return k.pod.LinkSetUp(k.link(Pod, s.Pod))
+}
+
+// finish gives a new host link what can't be said when it is made.
+func (k *kernel) finish(name string, mark Mark) error {
+	if err := k.host.LinkSetAlias(k.link(Host, name), mark.String()); err != nil {
+		return err
+	}
+	if err := writeSysctl(SetSysctl{Link: name, Key: "rp_filter", Value: looseRPFilter}); err != nil {
+		return err
+	}
+	return k.host.LinkSetUp(k.link(Host, name))
 }
 
 // made remembers the index of a link that was just created.
@@ -179,6 +202,43 @@ func (k *kernel) made(side Side, name string) error {
 
 func (k *kernel) link(side Side, name string) netlink.Link {
 	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: name, Index: k.index[side][name]}}
+}
+
+func (k *kernel) addAddress(s AddAddress) error {
+	a := &netlink.Addr{IPNet: ipNet(s.Address)}
+	if s.Address.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return k.handle(s.Side).AddrReplace(k.link(s.Side, s.Link), a)
+}
+
+// awaitAddress waits for the kernel's own route to the address, which it announces with the address.
+func (k *kernel) awaitAddress(s AwaitAddress) error {
+	events, err := nl.SubscribeAt(netns.NsHandle(k.podNS), netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR)
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	wait := unix.NsecToTimeval(max(time.Until(k.until), time.Millisecond).Nanoseconds())
+	if err := events.SetReceiveTimeout(&wait); err != nil {
+		return err
+	}
+	for {
+		routes, err := k.pod.RouteGetWithOptions(s.Address.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if err != nil && !isUnreachable(err) {
+			return err
+		}
+		if _, _, err := events.Receive(); err != nil {
+			return err
+		}
+	}
+}
+
+func isUnreachable(err error) bool {
+	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ESRCH)
 }
 
 func (k *kernel) addRoute(s AddRoute) error {
@@ -220,9 +280,16 @@ func (k *kernel) deleteRules(r Rule) error {
 	return fmt.Errorf("there are still more after %d were deleted", maxStaleRules)
 }
 
+func family(ipv6 bool) int {
+	if ipv6 {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
 func (r Rule) netlink() *netlink.Rule {
 	n := netlink.NewRule()
-	n.Family, n.Priority, n.Table, n.IifName = unix.AF_INET, r.Priority, r.Table, r.Iif
+	n.Family, n.Priority, n.Table, n.IifName = family(r.IPv6), r.Priority, r.Table, r.Iif
 	if r.From.IsValid() {
 		n.Src = ipNet(netip.PrefixFrom(r.From, r.From.BitLen()))
 	}
@@ -254,8 +321,14 @@ func isLinkNotFound(err error) bool {
 }
 
 func writeSysctl(s SetSysctl) error {
-	path := "/proc/sys/net/ipv4/conf/" + s.Link + "/" + s.Key
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	family := "ipv4"
+	if s.IPv6 {
+		family = "ipv6"
+	}
+	f, err := os.OpenFile("/proc/sys/net/"+family+"/conf/"+s.Link+"/"+s.Key, os.O_WRONLY, 0)
+	if s.IPv6 && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -20,22 +20,34 @@ const (
 	MaxVLAN = 120
 	// BranchVethPrefix starts the host veth of a strict branch pod; regular pods' is configured.
 	BranchVethPrefix = "vlan"
-	// LocalPodsTable has each regular pod's /32 by its host veth; the agent's rule 512 sends everything through it.
+	// LocalPodsTable has the /32 (/128) of each regular pod, and of each branch pod in standard mode, by its host veth;
+	// the agent's rule 512 sends everything through it.
 	LocalPodsTable = 511
+	// StrictPodsTable has the same of each strict branch pod. Only the agent's rules for node-local destinations look it up.
+	StrictPodsTable = 510
 	// MainTable is the kernel's main routing table, where the primary ENI's routes are.
 	MainTable = 254
 	// PriorityBranch is that of the iif rules of strict branch pods, before the local table's (20 in strict mode).
 	PriorityBranch = 10
-	// PriorityFromPod is that of the rule that sends a regular pod's packets out by its own ENI.
+	// PriorityFromPod is that of the rule that sends a regular pod's packets out by its own ENI, where the agent's marks
+	// don't.
 	PriorityFromPod = 1536
+	// PriorityStandard is that of the iif rule of a branch pod in standard mode, behind all that is local.
+	PriorityStandard = 1537
 
 	branchTableBase = 100
 	looseRPFilter   = "2"
 	nameHashLength  = 11
 )
 
-// PodGateway is what each pod has as its default gateway; no host owns it, a permanent neighbour entry answers for it.
-var PodGateway = netip.AddrFrom4([4]byte{169, 254, 1, 1})
+// PodGateway is the default gateway of each pod whose address is of the same family as this one: no host owns it, a
+// permanent neighbour entry answers for it.
+func PodGateway(address netip.Addr) netip.Addr {
+	if address.Is6() {
+		return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
+	}
+	return netip.AddrFrom4([4]byte{169, 254, 1, 1})
+}
 
 // HostVethName is the name of a pod's veth on the host. The network policy agent computes the same.
 func HostVethName(prefix, namespace, pod string) string {
@@ -65,10 +77,11 @@ type Owner struct {
 func (o Owner) String() string { return o.ContainerID + "/" + o.IfName }
 
 // Mark is what the ifalias of each of our links says: whose it is, and what a DEL needs when the runtime has lost the
-// result. In the kernel it reads "branchline:<container id>/<interface> [vlan=<id>] [ip=<address>]".
+// result. In the kernel it reads "branchline:<container id>/<interface> [vlan=<id>] [mode=standard] [ip=<address>]".
 type Mark struct {
 	Owner
 	VLAN    int
+	Mode    Mode // of a branch pod
 	Address netip.Addr
 }
 
@@ -91,6 +104,9 @@ func (m Mark) String() string {
 	b.WriteString(MarkPrefix + markedID(m.ContainerID) + "/" + m.IfName)
 	if m.VLAN != 0 {
 		b.WriteString(" vlan=" + strconv.Itoa(m.VLAN))
+	}
+	if m.Mode == Standard {
+		b.WriteString(" mode=standard")
 	}
 	if m.Address.IsValid() {
 		b.WriteString(" ip=" + m.Address.String())
@@ -125,6 +141,10 @@ func ParseMark(alias string) (Mark, error) {
 			if n, err := strconv.Atoi(value); err == nil && n >= 1 && n <= MaxVLAN {
 				m.VLAN = n
 			}
+		case "mode":
+			if value == "standard" {
+				m.Mode = Standard
+			}
 		case "ip":
 			if a, err := netip.ParseAddr(value); err == nil && a.Zone() == "" {
 				m.Address = a
@@ -141,4 +161,9 @@ func linkMAC(o Owner, end string) net.HardwareAddr {
 	mac := net.HardwareAddr(sum[:6])
 	mac[0] = mac[0]&^0x01 | 0x02
 	return mac
+}
+
+// linkLocal is the modified EUI-64 address of a MAC (RFC 4291, appendix A).
+func linkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 0x02, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }

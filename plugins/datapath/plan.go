@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 )
@@ -11,150 +10,43 @@ type Request struct {
 	Owner        Owner
 	PodNamespace string
 	PodName      string
-	VethPrefix   string // of regular pods
+	VethPrefix   string // of all but strict branch pods
 	MTU          int
-	Address      netip.Addr // the pod's IPv4 address
+	Address      netip.Addr // the pod's, of either family
 	Regular      *Regular
 	Branch       *Branch
 }
 
-// Regular says how a pod with a secondary address of one of the node's ENIs leaves the node.
+// Regular says how a pod with an address of one of the node's ENIs leaves the node.
 type Regular struct {
-	// RouteTable is the ENI's; MainTable for the primary ENI.
+	// RouteTable is the ENI's; MainTable for the primary ENI. 0: the agent's marks choose it, no rule is needed.
 	RouteTable int
 }
 
-// Branch is a strict branch pod's ENI.
+// Mode says which traffic of a branch pod passes its VLAN link.
+type Mode int
+
+// The modes.
+const (
+	Strict   Mode = iota // all, in both directions
+	Standard             // what leaves the node, and what comes from outside
+)
+
+func (m Mode) String() string { return [...]string{"strict", "standard"}[m] }
+
+// Branch is a branch pod's ENI.
 type Branch struct {
 	VLAN         int
 	MAC          net.HardwareAddr
 	Gateway      netip.Addr // of the branch ENI's subnet
 	TrunkIfindex int
+	Mode         Mode
 }
-
-// Side is the network namespace in which a step works.
-type Side int
-
-// The two sides of a sandbox.
-const (
-	Host Side = iota
-	Pod
-)
-
-func (s Side) String() string { return [...]string{"host", "pod"}[s] }
-
-// Step is one change of the kernel's state. Steps name links, never indexes: a plan is made before its links are.
-type Step interface{ String() string }
-
-// The steps that make something.
-type (
-	// AddVLAN makes a VLAN link on the host, down.
-	AddVLAN struct {
-		Name         string
-		ID           int
-		TrunkIfindex int
-		MAC          net.HardwareAddr
-	}
-	// AddVeth makes both ends at once, each born in its own namespace, down.
-	AddVeth struct {
-		Host, Pod       string
-		HostMAC, PodMAC net.HardwareAddr
-		MTU             int
-	}
-	// SetMark writes a host link's ifalias.
-	SetMark struct {
-		Link string
-		Mark Mark
-	}
-	// SetSysctl writes net.ipv4.conf.<link>.<key> on the host.
-	SetSysctl struct{ Link, Key, Value string }
-	// SetUp brings a link up.
-	SetUp struct {
-		Side Side
-		Link string
-	}
-	// AddAddress gives the pod's link its address.
-	AddAddress struct {
-		Link    string
-		Address netip.Prefix
-	}
-	// AddNeighbour makes a permanent neighbour entry in the pod.
-	AddNeighbour struct {
-		Link    string
-		Address netip.Addr
-		MAC     net.HardwareAddr
-	}
-	// AddRoute makes or takes over a route. Without a gateway its scope is the link.
-	AddRoute struct {
-		Side    Side
-		Table   int
-		Dst     netip.Prefix
-		Gateway netip.Addr // invalid: none
-		Link    string
-	}
-	// AddRule makes a host rule, in place of all others with its priority and selector.
-	AddRule struct{ Rule }
-)
-
-// The steps that take something away; what is not there any more is success.
-type (
-	// DeleteLink removes a host link.
-	DeleteLink struct{ Name string }
-	// DeleteRule removes a host rule; Table 0 means whatever its table.
-	DeleteRule struct{ Rule }
-)
-
-// Rule is an IPv4 policy routing rule; exactly one of Iif and From is set.
-type Rule struct {
-	Priority int
-	Iif      string
-	From     netip.Addr
-	Table    int
-}
-
-func (r Rule) String() string {
-	s := fmt.Sprintf("rule %d", r.Priority)
-	if r.From.IsValid() {
-		s += " from " + r.From.String()
-	}
-	if r.Iif != "" {
-		s += " iif " + r.Iif
-	}
-	if r.Table != 0 {
-		s += fmt.Sprintf(" lookup %d", r.Table)
-	}
-	return s
-}
-
-func (s AddVLAN) String() string {
-	return fmt.Sprintf("create VLAN link %s (id %d, %s) on the trunk with ifindex %d", s.Name, s.ID, s.MAC, s.TrunkIfindex)
-}
-func (s AddVeth) String() string {
-	return fmt.Sprintf("create veth %s with peer %s in the pod (mtu %d)", s.Host, s.Pod, s.MTU)
-}
-func (s SetMark) String() string   { return fmt.Sprintf("mark %s as %q", s.Link, s.Mark) }
-func (s SetSysctl) String() string { return fmt.Sprintf("set %s of %s to %s", s.Key, s.Link, s.Value) }
-func (s SetUp) String() string     { return fmt.Sprintf("bring up %s (%s)", s.Link, s.Side) }
-func (s AddAddress) String() string {
-	return fmt.Sprintf("add address %s to %s (pod)", s.Address, s.Link)
-}
-func (s AddNeighbour) String() string {
-	return fmt.Sprintf("add neighbour %s lladdr %s on %s (pod)", s.Address, s.MAC, s.Link)
-}
-func (s AddRoute) String() string {
-	via := ""
-	if s.Gateway.IsValid() {
-		via = " via " + s.Gateway.String()
-	}
-	return fmt.Sprintf("add route %s%s dev %s table %d (%s)", s.Dst, via, s.Link, s.Table, s.Side)
-}
-func (s AddRule) String() string    { return "add " + s.Rule.String() }
-func (s DeleteLink) String() string { return "delete link " + s.Name }
-func (s DeleteRule) String() string { return "delete " + s.Rule.String() }
 
 // Plan is what wires one sandbox.
 type Plan struct {
 	Owner    Owner
+	Address  netip.Addr
 	HostVeth AddVeth
 	VLAN     *AddVLAN // nil for a regular pod
 	Steps    []Step   // in order, HostVeth and VLAN included
@@ -166,55 +58,98 @@ func NewPlan(r Request) (Plan, error) {
 		return Plan{}, err
 	}
 	prefix, mark := r.VethPrefix, Mark{Owner: r.Owner, Address: r.Address}
+	if r.strict() {
+		prefix = BranchVethPrefix
+	}
 	if r.Branch != nil {
-		prefix, mark.VLAN = BranchVethPrefix, r.Branch.VLAN
+		mark.VLAN, mark.Mode = r.Branch.VLAN, r.Branch.Mode
 	}
-	veth := AddVeth{
-		Host: HostVethName(prefix, r.PodNamespace, r.PodName), Pod: r.Owner.IfName, MTU: r.MTU,
+	p := Plan{Owner: r.Owner, Address: r.Address, HostVeth: AddVeth{
+		Host: HostVethName(prefix, r.PodNamespace, r.PodName), Pod: r.Owner.IfName, MTU: r.MTU, Mark: mark,
 		HostMAC: linkMAC(r.Owner, "host"), PodMAC: linkMAC(r.Owner, "pod"),
-	}
-	p := Plan{Owner: r.Owner, HostVeth: veth}
-	add := func(steps ...Step) { p.Steps = append(p.Steps, steps...) }
-	single := netip.PrefixFrom(r.Address, 32)
-
+	}}
+	veth, gateway, one := p.HostVeth, PodGateway(r.Address), single(r.Address)
 	if b := r.Branch; b != nil {
-		p.VLAN = &AddVLAN{Name: VLANLinkName(b.VLAN), ID: b.VLAN, TrunkIfindex: b.TrunkIfindex, MAC: b.MAC}
-		add(*p.VLAN, SetMark{p.VLAN.Name, mark}, SetSysctl{p.VLAN.Name, "rp_filter", looseRPFilter})
+		p.VLAN = &AddVLAN{Name: VLANLinkName(b.VLAN), ID: b.VLAN, TrunkIfindex: b.TrunkIfindex, MAC: b.MAC, Mark: mark}
+		p.add(*p.VLAN)
+		p.hear(p.VLAN.Name)
+		if r.Address.Is6() {
+			// The VPC's router is asked for from here: an address that is there at once, while the one that the kernel
+			// gives to the link waits a second for duplicates of it.
+			p.add(AddAddress{Host, p.VLAN.Name, single(linkLocal(linkMAC(r.Owner, "vlan")))})
+		}
 	}
-	add(veth, SetMark{veth.Host, mark}, SetSysctl{veth.Host, "rp_filter", looseRPFilter},
-		SetUp{Host, veth.Host}, SetUp{Pod, veth.Pod},
-		AddAddress{veth.Pod, single},
-		AddNeighbour{veth.Pod, PodGateway, veth.HostMAC},
-		AddRoute{Side: Pod, Table: MainTable, Dst: netip.PrefixFrom(PodGateway, 32), Link: veth.Pod},
-		AddRoute{Side: Pod, Table: MainTable, Dst: anyIPv4, Gateway: PodGateway, Link: veth.Pod},
+	p.add(veth)
+	p.hear(veth.Host)
+	p.add(
+		AddAddress{Pod, veth.Pod, one},
+		AddNeighbour{Pod, veth.Pod, gateway, veth.HostMAC},
+		AddRoute{Side: Pod, Table: MainTable, Dst: single(gateway), Link: veth.Pod},
+		AddRoute{Side: Pod, Table: MainTable, Dst: everywhere(r.Address), Gateway: gateway, Link: veth.Pod},
+		// Nobody asks for the pod's MAC, and nothing remembers that of the address's last pod.
+		AddNeighbour{Host, veth.Host, r.Address, veth.PodMAC},
 	)
-	if b := r.Branch; b != nil {
-		table, vlan := VLANTable(b.VLAN), p.VLAN.Name
-		add(SetUp{Host, vlan},
-			AddRoute{Table: table, Dst: netip.PrefixFrom(b.Gateway, 32), Link: vlan},
-			AddRoute{Table: table, Dst: anyIPv4, Gateway: b.Gateway, Link: vlan},
-			AddRoute{Table: table, Dst: single, Link: veth.Host},
-			AddRule{Rule{Priority: PriorityBranch, Iif: vlan, Table: table}},
-			AddRule{Rule{Priority: PriorityBranch, Iif: veth.Host, Table: table}},
-		)
-		return p, nil
-	}
-	add(AddRoute{Table: LocalPodsTable, Dst: single, Link: veth.Host})
-	fromPod := Rule{Priority: PriorityFromPod, From: r.Address}
-	if r.Regular.RouteTable == MainTable {
-		// An older sandbox with this address, whose DEL is still to come, may have been on another ENI.
-		add(DeleteRule{fromPod})
-	} else {
-		fromPod.Table = r.Regular.RouteTable
-		add(AddRule{fromPod})
+	p.routes(r, one)
+	if r.Address.Is6() {
+		p.add(AwaitAddress{veth.Pod, r.Address})
 	}
 	return p, nil
 }
 
-var anyIPv4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+func (p *Plan) add(steps ...Step) { p.Steps = append(p.Steps, steps...) }
 
-// Undo is what takes away the steps that were done, newest first. Addresses, neighbours, routes, sysctls and marks go
-// with their links.
+// hear keeps router advertisements and redirects of a pod, or of its subnet, from changing the host's IPv6 routes.
+func (p *Plan) hear(link string) {
+	p.add(SetSysctl{IPv6: true, Link: link, Key: "accept_ra", Value: "0"}, SetSysctl{IPv6: true, Link: link, Key: "accept_redirects", Value: "0"})
+}
+
+// routes is the host's way to the pod, and the pod's out of the host.
+func (p *Plan) routes(r Request, one netip.Prefix) {
+	local := AddRoute{Table: LocalPodsTable, Dst: one, Link: p.HostVeth.Host}
+	ipv6, b := r.Address.Is6(), r.Branch
+	by := func(priority int, link string, table int) Rule {
+		return Rule{IPv6: ipv6, Priority: priority, Iif: link, Table: table}
+	}
+	// Rules that an older sandbox with the same name, VLAN id or address may have left, whose DEL is still to come and
+	// will find that what they select is not its own any more, are deleted here.
+	fromPod := Rule{IPv6: ipv6, Priority: PriorityFromPod, From: r.Address}
+	if b == nil {
+		p.add(local, DeleteRule{by(PriorityStandard, p.HostVeth.Host, 0)})
+		if t := r.Regular.RouteTable; t == MainTable || t == 0 {
+			p.add(DeleteRule{fromPod})
+		} else {
+			fromPod.Table = t
+			p.add(AddRule{fromPod})
+		}
+		return
+	}
+	table, vlan := VLANTable(b.VLAN), p.VLAN.Name
+	p.add(
+		AddRoute{Table: table, Dst: single(b.Gateway), Link: vlan},
+		AddRoute{Table: table, Dst: everywhere(r.Address), Gateway: b.Gateway, Link: vlan},
+	)
+	if b.Mode == Standard {
+		p.add(local, DeleteRule{by(PriorityBranch, vlan, 0)}, DeleteRule{fromPod}, AddRule{by(PriorityStandard, p.HostVeth.Host, table)})
+		return
+	}
+	inTable := local
+	inTable.Table = table
+	local.Table = StrictPodsTable
+	p.add(inTable, local, AddRule{by(PriorityBranch, vlan, table)}, AddRule{by(PriorityBranch, p.HostVeth.Host, table)})
+}
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// everywhere is the default route's destination in the address's family.
+func everywhere(a netip.Addr) netip.Prefix {
+	if a.Is6() {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+// Undo is what takes away the steps that were done, newest first. Addresses, neighbours, routes and settings go with
+// their links.
 func Undo(done []Step) []Step {
 	var steps []Step
 	for i := len(done) - 1; i >= 0; i-- {

@@ -27,11 +27,9 @@ func newModel() *model {
 func (m *model) do(s Step) {
 	switch s := s.(type) {
 	case AddVLAN:
-		m.links[s.Name] = ""
+		m.links[s.Name] = s.Mark.String()
 	case AddVeth:
-		m.links[s.Host] = ""
-	case SetMark:
-		m.links[s.Link] = s.Mark.String()
+		m.links[s.Host] = s.Mark.String()
 	case AddRoute:
 		if s.Side == Host {
 			m.routes[fmt.Sprint(s.Table, " ", s.Dst)] = s.Link
@@ -77,7 +75,7 @@ func (m *model) teardown(r Request, p Plan) {
 		}
 		o := observed{holder: other, index: len(name)}
 		if mark, err := ParseMark(alias); err == nil && mark.Is(r.Owner) {
-			o.holder = us
+			o.holder, o.mark = us, mark
 		}
 		return o
 	}
@@ -85,7 +83,12 @@ func (m *model) teardown(r Request, p Plan) {
 	v := view{veths: map[string]observed{names[0]: see(names[0])}, address: r.Address}
 	if p.VLAN != nil {
 		v.vlan, v.vlanLink = p.VLAN.ID, see(p.VLAN.Name)
-	} else if link, ok := m.routes[fmt.Sprint(LocalPodsTable, " ", netip.PrefixFrom(r.Address, 32))]; ok {
+		for _, o := range []observed{v.veths[names[0]], v.vlanLink} {
+			if o.holder == us {
+				v.learn(o.mark)
+			}
+		}
+	} else if link, ok := m.routes[fmt.Sprint(LocalPodsTable, " ", single(r.Address))]; ok {
 		v.addressHeldBy = len(link) + 1000
 		if link == names[0] {
 			v.addressHeldBy = len(link)
@@ -96,20 +99,28 @@ func (m *model) teardown(r Request, p Plan) {
 	}
 }
 
-func genRequest(t *rapid.T, id string) Request {
+// genRequest draws from few values, so that sandboxes share them. A cluster has one family.
+func genRequest(t *rapid.T, id string, ipv6 bool) Request {
+	addresses := []netip.Addr{netip.MustParseAddr("192.168.40.1"), netip.MustParseAddr("192.168.40.2")}
+	if ipv6 {
+		addresses = []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")}
+	}
 	r := Request{
 		Owner:        Owner{ContainerID: id, IfName: "eth0"},
 		PodNamespace: "shop", PodName: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "pod"),
 		VethPrefix: "eni", MTU: 9001,
-		Address: netip.AddrFrom4([4]byte{192, 168, 40, byte(rapid.IntRange(1, 2).Draw(t, "address"))}),
+		Address: rapid.SampledFrom(addresses).Draw(t, "address"),
 	}
 	if rapid.Bool().Draw(t, "branch") {
 		r.Branch = &Branch{
 			VLAN: rapid.IntRange(1, 2).Draw(t, "vlan"), MAC: net.HardwareAddr{6, 1, 2, 3, 4, 5},
-			Gateway: netip.MustParseAddr("192.168.32.1"), TrunkIfindex: 3,
+			Gateway: netip.MustParseAddr("192.168.32.1"), TrunkIfindex: 3, Mode: rapid.SampledFrom([]Mode{Strict, Standard}).Draw(t, "mode"),
+		}
+		if r.Address.Is6() {
+			r.Branch.Gateway = netip.MustParseAddr("fe80:ec2::1")
 		}
 	} else {
-		r.Regular = &Regular{RouteTable: rapid.SampledFrom([]int{MainTable, 2, 3}).Draw(t, "table")}
+		r.Regular = &Regular{RouteTable: rapid.SampledFrom([]int{0, MainTable, 2, 3}).Draw(t, "table")}
 	}
 	return r
 }
@@ -124,7 +135,7 @@ func mustPlan(t interface{ Fatal(...any) }, r Request) Plan {
 
 func TestUndoOfAnyPartOfAPlanLeavesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := mustPlan(t, genRequest(t, "one"))
+		p := mustPlan(t, genRequest(t, "one", rapid.Bool().Draw(t, "IPv6")))
 		m := newModel()
 		n := rapid.IntRange(0, len(p.Steps)).Draw(t, "done")
 		for _, s := range p.Steps[:n] {
@@ -143,7 +154,8 @@ func TestUndoOfAnyPartOfAPlanLeavesNothing(t *testing.T) {
 // newer one; whenever its DEL comes, the newer one is wired as if it had been alone.
 func TestP1TeardownTakesItsOwnAndNothingElse(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		older, newer := genRequest(t, "older"), genRequest(t, "newer")
+		ipv6 := rapid.Bool().Draw(t, "IPv6")
+		older, newer := genRequest(t, "older", ipv6), genRequest(t, "newer", ipv6)
 		po, pn := mustPlan(t, older), mustPlan(t, newer)
 		alone := newModel()
 		alone.apply(pn)
@@ -184,13 +196,14 @@ func TestMarksSurviveTheKernel(t *testing.T) {
 		m := Mark{Owner: Owner{
 			ContainerID: rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_.-]{0,300}`).Draw(t, "id"),
 			IfName:      rapid.StringMatching(`[a-z0-9]{1,15}`).Draw(t, "if"),
-		}, VLAN: rapid.IntRange(0, MaxVLAN).Draw(t, "vlan"), Address: netip.MustParseAddr("192.168.255.255")}
+		}, VLAN: rapid.IntRange(0, MaxVLAN).Draw(t, "vlan"), Mode: rapid.SampledFrom([]Mode{Strict, Standard}).Draw(t, "mode"),
+			Address: netip.MustParseAddr("2001:db80:1111:2222:3333:4444:5555:6666")}
 		text := m.String()
 		if len(text) > 255 {
 			t.Fatalf("%d bytes don't fit into an ifalias", len(text))
 		}
 		got, err := ParseMark(text)
-		if err != nil || !got.Is(m.Owner) || got.VLAN != m.VLAN || got.Address != m.Address {
+		if err != nil || !got.Is(m.Owner) || got.VLAN != m.VLAN || got.Address != m.Address || got.Mode != m.Mode {
 			t.Fatalf("%q: %+v, %v", text, got, err)
 		}
 		if got.Is(Owner{m.ContainerID + "x", m.IfName}) || got.Is(Owner{m.ContainerID, m.IfName + "x"}) {
@@ -222,7 +235,11 @@ func TestRequestsThatCannotBeWiredAreRefused(t *testing.T) {
 		"no owner":            func(r *Request) { r.Owner.ContainerID = "" },
 		"mtu too small":       func(r *Request) { r.MTU = 500 },
 		"no address":          func(r *Request) { r.Address = netip.Addr{} },
-		"IPv6 address":        func(r *Request) { r.Address = netip.MustParseAddr("fd00::1") },
+		"link-local address":  func(r *Request) { r.Address = netip.MustParseAddr("fe80::1") },
+		"mapped address":      func(r *Request) { r.Address = netip.MustParseAddr("::ffff:192.168.47.64") },
+		"gateway of IPv4":     func(r *Request) { r.Address = netip.MustParseAddr("2001:db8::1") },
+		"gateway of IPv6":     func(r *Request) { r.Branch.Gateway = netip.MustParseAddr("fe80:ec2::1") },
+		"unknown mode":        func(r *Request) { r.Branch.Mode = 2 },
 		"loopback":            func(r *Request) { r.Address = netip.MustParseAddr("127.0.0.1") },
 		"both kinds":          func(r *Request) { r.Regular = &Regular{RouteTable: 2} },
 		"neither kind":        func(r *Request) { r.Branch = nil },
@@ -234,7 +251,9 @@ func TestRequestsThatCannotBeWiredAreRefused(t *testing.T) {
 		"no trunk":            func(r *Request) { r.Branch.TrunkIfindex = 0 },
 		"table local":         func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: 255} },
 		"table of local pods": func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: LocalPodsTable} },
-		"no table":            func(r *Request) { r.Branch = nil; r.Regular = &Regular{} },
+		"negative table":      func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: -1} },
+		"table of a VLAN":     func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: VLANTable(1)} },
+		"bad prefix":          func(r *Request) { r.Branch.Mode = Standard; r.VethPrefix = "vlan" },
 	} {
 		r := good()
 		change(&r)

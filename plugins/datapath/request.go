@@ -21,23 +21,27 @@ func (r Request) validate() error {
 	case r.MTU < 576 || r.MTU > 65535:
 		return bad("mtu %d is not within 576 and 65535", r.MTU)
 	case !Usable(r.Address):
-		return bad("%s is no IPv4 unicast address for a pod", r.Address)
+		return bad("%s is no unicast address for a pod", r.Address)
 	case (r.Regular == nil) == (r.Branch == nil):
 		return bad("want either a regular or a branch interface")
 	}
-	if r.Regular != nil {
+	if !r.strict() {
 		if err := CheckVethPrefix(r.VethPrefix); err != nil {
 			return bad("veth prefix: %v", err)
 		}
+	}
+	if r.Regular != nil {
 		return r.Regular.validate(bad)
 	}
 	return r.Branch.validate(r.Address, bad)
 }
 
+func (r Request) strict() bool { return r.Branch != nil && r.Branch.Mode == Strict }
+
 func (r Regular) validate(bad func(string, ...any) error) error {
-	// 0 is "unspecified", 253 and 255 are the kernel's default and local tables, 511 is ours for local pods.
+	// 253 and 255 are the kernel's default and local tables; the others that are refused are ours, for pods.
 	switch t := r.RouteTable; {
-	case t < 1, t == 253, t == 255, t == LocalPodsTable:
+	case t < 0, t == 253, t == 255, t == LocalPodsTable, t == StrictPodsTable, t > VLANTable(0) && t <= VLANTable(MaxVLAN):
 		return bad("route table %d can't be an ENI's", t)
 	}
 	return nil
@@ -49,7 +53,9 @@ func (b Branch) validate(address netip.Addr, bad func(string, ...any) error) err
 		return bad("vlan id %d is not within 1 and %d", b.VLAN, MaxVLAN)
 	case len(b.MAC) != 6 || b.MAC[0]&1 != 0 || string(b.MAC) == "\x00\x00\x00\x00\x00\x00":
 		return bad("%q is no unicast Ethernet address for the branch ENI", b.MAC)
-	case !Usable(b.Gateway) || b.Gateway == address:
+	case b.Mode != Strict && b.Mode != Standard:
+		return bad("enforcing mode %d is not known", b.Mode)
+	case !validGateway(b.Gateway, address):
 		return bad("%s can't be the gateway of a branch ENI with address %s", b.Gateway, address)
 	case b.TrunkIfindex < 1:
 		return bad("trunk ifindex %d must be positive", b.TrunkIfindex)
@@ -57,9 +63,17 @@ func (b Branch) validate(address netip.Addr, bad func(string, ...any) error) err
 	return nil
 }
 
-// Usable says whether an address can be a pod's or a subnet router's.
+// validGateway wants the subnet's router in IPv4, and a link-local address, as the VPC's is, in IPv6.
+func validGateway(gateway, address netip.Addr) bool {
+	if address.Is6() {
+		return gateway.Is6() && gateway.Zone() == "" && gateway.IsLinkLocalUnicast()
+	}
+	return gateway.Is4() && Usable(gateway) && gateway != address
+}
+
+// Usable says whether an address can be a pod's or an IPv4 subnet's router's.
 func Usable(a netip.Addr) bool {
-	return a.Is4() && a.IsGlobalUnicast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return a.IsGlobalUnicast() && !a.Is4In6() && a.Zone() == "" && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 // CheckVethPrefix refuses prefixes that would make a link's name too long or that name other kinds of links.

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // Removal says what a sandbox may have left, as far as its runtime still knows. Only Owner must be set: the marks of the
@@ -37,6 +36,9 @@ type view struct {
 	vlan     int // 0: none is known of
 	vlanLink observed
 	address  netip.Addr
+	// mode is a branch pod's, if a mark of ours has told it.
+	marked bool
+	mode   Mode
 	// addressHeldBy is the ifindex of the link that the table of local pods has the address on, 0 for none.
 	addressHeldBy int
 }
@@ -47,15 +49,7 @@ func teardownSteps(hostVeths []string, v view) []Step {
 	ours := func(o observed) bool { return o.holder == us || o.holder == leftover }
 	var steps []Step
 	if v.vlan != 0 {
-		table := VLANTable(v.vlan)
-		if free(v.vlanLink) {
-			steps = append(steps, DeleteRule{Rule{Priority: PriorityBranch, Iif: VLANLinkName(v.vlan), Table: table}})
-		}
-		for _, name := range hostVeths {
-			if free(v.veths[name]) {
-				steps = append(steps, DeleteRule{Rule{Priority: PriorityBranch, Iif: name, Table: table}})
-			}
-		}
+		steps = branchRules(hostVeths, v, free)
 	} else if v.address.IsValid() {
 		held := v.addressHeldBy
 		for _, name := range hostVeths {
@@ -64,7 +58,7 @@ func teardownSteps(hostVeths []string, v view) []Step {
 			}
 		}
 		if held == 0 {
-			steps = append(steps, DeleteRule{Rule{Priority: PriorityFromPod, From: v.address}})
+			steps = append(steps, DeleteRule{Rule{Priority: PriorityFromPod, From: v.address, IPv6: v.address.Is6()}})
 		}
 	}
 	for _, name := range hostVeths {
@@ -75,6 +69,35 @@ func teardownSteps(hostVeths []string, v view) []Step {
 	// The VLAN link goes last: as long as it is there, the next DEL still knows what this one has left undone.
 	if v.vlan != 0 && ours(v.vlanLink) {
 		steps = append(steps, DeleteLink{VLANLinkName(v.vlan)})
+	}
+	return steps
+}
+
+// branchRules are those that a branch pod's links may have, of the mode and family that the marks tell, or else of all.
+func branchRules(hostVeths []string, v view, free func(observed) bool) (steps []Step) {
+	strict, standard := true, true
+	if v.marked {
+		strict, standard = v.mode == Strict, v.mode == Standard
+	}
+	families := []bool{false, true}
+	if v.address.IsValid() {
+		families = []bool{v.address.Is6()}
+	}
+	for _, ipv6 := range families {
+		drop := func(priority int, link string) {
+			steps = append(steps, DeleteRule{Rule{IPv6: ipv6, Priority: priority, Iif: link, Table: VLANTable(v.vlan)}})
+		}
+		if strict && free(v.vlanLink) {
+			drop(PriorityBranch, VLANLinkName(v.vlan))
+		}
+		for _, name := range hostVeths {
+			if strict && free(v.veths[name]) {
+				drop(PriorityBranch, name)
+			}
+			if standard && free(v.veths[name]) {
+				drop(PriorityStandard, name)
+			}
+		}
 	}
 	return steps
 }
@@ -114,6 +137,8 @@ func Teardown(ctx context.Context, r Removal, lock *Lock) (Removed, error) {
 	return removed, errors.Join(errs...)
 }
 
+func (v *view) learn(m Mark) { v.vlan, v.address, v.marked, v.mode = m.VLAN, m.Address, true, m.Mode }
+
 func (k *kernel) view(ctx context.Context, r Removal, lock *Lock) (view, error) {
 	v := view{veths: map[string]observed{}, vlan: r.VLAN, address: r.Address}
 	mine := false
@@ -129,7 +154,7 @@ func (k *kernel) view(ctx context.Context, r Removal, lock *Lock) (view, error) 
 		if o.holder == us {
 			mine = true
 			// The mark is written with the link and can't be lost; the runtime's cached result can.
-			v.vlan, v.address = o.mark.VLAN, o.mark.Address
+			v.learn(o.mark)
 		}
 	}
 	if v.vlan == 0 && !mine && !r.Regular {
@@ -151,9 +176,12 @@ func (k *kernel) view(ctx context.Context, r Removal, lock *Lock) (view, error) 
 		if v.vlanLink.holder == us || v.vlanLink.holder == leftover {
 			k.index[Host][name] = v.vlanLink.index
 		}
+		if v.vlanLink.holder == us {
+			v.learn(v.vlanLink.mark)
+		}
 		return v, nil
 	}
-	if v.address.Is4() {
+	if v.address.IsValid() {
 		var err error
 		v.addressHeldBy, err = k.localPodLink(v.address)
 		return v, err
@@ -184,7 +212,7 @@ func (k *kernel) findVLAN(ctx context.Context, owner Owner) (int, error) {
 func (k *kernel) localPodLink(address netip.Addr) (int, error) {
 	routes, err := k.host.RouteGetWithOptions(address.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
 	switch {
-	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ESRCH):
+	case isUnreachable(err):
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("look up the route to %s: %w", address, err)

@@ -3,7 +3,6 @@ package eni
 import (
 	"context"
 	"errors"
-	"net"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -135,11 +134,4 @@ func (o *operation) unwire(lock *datapath.Lock, w wiring) error {
 		HostVeths: []string{w.plan.HostVeth.Host}, VLAN: w.vlan, Address: w.address, Regular: w.vlan == 0,
 	}, lock)
 	return err
-}
-
-func defaultRoute() *types.Route {
-	return &types.Route{
-		Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)},
-		GW:  datapath.PodGateway.AsSlice(),
-	}
 }

@@ -94,8 +94,9 @@ func ParseConfig(stdin []byte) (Config, error) {
 			c.MTU = n
 		}
 	}
-	if v := raw.PodSGEnforcingMode; v != "" && v != "strict" {
-		report(invalidConfig("podSGEnforcingMode", "%q is not accepted, this version knows strict", v))
+	if v := raw.PodSGEnforcingMode; v != "" && v != "strict" && v != "standard" {
+		// What a pod gets is the agent's decision, by pod; this tells people, and other programs, of new ones.
+		report(invalidConfig("podSGEnforcingMode", "%q is neither strict nor standard", v))
 	}
 	if v := raw.PluginLogFile; v != "" {
 		if v != "stderr" && !filepath.IsAbs(v) {

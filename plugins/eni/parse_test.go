@@ -38,7 +38,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		`{"vethPrefix":"toolong"}`:            {types.ErrInvalidNetworkConfig, "vethPrefix"},
 		`{"vethPrefix":"lo"}`:                 {types.ErrInvalidNetworkConfig, "vethPrefix"},
 		`{"vethPrefix":"e/i"}`:                {types.ErrInvalidNetworkConfig, "vethPrefix"},
-		`{"podSGEnforcingMode":"standard"}`:   {types.ErrInvalidNetworkConfig, "podSGEnforcingMode"},
+		`{"podSGEnforcingMode":"lax"}`:        {types.ErrInvalidNetworkConfig, "podSGEnforcingMode"},
 		`{"pluginLogFile":[]}`:                {types.ErrInvalidNetworkConfig, "pluginLogFile"},
 		`{"ipamdSocket":"run/ipamd.sock"}`:    {types.ErrInvalidNetworkConfig, "ipamdSocket"},
 		`{"ipamdSocket":["/run/ipamd.sock"]}`: {types.ErrInvalidNetworkConfig, "ipamdSocket"},
@@ -92,20 +92,20 @@ func TestArgsErrorsNameTheKey(t *testing.T) {
 
 func TestErrorsOfTheAgentHaveTheSpecificationsCodes(t *testing.T) {
 	for err, want := range map[error]uint{
-		status.Error(codes.Unavailable, "starting"):                        types.ErrTryAgainLater,
-		status.Error(codes.DeadlineExceeded, "no annotation yet"):          types.ErrTryAgainLater,
-		status.Error(codes.ResourceExhausted, "no address"):                types.ErrTryAgainLater,
-		status.Error(codes.NotFound, "pod unknown"):                        types.ErrUnknownContainer,
-		status.Error(codes.InvalidArgument, "no name"):                     types.ErrInvalidEnvironmentVariables,
-		status.Error(codes.FailedPrecondition, "refused"):                  CodeRefused,
-		status.Error(codes.Unimplemented, "what"):                          CodeUnsupported,
-		status.Error(codes.Internal, "bug"):                                types.ErrInternal,
-		fmt.Errorf("dial: %w", rpc.ErrPeerRefused):                         CodePeer,
-		badReply{errors.New("vlan id 0")}:                                  CodeBadReply,
-		fmt.Errorf("claim: %w", datapath.ErrConflict):                      CodeConflict,
-		&datapath.StepError{Step: datapath.SetUp{}, Err: context.Canceled}: types.ErrTryAgainLater,
-		&datapath.StepError{Step: datapath.SetUp{}, Err: errors.New("no")}: CodeWiring,
-		types.NewError(types.ErrInvalidNetworkConfig, "mtu", ""):           types.ErrInvalidNetworkConfig,
+		status.Error(codes.Unavailable, "starting"):                          types.ErrTryAgainLater,
+		status.Error(codes.DeadlineExceeded, "no annotation yet"):            types.ErrTryAgainLater,
+		status.Error(codes.ResourceExhausted, "no address"):                  types.ErrTryAgainLater,
+		status.Error(codes.NotFound, "pod unknown"):                          types.ErrUnknownContainer,
+		status.Error(codes.InvalidArgument, "no name"):                       types.ErrInvalidEnvironmentVariables,
+		status.Error(codes.FailedPrecondition, "refused"):                    CodeRefused,
+		status.Error(codes.Unimplemented, "what"):                            CodeUnsupported,
+		status.Error(codes.Internal, "bug"):                                  types.ErrInternal,
+		fmt.Errorf("dial: %w", rpc.ErrPeerRefused):                           CodePeer,
+		badReply{errors.New("vlan id 0")}:                                    CodeBadReply,
+		fmt.Errorf("claim: %w", datapath.ErrConflict):                        CodeConflict,
+		&datapath.StepError{Step: datapath.AddVLAN{}, Err: context.Canceled}: types.ErrTryAgainLater,
+		&datapath.StepError{Step: datapath.AddVLAN{}, Err: errors.New("no")}: CodeWiring,
+		types.NewError(types.ErrInvalidNetworkConfig, "mtu", ""):             types.ErrInvalidNetworkConfig,
 	} {
 		if got := toCNI("ADD of pod a/b", err); got.Code != want {
 			t.Errorf("%v: code %d, want %d", err, got.Code, want)
@@ -185,7 +185,7 @@ func FuzzPrevResult(f *testing.F) {
 		if err != nil && p.known {
 			t.Fatal("known with an error")
 		}
-		if p.vlan < 0 || p.vlan > datapath.MaxVLAN || len(p.hostVeth) > 15 || p.address.IsValid() && !p.address.Is4() {
+		if p.vlan < 0 || p.vlan > datapath.MaxVLAN || len(p.hostVeth) > 15 || p.address.IsValid() && !datapath.Usable(p.address) {
 			t.Fatalf("unusable: %+v", p)
 		}
 	})
@@ -212,7 +212,7 @@ func FuzzReply(f *testing.F) {
 		if branch && (n < 1 || n > 120 || len(w.plan.VLAN.MAC) != 6 || net.HardwareAddr(w.plan.VLAN.MAC)[0]&1 != 0) {
 			t.Fatalf("accepted %+v", w)
 		}
-		if !w.address.Is4() || len(w.plan.Steps) == 0 {
+		if !datapath.Usable(w.address) || len(w.plan.Steps) == 0 {
 			t.Fatalf("accepted %+v", w)
 		}
 	})

@@ -52,33 +52,51 @@ func parseBranch(b *rpc.BranchInterface) (*datapath.Branch, netip.Addr, error) {
 	if err != nil {
 		return fail(err)
 	}
-	gateway, err := parseAddress("gateway", b.GetGateway())
+	gateway, err := netip.ParseAddr(b.GetGateway())
 	if err != nil {
+		return fail(fmt.Errorf("gateway %q is not an address", b.GetGateway()))
+	}
+	if err := checkSubnet(b.GetSubnetCidr(), address, gateway); err != nil {
 		return fail(err)
-	}
-	subnet, err := netip.ParsePrefix(b.GetSubnetCidr())
-	if err != nil || !subnet.Addr().Is4() || subnet != subnet.Masked() {
-		return fail(fmt.Errorf("subnet_cidr %q is not an IPv4 network", b.GetSubnetCidr()))
-	}
-	if !subnet.Contains(address) {
-		return fail(fmt.Errorf("address %s is not in the branch ENI's subnet %s", address, subnet))
-	}
-	if !subnet.Contains(gateway) {
-		return fail(fmt.Errorf("gateway %s is not in the branch ENI's subnet %s", gateway, subnet))
 	}
 	mac, err := net.ParseMAC(b.GetMac())
 	if err != nil {
 		return fail(fmt.Errorf("mac %q is not an Ethernet address", b.GetMac()))
 	}
+	mode, ok := map[rpc.EnforcingMode]datapath.Mode{
+		rpc.EnforcingMode_ENFORCING_MODE_STRICT: datapath.Strict, rpc.EnforcingMode_ENFORCING_MODE_STANDARD: datapath.Standard,
+	}[b.GetEnforcingMode()]
+	if !ok {
+		return fail(fmt.Errorf("enforcing_mode %d is not known", b.GetEnforcingMode()))
+	}
 	return &datapath.Branch{
-		VLAN: int(b.GetVlanId()), MAC: mac, Gateway: gateway, TrunkIfindex: int(b.GetTrunkIfindex()),
+		VLAN: int(b.GetVlanId()), MAC: mac, Gateway: gateway, TrunkIfindex: int(b.GetTrunkIfindex()), Mode: mode,
 	}, address, nil
+}
+
+// checkSubnet holds the address to its subnet, which an IPv6 branch ENI's annotation may leave out. There the router has
+// a link-local address.
+func checkSubnet(cidr string, address, gateway netip.Addr) error {
+	if cidr == "" && address.Is6() {
+		return nil
+	}
+	subnet, err := netip.ParsePrefix(cidr)
+	if err != nil || subnet.Addr().Is6() != address.Is6() || subnet != subnet.Masked() {
+		return fmt.Errorf("subnet_cidr %q is not a network of the family of address %s", cidr, address)
+	}
+	if !subnet.Contains(address) {
+		return fmt.Errorf("address %s is not in the branch ENI's subnet %s", address, subnet)
+	}
+	if address.Is4() && !subnet.Contains(gateway) {
+		return fmt.Errorf("gateway %s is not in the branch ENI's subnet %s", gateway, subnet)
+	}
+	return nil
 }
 
 func parseAddress(field, text string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(text)
 	if err != nil || !datapath.Usable(a) {
-		return netip.Addr{}, fmt.Errorf("%s %q is not an IPv4 unicast address", field, text)
+		return netip.Addr{}, fmt.Errorf("%s %q is not a unicast address", field, text)
 	}
 	return a, nil
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/branchline-cni/branchline/plugins/datapath"
@@ -14,7 +15,7 @@ import (
 // newResult is what the runtime caches and passes to the chained plugins and to DEL. It says everything that DEL needs:
 // the host veth's name, the pod's address and, as the name of the third interface, the VLAN id.
 func newResult(w wiring, netns string) *current.Result {
-	veth := w.plan.HostVeth
+	veth, gateway, bits := w.plan.HostVeth, datapath.PodGateway(w.address), w.address.BitLen()
 	r := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{
@@ -23,11 +24,11 @@ func newResult(w wiring, netns string) *current.Result {
 		},
 		IPs: []*current.IPConfig{{
 			Interface: current.Int(1),
-			Address:   net.IPNet{IP: w.address.AsSlice(), Mask: net.CIDRMask(32, 32)},
-			Gateway:   datapath.PodGateway.AsSlice(),
+			Address:   net.IPNet{IP: w.address.AsSlice(), Mask: net.CIDRMask(bits, bits)},
+			Gateway:   gateway.AsSlice(),
 		}},
+		Routes: []*types.Route{{Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}, GW: gateway.AsSlice()}},
 	}
-	r.Routes = append(r.Routes, defaultRoute())
 	if v := w.plan.VLAN; v != nil {
 		r.Interfaces = append(r.Interfaces, &current.Interface{Name: v.Name, Mac: v.MAC.String()})
 	}
