@@ -5,80 +5,87 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
-	"os"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
-// kernel does single steps by netlink: one socket per namespace, no package-level calls, no dumps.
+// kernel does steps by netlink: one socket per namespace, no dumps, and look-ups only of what could not be made.
 type kernel struct {
-	host, pod *netlink.Handle // pod is nil in a teardown
+	host, pod *socket // pod is nil in a teardown
 	podNS     int
 	owner     Owner
 	index     map[Side]map[string]int // of the links that we made or looked at
 	until     time.Time
+	queue     []queued // requests of steps that can go together with the next ones
+}
+
+// queued is a step whose requests are still to be sent.
+type queued struct {
+	step     Step
+	side     Side
+	requests []*request
+	// fine are errors that mean success, by request.
+	fine []unix.Errno
 }
 
 // openKernel opens a socket in this process's namespace and, with podNS >= 0, one in the pod's.
 func openKernel(ctx context.Context, owner Owner, podNS int) (*kernel, error) {
 	k := &kernel{owner: owner, podNS: podNS, index: map[Side]map[string]int{Host: {}, Pod: {}}}
 	var err error
-	if k.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+	if k.host, err = openSocket(); err != nil {
 		return nil, fmt.Errorf("open a netlink socket on the host: %w", err)
 	}
 	if podNS >= 0 {
-		if k.pod, err = netlink.NewHandleAt(netns.NsHandle(podNS), unix.NETLINK_ROUTE); err != nil {
+		if k.pod, err = openSocketAt(podNS); err != nil {
 			k.close()
 			return nil, fmt.Errorf("open a netlink socket in the pod's network namespace: %w", err)
 		}
 	}
-	return k, k.deadline(ctx)
+	if err := k.deadline(ctx); err != nil {
+		k.close()
+		return nil, err
+	}
+	return k, nil
 }
 
-// noDeadline is how long a request may take when its context has none.
+// noDeadline is how long an answer may take when the context has none.
 const noDeadline = time.Minute
 
-// deadline keeps a single netlink request from outliving the context.
+// deadline keeps a single netlink answer from outliving the context.
 func (k *kernel) deadline(ctx context.Context) error {
 	end, ok := ctx.Deadline()
 	if !ok {
 		end = time.Now().Add(noDeadline)
 	}
 	k.until = end
-	left := max(time.Until(end), time.Millisecond)
-	for _, h := range []*netlink.Handle{k.host, k.pod} {
-		if h == nil {
+	for _, s := range []*socket{k.host, k.pod} {
+		if s == nil {
 			continue
 		}
-		if err := h.SetSocketTimeout(left); err != nil {
+		if err := s.timeout(k.left()); err != nil {
 			return fmt.Errorf("set the netlink socket's timeout: %w", err)
 		}
 	}
 	return nil
 }
 
+func (k *kernel) left() time.Duration { return max(time.Until(k.until), time.Millisecond) }
+
 func (k *kernel) close() {
-	for _, h := range []*netlink.Handle{k.host, k.pod} {
-		if h != nil {
-			h.Close()
-		}
-	}
+	k.host.close()
+	k.pod.close()
 }
 
-func (k *kernel) handle(s Side) *netlink.Handle {
+func (k *kernel) socket(s Side) *socket {
 	if s == Pod {
 		return k.pod
 	}
 	return k.host
 }
 
-// do makes one step true.
+// do makes one step true, or queues it: flush makes it true then.
 func (k *kernel) do(step Step) error {
 	var err error
 	switch s := step.(type) {
@@ -89,29 +96,115 @@ func (k *kernel) do(step Step) error {
 	case SetSysctl:
 		err = writeSysctl(s)
 	case AddAddress:
-		err = k.addAddress(s)
+		k.later(step, s.Side, addressRequest(s, k.index[s.Side][s.Link]))
 	case AddNeighbour:
-		err = k.handle(s.Side).NeighSet(&netlink.Neigh{
-			LinkIndex: k.index[s.Side][s.Link], Family: family(s.Address.Is6()), State: netlink.NUD_PERMANENT,
-			IP: s.Address.AsSlice(), HardwareAddr: s.MAC,
-		})
+		k.later(step, s.Side, neighbourRequest(s, k.index[s.Side][s.Link]))
 	case AddRoute:
-		err = k.addRoute(s)
+		k.later(step, s.Side, routeRequest(s, k.index[s.Side][s.Link]))
 	case AddRule:
-		err = k.addRule(s.Rule)
+		// Whatever rule has the same selector goes: an older sandbox's, for another table, would win.
+		stale := s.Rule
+		stale.Table = 0
+		k.queue = append(k.queue, queued{step, Host, []*request{deleteRuleRequest(stale), addRuleRequest(s.Rule)}, []unix.Errno{unix.ENOENT, unix.EEXIST}})
+	case DeleteRule:
+		k.queue = append(k.queue, queued{step, Host, []*request{deleteRuleRequest(s.Rule)}, []unix.Errno{unix.ENOENT}})
 	case AwaitAddress:
+		if err := k.flush(); err != nil {
+			return err
+		}
 		err = k.awaitAddress(s)
 	case DeleteLink:
+		if err := k.flush(); err != nil {
+			return err
+		}
 		err = k.deleteLink(s.Name)
-	case DeleteRule:
-		err = k.deleteRules(s.Rule)
 	default:
 		err = fmt.Errorf("no such step: %T", step)
 	}
-	if err != nil {
-		return &StepError{Step: step, Err: explain(step, err)}
+	return stepError(step, err)
+}
+
+func (k *kernel) later(step Step, side Side, r *request) {
+	k.queue = append(k.queue, queued{step: step, side: side, requests: []*request{r}})
+}
+
+// flush sends what is queued, to each side at once, and joins the errors of all steps.
+func (k *kernel) flush() error {
+	queue := k.queue
+	k.queue = nil
+	var errs []error
+	for _, side := range []Side{Host, Pod} {
+		var requests []*request
+		for _, q := range queue {
+			if q.side == side {
+				requests = append(requests, q.requests...)
+			}
+		}
+		if err := k.socket(side).exchange(requests...); err != nil {
+			return err
+		}
+	}
+	for _, q := range queue {
+		errs = append(errs, stepError(q.step, k.outcome(q)))
+	}
+	return errors.Join(errs...)
+}
+
+// outcome is what became of a step. Of rules that are to go the kernel takes one at a time.
+func (k *kernel) outcome(q queued) error {
+	for i, r := range q.requests {
+		if r.err != nil && (i >= len(q.fine) || !errors.Is(r.err, q.fine[i])) {
+			return r.err
+		}
+	}
+	if q.fine == nil || q.requests[0].err != nil {
+		return nil // there was no rule to delete
+	}
+	switch s := q.step.(type) {
+	case AddRule:
+		stale := s.Rule
+		stale.Table = 0
+		if err := k.deleteRules(stale); err != nil {
+			return fmt.Errorf("%s: %w", DeleteRule{stale}, err)
+		}
+		return k.one(Host, addRuleRequest(s.Rule))
+	case DeleteRule:
+		return k.deleteRules(s.Rule)
 	}
 	return nil
+}
+
+// one sends a single request.
+func (k *kernel) one(side Side, r *request) error {
+	if err := k.socket(side).exchange(r); err != nil {
+		return err
+	}
+	return r.err
+}
+
+// maxStaleRules bounds the loop should the kernel say "deleted" for ever.
+const maxStaleRules = 64
+
+// deleteRules deletes every rule with the selector, of any table when r names none.
+func (k *kernel) deleteRules(r Rule) error {
+	for range maxStaleRules {
+		err := k.one(Host, deleteRuleRequest(r))
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("there are still more after %d were deleted", maxStaleRules)
+}
+
+func stepError(step Step, err error) error {
+	var done *StepError
+	if err == nil || errors.As(err, &done) {
+		return err
+	}
+	return &StepError{Step: step, Err: explain(step, err)}
 }
 
 // StepError says which step failed.
@@ -145,179 +238,51 @@ func explain(step Step, err error) error {
 	return err
 }
 
-func (k *kernel) addVLAN(s AddVLAN) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.ParentIndex, attrs.HardwareAddr = s.Name, s.TrunkIfindex, s.MAC
-	link := &netlink.Vlan{LinkAttrs: attrs, VlanId: s.ID, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
-	if err := k.host.LinkAdd(link); err != nil {
-		return err
-	}
-	if err := k.made(Host, s.Name); err != nil {
-		return err
-	}
-	return k.finish(s.Name, s.Mark)
-}
-
-func (k *kernel) addVeth(s AddVeth) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.HardwareAddr, attrs.MTU = s.Host, s.HostMAC, s.MTU
-	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = s.Pod, s.PodMAC, uint32(s.MTU)
-	veth.PeerNamespace = netlink.NsFd(k.podNS)
-	if err := k.host.LinkAdd(veth); err != nil {
-		return err
-	}
-	if err := k.made(Host, s.Host); err != nil {
-		return err
-	}
-	if err := k.made(Pod, s.Pod); err != nil {
-		return err
-	}
-	if err := k.finish(s.Host, s.Mark); err != nil {
-		return err
-	}
-	return k.pod.LinkSetUp(k.link(Pod, s.Pod))
-}
-
-// finish gives a new host link what can't be said when it is made.
-func (k *kernel) finish(name string, mark Mark) error {
-	if err := k.host.LinkSetAlias(k.link(Host, name), mark.String()); err != nil {
-		return err
-	}
-	if err := writeSysctl(SetSysctl{Link: name, Key: "rp_filter", Value: looseRPFilter}); err != nil {
-		return err
-	}
-	return k.host.LinkSetUp(k.link(Host, name))
-}
-
-// made remembers the index of a link that was just created.
-func (k *kernel) made(side Side, name string) error {
-	link, err := k.handle(side).LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("look up the new link %s (%s): %w", name, side, err)
-	}
-	k.index[side][name] = link.Attrs().Index
-	return nil
-}
-
-func (k *kernel) link(side Side, name string) netlink.Link {
-	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: name, Index: k.index[side][name]}}
-}
-
-func (k *kernel) addAddress(s AddAddress) error {
-	a := &netlink.Addr{IPNet: ipNet(s.Address)}
-	if s.Address.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	return k.handle(s.Side).AddrReplace(k.link(s.Side, s.Link), a)
-}
-
-// awaitAddress waits for the kernel's own route to the address, which it announces with the address.
+// awaitAddress waits for the kernel's own route to the address: it is made some time after the address, and announced
+// with it.
 func (k *kernel) awaitAddress(s AwaitAddress) error {
-	events, err := nl.SubscribeAt(netns.NsHandle(k.podNS), netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR)
+	local := func() (bool, error) {
+		route, err := k.fibMatch(Pod, s.Address)
+		return route.kind == unix.RTN_LOCAL, err
+	}
+	if ready, err := local(); ready || err != nil {
+		return err
+	}
+	events, err := subscribeAddresses(k.podNS)
 	if err != nil {
 		return err
 	}
-	defer events.Close()
-	wait := unix.NsecToTimeval(max(time.Until(k.until), time.Millisecond).Nanoseconds())
-	if err := events.SetReceiveTimeout(&wait); err != nil {
-		return err
-	}
+	defer events.close()
 	for {
-		routes, err := k.pod.RouteGetWithOptions(s.Address.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
-		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
-			return nil
-		}
-		if err != nil && !isUnreachable(err) {
+		if ready, err := local(); ready || err != nil {
 			return err
 		}
-		if _, _, err := events.Receive(); err != nil {
+		if err := events.timeout(k.left()); err != nil {
 			return err
 		}
-	}
-}
-
-func isUnreachable(err error) bool {
-	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ESRCH)
-}
-
-func (k *kernel) addRoute(s AddRoute) error {
-	r := &netlink.Route{LinkIndex: k.index[s.Side][s.Link], Table: s.Table, Dst: ipNet(s.Dst), Scope: netlink.SCOPE_LINK}
-	if s.Gateway.IsValid() {
-		r.Gw, r.Scope = s.Gateway.AsSlice(), netlink.SCOPE_UNIVERSE
-	}
-	return k.handle(s.Side).RouteReplace(r)
-}
-
-// addRule takes the place of whatever rule has the same selector: an older sandbox's, for another table, would win.
-func (k *kernel) addRule(r Rule) error {
-	stale := r
-	stale.Table = 0
-	if err := k.deleteRules(stale); err != nil {
-		return fmt.Errorf("%s: %w", DeleteRule{stale}, err)
-	}
-	// The library adds with NLM_F_EXCL; an equal rule is what we want.
-	if err := k.host.RuleAdd(r.netlink()); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	return nil
-}
-
-// maxStaleRules bounds the loop should the kernel say "deleted" for ever.
-const maxStaleRules = 64
-
-// deleteRules deletes every rule with the selector, of any table when r names none: the kernel takes one at a time.
-func (k *kernel) deleteRules(r Rule) error {
-	for range maxStaleRules {
-		err := k.host.RuleDel(r.netlink())
-		if errors.Is(err, unix.ENOENT) {
-			return nil
-		}
-		if err != nil {
+		if err := events.event(); err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("there are still more after %d were deleted", maxStaleRules)
 }
 
-func family(ipv6 bool) int {
-	if ipv6 {
-		return unix.AF_INET6
-	}
-	return unix.AF_INET
+// fibRoute is the route that a packet to some address would take.
+type fibRoute struct {
+	kind         byte // RTN_*
+	table, index int
 }
 
-func (r Rule) netlink() *netlink.Rule {
-	n := netlink.NewRule()
-	n.Family, n.Priority, n.Table, n.IifName = family(r.IPv6), r.Priority, r.Table, r.Iif
-	if r.From.IsValid() {
-		n.Src = ipNet(netip.PrefixFrom(r.From, r.From.BitLen()))
+// fibMatch looks up the route to an address; the zero route when there is none.
+func (k *kernel) fibMatch(side Side, a netip.Addr) (fibRoute, error) {
+	r := fibMatchRequest(a)
+	err := k.one(side, r)
+	switch {
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ESRCH):
+		return fibRoute{}, nil
+	case err != nil:
+		return fibRoute{}, fmt.Errorf("look up the route to %s: %w", a, err)
 	}
-	return n
-}
-
-func (k *kernel) deleteLink(name string) error {
-	index, ok := k.index[Host][name]
-	if !ok {
-		// We have not seen this link: a step that failed in its middle is being undone. Somebody else's stays.
-		o, err := k.observe(name, k.owner)
-		if err != nil || o.holder != us && o.holder != leftover {
-			return err
-		}
-		index = o.index
-	}
-	// By index: what has the name by now may be another's.
-	err := k.host.LinkDel(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}})
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return err
-	}
-	delete(k.index[Host], name)
-	return nil
-}
-
-func isLinkNotFound(err error) bool {
-	var notFound netlink.LinkNotFoundError
-	return errors.As(err, &notFound)
+	return parseRoute(r.reply), nil
 }
 
 func writeSysctl(s SetSysctl) error {
@@ -325,17 +290,22 @@ func writeSysctl(s SetSysctl) error {
 	if s.IPv6 {
 		family = "ipv6"
 	}
-	f, err := os.OpenFile("/proc/sys/net/"+family+"/conf/"+s.Link+"/"+s.Key, os.O_WRONLY, 0)
+	err := writeSetting("/proc/sys/net/"+family+"/conf/"+s.Link+"/"+s.Key, s.Value)
 	if s.IPv6 && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(s.Value)
-	return errors.Join(err, f.Close())
+	return err
 }
 
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+// writeSetting is os.WriteFile without the runtime's poller.
+func writeSetting(path, value string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := again(func() error { _, err := unix.Write(fd, []byte(value)); return err }); err != nil {
+		return &fs.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }

@@ -36,7 +36,7 @@ const (
 	PriorityStandard = 1537
 
 	branchTableBase = 100
-	looseRPFilter   = "2"
+	looseRPFilter   = 2
 	nameHashLength  = 11
 )
 

@@ -30,8 +30,8 @@ type (
 		MAC          net.HardwareAddr
 		Mark         Mark
 	}
-	// AddVeth makes both ends at once, each born in its own namespace, both up; the host's is marked and filters
-	// reverse paths loosely.
+	// AddVeth makes both ends at once, each born in its own namespace, and brings them up; the host's is marked and
+	// filters reverse paths loosely.
 	AddVeth struct {
 		Host, Pod       string
 		HostMAC, PodMAC net.HardwareAddr

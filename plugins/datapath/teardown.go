@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-
-	"github.com/vishvananda/netlink"
 )
 
 // Removal says what a sandbox may have left, as far as its runtime still knows. Only Owner must be set: the marks of the
@@ -134,6 +132,9 @@ func Teardown(ctx context.Context, r Removal, lock *Lock) (Removed, error) {
 			removed.Links = append(removed.Links, d.Name)
 		}
 	}
+	if err := k.flush(); err != nil {
+		errs = append(errs, err)
+	}
 	return removed, errors.Join(errs...)
 }
 
@@ -191,8 +192,10 @@ func (k *kernel) view(ctx context.Context, r Removal, lock *Lock) (view, error) 
 
 // findVLAN looks for the sandbox's VLAN link when neither a result nor a host veth tells its id (the network namespace
 // died, taking the veth along). It asks for each possible name: there are few, and a dump of all links would grow with
-// the node's pods and be interrupted by their churn.
+// the node's pods and be interrupted by their churn. A link that nobody has marked is the answer only when no other is:
+// its maker may be at work, and the VLAN's lock will tell.
 func (k *kernel) findVLAN(ctx context.Context, owner Owner) (int, error) {
+	unmarked := 0
 	for id := 1; id <= MaxVLAN; id++ {
 		if err := ctx.Err(); err != nil {
 			return 0, fmt.Errorf("look for the VLAN link of sandbox %s: %w", owner, context.Cause(ctx))
@@ -201,26 +204,21 @@ func (k *kernel) findVLAN(ctx context.Context, owner Owner) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if o.holder == us {
+		switch o.holder {
+		case us:
 			return id, nil
+		case leftover:
+			unmarked = id
 		}
 	}
-	return 0, nil
+	return unmarked, nil
 }
 
 // localPodLink is the index of the link that the table of local pods has this very address on; 0 when it has none.
 func (k *kernel) localPodLink(address netip.Addr) (int, error) {
-	routes, err := k.host.RouteGetWithOptions(address.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
-	switch {
-	case isUnreachable(err):
-		return 0, nil
-	case err != nil:
-		return 0, fmt.Errorf("look up the route to %s: %w", address, err)
+	route, err := k.fibMatch(Host, address)
+	if err != nil || route.table != LocalPodsTable {
+		return 0, err
 	}
-	for _, r := range routes {
-		if r.Table == LocalPodsTable {
-			return r.LinkIndex, nil
-		}
-	}
-	return 0, nil
+	return route.index, nil
 }

@@ -1,0 +1,140 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrConflict says that a link has the name we need and is not ours to replace.
+var ErrConflict = errors.New("name is taken by a link that is not ours")
+
+// holder says who has a link's name.
+type holder int
+
+const (
+	nobody holder = iota
+	us
+	leftover // of an executable that was killed between making a link and marking it; it holds our lock no more
+	other
+)
+
+type observed struct {
+	holder holder
+	index  int
+	kind   string
+	mark   Mark // of us and other, if there is one
+	alias  string
+}
+
+// classify decides whose a link is. Other programs' links have no mark, and neither our group nor, if they are
+// upstream's, are they down, as those of our older versions are until they are marked.
+func classify(l linkState, owner Owner) observed {
+	o := observed{holder: other, index: l.index, kind: l.kind, alias: l.alias}
+	mark, err := ParseMark(l.alias)
+	switch {
+	case err == nil && mark.Is(owner):
+		o.holder, o.mark = us, mark
+	case err == nil:
+		o.mark = mark
+	case l.alias == "" && (l.kind == "veth" || l.kind == "vlan") && (l.group == linkGroup || !l.up):
+		o.holder = leftover
+	}
+	return o
+}
+
+func (k *kernel) observe(name string, owner Owner) (observed, error) {
+	r := getLinkRequest(name)
+	err := k.one(Host, r)
+	if errors.Is(err, unix.ENODEV) {
+		return observed{}, nil
+	}
+	if err != nil {
+		return observed{}, fmt.Errorf("look at link %s: %w", name, err)
+	}
+	return classify(parseLink(r.reply), owner), nil
+}
+
+// claim frees a name for the sandbox, or says why it may not. Nobody has it when free is false.
+func (k *kernel) claim(name string, owner Owner) (freed bool, err error) {
+	o, err := k.observe(name, owner)
+	if err != nil || o.holder == nobody {
+		return false, err
+	}
+	if o.holder == other {
+		switch {
+		case o.mark.ContainerID == "":
+			return false, fmt.Errorf("%w: %s %s (ifalias %q): find out who made it, and delete it if nothing uses it", ErrConflict, o.kind, name, o.alias)
+		case o.mark.ContainerID == markedID(owner.ContainerID):
+			return false, fmt.Errorf("%w: %s is this sandbox's interface %s already, a pod gets one interface from this network", ErrConflict, name, o.mark.IfName)
+		}
+	}
+	if err := k.one(Host, deleteLinkRequest(o.index)); err != nil && !errors.Is(err, unix.ENODEV) {
+		return false, fmt.Errorf("replace link %s of sandbox %s: %w", name, o.mark.Owner, err)
+	}
+	return true, nil
+}
+
+func (k *kernel) addVLAN(s AddVLAN) error {
+	_, err := k.addLink(s, s.Name, s.Mark, func() *request { return vlanRequest(s) })
+	return err
+}
+
+func (k *kernel) addVeth(s AddVeth) error {
+	l, err := k.addLink(s, s.Host, s.Mark, func() *request { return vethRequest(s, k.podNS) })
+	if err == nil {
+		k.index[Pod][s.Pod] = l.peer
+		k.later(s, Pod, upRequest(l.peer))
+	}
+	return err
+}
+
+// addLink makes a link and looks at it with one send, and marks it with the next. Where its name is taken by an older
+// sandbox whose DEL has not come yet, that one's link is replaced.
+func (k *kernel) addLink(step Step, name string, mark Mark, make func() *request) (linkState, error) {
+	made, seen := make(), getLinkRequest(name)
+	if err := k.host.exchange(made, seen); err != nil {
+		return linkState{}, err
+	}
+	if errors.Is(made.err, unix.EEXIST) {
+		freed, err := k.claim(name, k.owner)
+		if err != nil {
+			return linkState{}, err
+		}
+		if freed {
+			made, seen = make(), getLinkRequest(name)
+			if err := k.host.exchange(made, seen); err != nil {
+				return linkState{}, err
+			}
+		}
+	}
+	if made.err != nil {
+		return linkState{}, made.err
+	}
+	if seen.err != nil {
+		return linkState{}, fmt.Errorf("look up the new link %s: %w", name, seen.err)
+	}
+	l := parseLink(seen.reply)
+	k.index[Host][name] = l.index
+	k.later(step, Host, markRequest(l.index, mark))
+	return l, nil
+}
+
+func (k *kernel) deleteLink(name string) error {
+	index, ok := k.index[Host][name]
+	if !ok {
+		// We have not seen this link: a step that failed in its middle is being undone. Somebody else's stays.
+		o, err := k.observe(name, k.owner)
+		if err != nil || o.holder != us && o.holder != leftover {
+			return err
+		}
+		index = o.index
+	}
+	// By index: what has the name by now may be another's.
+	if err := k.one(Host, deleteLinkRequest(index)); err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	delete(k.index[Host], name)
+	return nil
+}
