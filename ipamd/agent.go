@@ -146,7 +146,7 @@ func New(o Options) (*Agent, error) {
 		a.events.Node("PodsOfAnotherAgent", "%d addresses of this node are routed to pods that this node agent did not wire (or has forgotten): they are left alone until those pods end; drain the node before switching from another CNI plugin", n)
 	}
 	a.lookup = podeni.NewLookup(o.Kube, o.Kube.Changed.C)
-	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
+	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, IPv6: o.Config.IPv6, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
 	a.trunk = &podeni.TrunkRequest{Node: o.Kube, InstanceType: o.Identity.InstanceType, Unknown: !a.limitsKnown(), Warn: a.events.Node}
 	a.releaser = &podeni.Releaser{Pods: o.Kube, Memory: st, Ledger: o.Kube, VLANs: o.Links.VLANs, Now: o.Now}
 	a.metrics = newMetrics(o.Metrics, a)

@@ -169,7 +169,7 @@ func (c *cloud) VLANs(context.Context) (map[int]bool, error) {
 // Marked: addresses are marked where the host routes to them.
 func (c *cloud) Marked(ctx context.Context) (m enis.Marked, err error) {
 	m.VLANs, err = c.VLANs(ctx)
-	m.Addresses = map[netip.Addr]bool{}
+	m.Addresses, m.Standard = map[netip.Addr]bool{}, map[int]bool{}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, a := range c.marked {

@@ -163,7 +163,9 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 		}
 		branchesLeft = len(vlans) > 0
 	}
-	d.LocalBehindPods = a.opt.Config.StrictBranchPods() && a.supported() || branchesLeft
+	if d.LocalBehindPods, err = a.strictPods(ctx); err != nil {
+		return d, false, err
+	}
 	for _, e := range all {
 		if !e.Primary() && e.Usable() && len(e.Addresses) > 0 {
 			d.ENIs = append(d.ENIs, hostnet.ENI{Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.Addresses[0], Gateway: e.Gateway()})

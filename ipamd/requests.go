@@ -11,9 +11,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/branchline-cni/branchline/ipamd/config"
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/kube"
 	"github.com/branchline-cni/branchline/ipamd/podeni"
+	"github.com/branchline-cni/branchline/ipamd/podeni/annotation"
 	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/rpc"
@@ -82,7 +84,7 @@ func (s service) Del(ctx context.Context, in *rpc.DelRequest) (*rpc.DelReply, er
 		s.a.metrics.failed("del")
 		return nil, statusOf(err).Err()
 	}
-	return &rpc.DelReply{Version: s.a.opt.Version, Found: found}, nil
+	return &rpc.DelReply{Version: s.a.opt.Version, Found: found, Host: s.a.hostAfter(ctx, al)}, nil
 }
 
 func delReason(in *rpc.DelRequest) string {
@@ -204,10 +206,14 @@ func (a *Agent) addBranch(ctx context.Context, k store.Key, network string, pod 
 	if err != nil {
 		return al, err
 	}
+	if b.Doubt != "" {
+		a.opt.Log.Warn("the pod's annotation is odd; the pod is wired all the same", "pod", who, "why", b.Doubt)
+	}
 	for {
 		changed := a.changed.C()
 		al, err = a.store.AssignBranch(k, network, store.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, store.Branch{
 			ENIID: b.ENIID, MAC: b.MAC.String(), VLAN: b.VLAN, Address: b.Address, SubnetCIDR: b.SubnetCIDR,
+			Standard: a.opt.Config.EnforcingMode == config.ModeStandard,
 		})
 		switch {
 		case err == nil:
@@ -319,12 +325,12 @@ func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, 
 	for {
 		changed, routed := a.inventory.Changed.C(), a.changed.C()
 		t, ok := a.inventory.Trunk()
-		up, strict := ok && t.LinkIndex != 0 && t.LinkUp, a.routedStrictly()
-		if up && strict {
-			b := al.Branch
+		b, up := al.Branch, ok && t.LinkIndex != 0 && t.LinkUp
+		if up && (b.Standard || a.routedStrictly()) {
+			r.Host = a.hostBefore(al)
 			r.Interface = &rpc.AddReply_Branch{Branch: &rpc.BranchInterface{
-				EniId: b.ENIID, Mac: b.MAC, VlanId: uint32(b.VLAN), Address: b.Address.String(), SubnetCidr: b.SubnetCIDR.String(),
-				Gateway: b.SubnetCIDR.Masked().Addr().Next().String(), TrunkIfindex: uint32(t.LinkIndex),
+				EniId: b.ENIID, Mac: b.MAC, VlanId: uint32(b.VLAN), Address: b.Address.String(), SubnetCidr: subnetText(b.SubnetCIDR),
+				Gateway: annotation.Gateway(b.Address, b.SubnetCIDR).String(), TrunkIfindex: uint32(t.LinkIndex), EnforcingMode: modeOf(b),
 			}}
 			return r, nil
 		}

@@ -31,6 +31,7 @@ const (
 type Config struct {
 	PodENI         bool
 	EnforcingMode  string
+	IPv6           bool // not accepted from the environment yet: regular pods have no IPv6 addresses in this version
 	TCPEarlyDemux  Demux
 	WarmENITarget  int
 	MaxENI         int // 0: the instance type's limit
@@ -119,10 +120,6 @@ func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err
 
 // check holds what needs more than one variable.
 func (c *Config) check() (errs []error) {
-	if c.EnforcingMode == ModeStandard {
-		// Without branch pods the mode means nothing, but a manifest that asks for it would change meaning later.
-		errs = append(errs, &Error{"POD_SECURITY_GROUP_ENFORCING_MODE", ModeStandard, "standard mode comes in a later version", ModeStrict})
-	}
 	if c.PodMTU > c.ENIMTU && c.ENIMTU > 0 {
 		errs = append(errs, &Error{"POD_MTU", fmt.Sprint(c.PodMTU), "more than the ENIs carry", fmt.Sprintf("at most AWS_VPC_ENI_MTU (%d)", c.ENIMTU)})
 	}

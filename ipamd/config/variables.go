@@ -76,7 +76,7 @@ const comes = "it comes in a later version"
 // Variables is every variable that the agent and its init container know, in the order of the documentation.
 var Variables = []Variable{
 	acted("ENABLE_POD_ENI", "false", boolean, func(c *Config) *bool { return &c.PodENI }, "Security groups for pods: the node asks for a trunk ENI and wires branch pods."),
-	acted("POD_SECURITY_GROUP_ENFORCING_MODE", ModeStrict, oneOf(ModeStrict, ModeStandard), func(c *Config) *string { return &c.EnforcingMode }, "How security groups of branch pods apply. Only strict is accepted by this version."),
+	acted("POD_SECURITY_GROUP_ENFORCING_MODE", ModeStrict, oneOf(ModeStrict, ModeStandard), func(c *Config) *string { return &c.EnforcingMode }, "Which traffic of branch pods passes their security groups: strict all of it, standard what leaves the node. Pods keep the mode that they were wired in."),
 	{Name: "DISABLE_TCP_EARLY_DEMUX", Meaning: "true writes tcp_early_demux=0, false writes 1; not set turns it off only where strict branch pods need it.", ActedOn: true, kind: boolean, assign: func(c *Config, v any) {
 		c.TCPEarlyDemux = DemuxOn
 		if v.(bool) {

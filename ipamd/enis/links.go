@@ -70,6 +70,8 @@ const markPrefix = "branchline:"
 type Marked struct {
 	// VLANs holds the ids in marks, and those of all links that are named like a branch pod's.
 	VLANs map[int]bool
+	// Standard holds those whose marks say that they are a standard-mode pod's. All others count as strict.
+	Standard map[int]bool
 	// Addresses are the pods'.
 	Addresses map[netip.Addr]bool
 }
@@ -80,7 +82,7 @@ func (n *Netlink) Marked(context.Context) (Marked, error) {
 	if err != nil {
 		return Marked{}, fmt.Errorf("list the links: %w", err)
 	}
-	m := Marked{VLANs: map[int]bool{}, Addresses: map[netip.Addr]bool{}}
+	m := Marked{VLANs: map[int]bool{}, Standard: map[int]bool{}, Addresses: map[netip.Addr]bool{}}
 	for _, l := range links {
 		m.read(l.Attrs().Name, l.Attrs().Alias)
 	}
@@ -95,18 +97,24 @@ func (m Marked) read(name, alias string) {
 	if !ok {
 		return
 	}
+	vlan, standard := 0, false
 	for field := range strings.FieldsSeq(mark) {
 		key, value, _ := strings.Cut(field, "=")
 		switch key {
 		case "vlan":
 			if id, err := strconv.Atoi(value); err == nil {
-				m.VLANs[id] = true
+				m.VLANs[id], vlan = true, id
 			}
+		case "mode":
+			standard = value == "standard"
 		case "ip":
 			if addr, err := netip.ParseAddr(value); err == nil {
 				m.Addresses[addr] = true
 			}
 		}
+	}
+	if standard && vlan != 0 {
+		m.Standard[vlan] = true
 	}
 }
 

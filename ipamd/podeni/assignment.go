@@ -23,6 +23,7 @@ type Ledgers interface {
 type Assignments struct {
 	Pods    Pods
 	Ledgers Ledgers
+	IPv6    bool // pods have IPv6 addresses
 	Trunk   func() (enis.ENI, bool)
 	// PodsChanged and TrunkChanged are taken before the state is looked at.
 	PodsChanged, TrunkChanged func() <-chan struct{}
@@ -60,7 +61,7 @@ func (a *Assignments) look(pod kube.Pod) (b annotation.BranchENI, trunk enis.ENI
 	if pod.Annotation == "" {
 		return b, trunk, fmt.Errorf("%w: pod %s requests %s and has no annotation %s yet; the VPC resource controller writes it once the pod has its branch ENI: look at the pod's events and at the controller", ErrLate, name, annotation.Key, annotation.Key)
 	}
-	if b, err = annotation.Parse(pod.Annotation); err != nil {
+	if b, err = annotation.Parse(pod.Annotation, a.IPv6); err != nil {
 		return b, trunk, fmt.Errorf("%w: pod %s: %w", ErrRefused, name, err)
 	}
 	if err := a.checkLedger(pod, b); err != nil {
@@ -97,7 +98,7 @@ func (a *Assignments) checkLedger(pod kube.Pod, b annotation.BranchENI) error {
 	switch {
 	case s.State != ledgerv1.Bound || string(s.PodUID) != pod.UID:
 		return fmt.Errorf("%w: in branch ledger %s VLAN %d is %s for pod UID %q, this pod's is %q", ErrLate, l.Name, b.VLAN, s.State, s.PodUID, pod.UID)
-	case s.ENIID != b.ENIID || s.PrivateIP != "" && s.PrivateIP != b.Address.String() || s.MAC != "" && !strings.EqualFold(s.MAC, b.MAC.String()):
+	case s.ENIID != b.ENIID || b.Address.Is4() && s.PrivateIP != "" && s.PrivateIP != b.Address.String() || s.MAC != "" && !strings.EqualFold(s.MAC, b.MAC.String()):
 		return fmt.Errorf("%w: branch ledger %s has %s (%s, %s) on VLAN %d, the annotation says %s (%s, %s)", ErrLate, l.Name, s.ENIID, s.MAC, s.PrivateIP, b.VLAN, b.ENIID, b.MAC, b.Address)
 	case len(s.SecurityGroups) == 0:
 		return fmt.Errorf("%w: branch ledger %s names no security group for %s", ErrLate, l.Name, b.ENIID)

@@ -43,7 +43,9 @@ type Branch struct {
 	MAC        string       `json:"mac"`
 	VLAN       int          `json:"vlan"`
 	Address    netip.Addr   `json:"address"`
-	SubnetCIDR netip.Prefix `json:"subnetCIDR"`
+	SubnetCIDR netip.Prefix `json:"subnetCIDR"` // zero where an IPv6 pod's is not known
+	// Standard is set for a pod in standard mode. It keeps its mode when the node's is changed.
+	Standard bool `json:"standard,omitempty"`
 }
 
 // Allocation is what one interface of one sandbox holds: exactly one of Regular and Branch is set.

@@ -35,8 +35,11 @@ func OpenLock(path string) (*Lock, error) {
 // Close frees everything that is locked.
 func (l *Lock) Close() error { return l.file.Close() }
 
-// podRange starts the ranges of pods; below it are the VLAN ids'.
-const podRange = 1 << 16
+// podRange starts the ranges of pods; below it are the VLAN ids'. hostRange is for the whole node's settings.
+const (
+	podRange  = 1 << 16
+	hostRange = 1<<16 - 1
+)
 
 // Pod waits until no other executable works on the host veth of this pod. Lock the pod before the VLAN id, never after.
 func (l *Lock) Pod(ctx context.Context, namespace, name string) error {
@@ -47,6 +50,17 @@ func (l *Lock) Pod(ctx context.Context, namespace, name string) error {
 // VLAN waits until no other executable works on this VLAN id.
 func (l *Lock) VLAN(ctx context.Context, id int) error {
 	return l.wait(ctx, int64(id), VLANLinkName(id))
+}
+
+// Host waits until no other executable decides on settings of the whole node. Lock it last.
+func (l *Lock) Host(ctx context.Context) (release func(), err error) {
+	if err := l.wait(ctx, hostRange, "the node's settings"); err != nil {
+		return nil, err
+	}
+	return func() {
+		// Where it fails, closing the file frees it.
+		_ = unix.FcntlFlock(l.file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart, Start: hostRange, Len: 1})
+	}, nil
 }
 
 func (l *Lock) wait(ctx context.Context, offset int64, what string) error {

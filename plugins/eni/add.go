@@ -34,12 +34,12 @@ func (o *operation) add(ctx context.Context) (err error) {
 	reply, err := o.ask(ctx, client)
 	if err != nil {
 		if !definite(err) {
-			o.tell(client, true, err.Error())
+			o.tell(client, nil, true, err.Error())
 		}
 		return err
 	}
 	// undo runs also when a panic unwinds the stack: the locks and the connection are still there then.
-	undo := func(reason string) { o.tell(client, true, reason) }
+	undo := func(reason string) { o.tell(client, nil, true, reason) }
 	var lock *datapath.Lock
 	delivered := false
 	defer func() {
@@ -66,7 +66,15 @@ func (o *operation) add(ctx context.Context) (err error) {
 		return err
 	}
 	undo = func(reason string) {
-		o.undone(client, reason, o.unwire(lock, w))
+		left := o.unwire(lock, w)
+		if w.vlan == 0 {
+			o.undone(client, nil, reason, left)
+			return
+		}
+		o.undone(client, lock, reason, left)
+	}
+	if err := o.setHost(ctx, lock, reply.GetHost()); err != nil {
+		return err
 	}
 	if err := datapath.Apply(ctx, w.plan, int(netns.Fd())); err != nil {
 		return err
@@ -115,13 +123,14 @@ func (o *operation) lockFor(ctx context.Context, w wiring) (*datapath.Lock, erro
 }
 
 // undone tells the agent of an ADD whose wiring is gone again. Where it is not (left says why), the agent must go on holding
-// the address: it ends the allocation once the kernel shows nothing of it, as after a DEL that it has not heard.
-func (o *operation) undone(client *rpc.Conn, reason string, left error) {
+// the address: it ends the allocation once the kernel shows nothing of it, as after a DEL that it has not heard. With a lock
+// the agent's answer is acted on, see tell.
+func (o *operation) undone(client *rpc.Conn, lock *datapath.Lock, reason string, left error) {
 	if left != nil {
 		o.note("undoError", left.Error())
 		return
 	}
-	o.tell(client, true, reason)
+	o.tell(client, lock, true, reason)
 }
 
 // unwire takes away what Apply has not undone itself: everything after it has succeeded, or in a panic. The locks are

@@ -43,7 +43,16 @@ func (o *operation) del(ctx context.Context) error {
 		return nil
 	}
 	defer client.Close()
-	o.tell(client, false, "")
+	if removed.VLAN == 0 {
+		o.tell(client, nil, false, "")
+		return nil
+	}
+	// Not the lock of before: the next sandbox of this pod, or on this VLAN id, need not wait for the agent's answer.
+	if lock, err = datapath.OpenLock(o.config.lockPath()); err != nil {
+		return err
+	}
+	defer lock.Close()
+	o.tell(client, lock, false, "")
 	return nil
 }
 

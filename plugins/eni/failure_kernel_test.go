@@ -119,11 +119,11 @@ func TestTheAgentIsNotToldOfAnUndoThatFailed(t *testing.T) {
 	}
 	defer client.Close()
 	o := &operation{args: &skel.CmdArgs{ContainerID: "sandbox-1", IfName: "eth0"}}
-	o.undone(client, "no result", errors.New("delete link vlan"+goldenHash+": device or resource busy"))
+	o.undone(client, nil, "no result", errors.New("delete link vlan"+goldenHash+": device or resource busy"))
 	if del := n.agent.lastDel(); del != nil || !slices.Contains(o.attrs, any("undoError")) {
 		t.Errorf("told %v, noted %v", del, o.attrs)
 	}
-	o.undone(client, "no result", nil)
+	o.undone(client, nil, "no result", nil)
 	if del := n.agent.lastDel(); !del.GetAddFailed() || del.GetReason() != "no result" {
 		t.Errorf("told %v", del)
 	}

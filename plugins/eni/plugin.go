@@ -105,15 +105,27 @@ func (o *operation) attachment() *rpc.Attachment {
 }
 
 // tell lets the agent know that nothing of the sandbox is left. It is a courtesy with a short deadline: what the agent
-// doesn't hear from us it finds out by itself. It has its own deadline, as the operation's may just have ended.
-func (o *operation) tell(client *rpc.Conn, addFailed bool, reason string) {
+// doesn't hear from us it finds out by itself. It has its own deadline, as the operation's may just have ended. For a
+// branch pod's end lock is given: the answer may be a word on the whole node's settings.
+func (o *operation) tell(client *rpc.Conn, lock *datapath.Lock, addFailed bool, reason string) {
 	ctx, cancel := context.WithTimeout(context.Background(), tellDeadline)
 	defer cancel()
-	_, err := client.Del(ctx, &rpc.DelRequest{
+	var settings func(*rpc.HostSettings)
+	if lock != nil {
+		if release, err := lock.Host(ctx); err != nil {
+			o.note("hostSettings", err.Error())
+		} else {
+			defer release()
+			settings = o.restoreHost
+		}
+	}
+	reply, err := client.Del(ctx, &rpc.DelRequest{
 		Version: rpc.Version, Pod: o.pod.message(), Attachment: o.attachment(), AddFailed: addFailed, Reason: reason,
 	})
 	if err != nil {
 		o.note("agentNotTold", messageOf(err))
+	} else if settings != nil {
+		settings(reply.GetHost())
 	}
 }
 
