@@ -35,7 +35,17 @@ func testPlan(t *testing.T, trunk int) map[string]Plan {
 		"branch": func(r *Request) {
 			r.Branch = &Branch{VLAN: 7, MAC: mac, Gateway: netip.MustParseAddr("192.168.32.1"), TrunkIfindex: trunk}
 		},
+		"standard": func(r *Request) {
+			r.Branch = &Branch{VLAN: 7, MAC: mac, Gateway: netip.MustParseAddr("192.168.32.1"), TrunkIfindex: trunk, Mode: Standard}
+		},
+		"branch of IPv6": func(r *Request) {
+			r.Address = netip.MustParseAddr("2001:db8::7")
+			r.Branch = &Branch{VLAN: 7, MAC: mac, Gateway: netip.MustParseAddr("fe80:ec2::1"), TrunkIfindex: trunk}
+		},
 		"regular": func(r *Request) { r.Regular = &Regular{RouteTable: 2} },
+		"regular of IPv6": func(r *Request) {
+			r.Address, r.Regular = netip.MustParseAddr("2001:db8::7"), &Regular{RouteTable: 2}
+		},
 	} {
 		r := Request{
 			Owner: Owner{"sandbox-1", "eth0"}, PodNamespace: "shop", PodName: "web", VethPrefix: "eni", MTU: 9001,
@@ -85,6 +95,7 @@ func TestApplyUndoesEverythingWhicheverStepFails(t *testing.T) {
 				unchanged("failing after " + step.String())
 			}
 			host.Do(t, func() error { return Apply(context.Background(), plan, pod.FD()) })
+			host.Do(t, func() error { return Verify(context.Background(), plan, pod.FD()) })
 			lock, err := OpenLock(t.TempDir() + "/lock")
 			if err != nil {
 				t.Fatal(err)

@@ -238,8 +238,8 @@ func explain(step Step, err error) error {
 	return err
 }
 
-// awaitAddress waits for the kernel's own route to the address: it is made some time after the address, and announced
-// with it.
+// awaitAddress waits for the kernel's own route to the address, which is made some time after the address. The event of
+// the address is of no use: it comes shortly before the route.
 func (k *kernel) awaitAddress(s AwaitAddress) error {
 	local := func() (bool, error) {
 		route, err := k.fibMatch(Pod, s.Address)
@@ -248,7 +248,7 @@ func (k *kernel) awaitAddress(s AwaitAddress) error {
 	if ready, err := local(); ready || err != nil {
 		return err
 	}
-	events, err := subscribeAddresses(k.podNS)
+	events, err := subscribeRoutes(k.podNS)
 	if err != nil {
 		return err
 	}
@@ -285,12 +285,16 @@ func (k *kernel) fibMatch(side Side, a netip.Addr) (fibRoute, error) {
 	return parseRoute(r.reply), nil
 }
 
-func writeSysctl(s SetSysctl) error {
+func (s SetSysctl) path() string {
 	family := "ipv4"
 	if s.IPv6 {
 		family = "ipv6"
 	}
-	err := writeSetting("/proc/sys/net/"+family+"/conf/"+s.Link+"/"+s.Key, s.Value)
+	return "/proc/sys/net/" + family + "/conf/" + s.Link + "/" + s.Key
+}
+
+func writeSysctl(s SetSysctl) error {
+	err := writeSetting(s.path(), s.Value)
 	if s.IPv6 && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -228,15 +228,18 @@ func (r *request) nest(kind uint16, fill func()) {
 	binary.NativeEndian.PutUint16(r.b[start:], uint16(len(r.b)-start))
 }
 
-// subscribeAddresses opens a socket in a namespace that hears of its IPv6 addresses.
-func subscribeAddresses(netns int) (*socket, error) {
+// subscribeRoutes opens a socket in a namespace that hears of its IPv6 routes.
+func subscribeRoutes(netns int) (*socket, error) {
 	s, err := openSocketAt(netns)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.RTNLGRP_IPV6_IFADDR); err != nil {
+	// Bound, it has an address of its own: events go to all but the address that they come from, and that is the
+	// kernel's, which is also a new socket's.
+	err = unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.RTNLGRP_IPV6_ROUTE - 1)})
+	if err != nil {
 		s.close()
-		return nil, os.NewSyscallError("setsockopt NETLINK_ADD_MEMBERSHIP", err)
+		return nil, os.NewSyscallError("bind", err)
 	}
 	return s, nil
 }

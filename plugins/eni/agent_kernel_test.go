@@ -25,7 +25,8 @@ type fakeAgent struct {
 	refusal map[string]error
 	held    map[string]string // container id/interface -> pod
 	dels    []*rpc.DelRequest
-	hang    chan struct{} // while set, Add is told of on it and then waits for its caller's end
+	after   *rpc.HostSettings // what Del answers with
+	hang    chan struct{}     // while set, Add is told of on it and then waits for its caller's end
 	server  *grpc.Server
 }
 
@@ -99,7 +100,7 @@ func (a *fakeAgent) Del(_ context.Context, r *rpc.DelRequest) (*rpc.DelReply, er
 	key := r.GetAttachment().GetContainerId() + "/" + r.GetAttachment().GetIfName()
 	_, found := a.held[key]
 	delete(a.held, key)
-	return &rpc.DelReply{Version: rpc.Version, Found: found}, nil
+	return &rpc.DelReply{Version: rpc.Version, Found: found, Host: a.after}, nil
 }
 
 func (a *fakeAgent) set(pod string, reply *rpc.AddReply) {

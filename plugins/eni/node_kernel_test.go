@@ -20,6 +20,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/branchline-cni/branchline/plugins/nstest"
@@ -48,7 +49,11 @@ type node struct {
 	cache  string
 }
 
-const nodeAddress = "192.168.10.10"
+const (
+	nodeAddress  = "192.168.10.10"
+	nodeAddress6 = "2001:db8::10"
+	vpcAddress6  = "2001:db8::1"
+)
 
 func newNode(t *testing.T) *node {
 	t.Helper()
@@ -59,28 +64,31 @@ func newNode(t *testing.T) *node {
 	n.vpc.Address(t, "p0", "192.168.0.1/19")
 	n.host.Route(t, netlink.Route{Dst: cidr("0.0.0.0/0"), Gw: net.ParseIP("192.168.0.1")})
 	for _, ns := range []*nstest.NS{n.host, n.vpc} {
-		ns.Sysctl(t, "ip_forward", "1")
-		ns.Sysctl(t, "tcp_early_demux", "0")
+		ns.Sysctl(t, "ipv4/ip_forward", "1")
+		ns.Sysctl(t, "ipv4/tcp_early_demux", "0")
 	}
 	// The strictest node that can be met: what the executable sets per link must win over it.
-	n.host.Sysctl(t, "conf/all/rp_filter", "1")
-	n.host.Sysctl(t, "conf/default/rp_filter", "1")
-	n.host.Sysctl(t, "conf/eth0/rp_filter", "2")
-	n.vpc.Sysctl(t, "conf/all/rp_filter", "0")
+	n.host.Sysctl(t, "ipv4/conf/all/rp_filter", "1")
+	n.host.Sysctl(t, "ipv4/conf/default/rp_filter", "1")
+	n.host.Sysctl(t, "ipv4/conf/eth0/rp_filter", "2")
+	n.vpc.Sysctl(t, "ipv4/conf/all/rp_filter", "0")
 	for _, l := range []string{"p0", "fabric"} {
-		n.vpc.Sysctl(t, "conf/"+l+"/rp_filter", "0")
+		n.vpc.Sysctl(t, "ipv4/conf/"+l+"/rp_filter", "0")
 	}
-	for _, r := range []struct{ prio, table int }{{20, 255}, {512, 511}} {
-		rule := netlink.NewRule()
-		rule.Family, rule.Priority, rule.Table = unix.AF_INET, r.prio, r.table
-		if err := n.host.Handle.RuleAdd(rule); err != nil {
+	n.addIPv6()
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		for _, r := range []struct{ prio, table int }{{20, 255}, {512, 511}} {
+			rule := netlink.NewRule()
+			rule.Family, rule.Priority, rule.Table = family, r.prio, r.table
+			if err := n.host.Handle.RuleAdd(rule); err != nil {
+				t.Fatal(err)
+			}
+		}
+		local := netlink.NewRule()
+		local.Family, local.Priority, local.Table = family, 0, 255
+		if err := n.host.Handle.RuleDel(local); err != nil {
 			t.Fatal(err)
 		}
-	}
-	local := netlink.NewRule()
-	local.Family, local.Priority, local.Table = unix.AF_INET, 0, 255
-	if err := n.host.Handle.RuleDel(local); err != nil {
-		t.Fatal(err)
 	}
 	n.config = map[string]any{
 		"type": "aws-cni", "vethPrefix": "eni", "mtu": "9001", "podSGEnforcingMode": "strict",
@@ -88,6 +96,26 @@ func newNode(t *testing.T) *node {
 	}
 	n.before = n.host.Snapshot(t)
 	return n
+}
+
+// addIPv6 gives the node IPv6 as well, and what the agent sets up for it: what the VPC's router says to a VLAN link's
+// own address is the node's to hear, whatever the branch pods' rules say.
+func (n *node) addIPv6() {
+	n.t.Helper()
+	n.host.Address(n.t, "eth0", nodeAddress6+"/64")
+	n.vpc.Address(n.t, "p0", vpcAddress6+"/64")
+	n.host.Route(n.t, netlink.Route{Dst: cidr("::/0"), Gw: net.ParseIP(vpcAddress6)})
+	for _, ns := range []*nstest.NS{n.host, n.vpc} {
+		ns.Sysctl(n.t, "ipv6/conf/all/forwarding", "1")
+		// As strict as it may be met: our links must not listen to routers all the same.
+		ns.Sysctl(n.t, "ipv6/conf/default/accept_ra", "2")
+	}
+	rule := netlink.NewRule()
+	rule.Family, rule.Priority, rule.Table, rule.IPProto = unix.AF_INET6, 4, 255, unix.IPPROTO_ICMPV6
+	rule.Src = cidr("fe80:ec2::1/128")
+	if err := n.host.Handle.RuleAdd(rule); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 func cidr(s string) *net.IPNet {
@@ -109,14 +137,24 @@ func (n *node) attachBranch(vlan int, mac, address string) {
 		n.t.Fatalf("make %s: %v (does this kernel have 802.1Q? These tests run in the VM: go run ./test/kernel ./plugins/...)", attrs.Name, err)
 	}
 	n.vpc.Up(n.t, attrs.Name)
-	n.vpc.Sysctl(n.t, "conf/"+attrs.Name+"/rp_filter", "0")
+	n.vpc.Sysctl(n.t, "ipv4/conf/"+attrs.Name+"/rp_filter", "0")
 	n.vpc.Address(n.t, attrs.Name, "192.168.32.1/32")
+	n.vpc.Address(n.t, attrs.Name, "fe80:ec2::1/64")
 	index := n.vpc.Link(n.t, attrs.Name).Attrs().Index
-	n.vpc.Route(n.t, netlink.Route{LinkIndex: index, Dst: cidr(address + "/32"), Scope: netlink.SCOPE_LINK})
+	n.vpc.Route(n.t, netlink.Route{LinkIndex: index, Dst: one(address), Scope: netlink.SCOPE_LINK})
 	hw, _ := net.ParseMAC(mac)
-	if err := n.vpc.Handle.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, Family: unix.AF_INET, IP: net.ParseIP(address), HardwareAddr: hw}); err != nil {
+	if err := n.vpc.Handle.NeighSet(&netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, Family: nl.GetIPFamily(net.ParseIP(address)), IP: net.ParseIP(address), HardwareAddr: hw}); err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// one is the network of a single address of either family.
+func one(address string) *net.IPNet {
+	ip := net.ParseIP(address)
+	if v4 := ip.To4(); v4 != nil {
+		ip = v4
+	}
+	return &net.IPNet{IP: ip, Mask: net.CIDRMask(8*len(ip), 8*len(ip))}
 }
 
 // sandbox is what a runtime knows of a pod.
@@ -248,7 +286,7 @@ func talk(t *testing.T, server *nstest.NS, serverAddr string, client *nstest.NS,
 	t.Helper()
 	var l net.Listener
 	server.Do(t, func() (err error) {
-		l, err = net.Listen("tcp4", net.JoinHostPort(serverAddr, "0"))
+		l, err = net.Listen("tcp", net.JoinHostPort(serverAddr, "0"))
 		return err
 	})
 	defer l.Close()
@@ -265,7 +303,7 @@ func talk(t *testing.T, server *nstest.NS, serverAddr string, client *nstest.NS,
 		if clientAddr != "" {
 			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(clientAddr)}
 		}
-		c, err := d.Dial("tcp4", l.Addr().String())
+		c, err := d.Dial("tcp", l.Addr().String())
 		if err != nil {
 			return err
 		}
@@ -275,7 +313,7 @@ func talk(t *testing.T, server *nstest.NS, serverAddr string, client *nstest.NS,
 		if _, err := fmt.Fscanln(c, &seen); err != nil {
 			return err
 		}
-		if clientAddr != "" && !strings.HasPrefix(seen, clientAddr+":") {
+		if clientAddr != "" && !strings.HasPrefix(seen, net.JoinHostPort(clientAddr, "")) {
 			return fmt.Errorf("the server saw %s, want %s", seen, clientAddr)
 		}
 		return nil

@@ -45,10 +45,10 @@ func wantPodSide(t *testing.T, host, pod *nstest.NS, hostVeth, address string) {
 	if veth.Attrs().RawFlags&unix.IFF_UP == 0 || veth.Attrs().ParentIndex != eth0.Attrs().Index || veth.Attrs().MTU != 9001 {
 		t.Errorf("host veth: up, MTU or peer wrong: %+v", veth.Attrs())
 	}
-	if got := host.ReadSysctl(t, "conf/"+hostVeth+"/rp_filter"); got != "2" {
+	if got := host.ReadSysctl(t, "ipv4/conf/"+hostVeth+"/rp_filter"); got != "2" {
 		t.Errorf("rp_filter of %s is %s, want 2", hostVeth, got)
 	}
-	wantLines(t, "routes in the pod", pod.Routes(t, 254),
+	wantLines(t, "routes in the pod", pod.Routes(t, unix.AF_INET, 254),
 		"169.254.1.1/32 dev eth0 scope link table 254", "default via 169.254.1.1 dev eth0 scope universe table 254")
 	snapshot := pod.Snapshot(t)
 	for _, want := range []string{
@@ -90,14 +90,15 @@ func TestBranchPodHasTheContractsWiringInEveryVersion(t *testing.T) {
 					t.Errorf("ifalias of %s: %q", l, a)
 				}
 			}
-			if got := n.host.ReadSysctl(t, "conf/vlan.eth.7/rp_filter"); got != "2" {
+			if got := n.host.ReadSysctl(t, "ipv4/conf/vlan.eth.7/rp_filter"); got != "2" {
 				t.Errorf("rp_filter of the VLAN link is %s, want 2", got)
 			}
-			wantLines(t, "table 107", n.host.Routes(t, 107),
+			wantLines(t, "table 107", n.host.Routes(t, unix.AF_INET, 107),
 				"192.168.32.1/32 dev vlan.eth.7 scope link table 107",
 				"default via 192.168.32.1 dev vlan.eth.7 scope universe table 107",
 				branchIP+"/32 dev vlan"+goldenHash+" scope link table 107")
-			wantLines(t, "rules", n.host.Rules(t),
+			wantLines(t, "table 510", n.host.Routes(t, unix.AF_INET, 510), branchIP+"/32 dev vlan"+goldenHash+" scope link table 510")
+			wantLines(t, "rules", n.host.Rules(t, unix.AF_INET),
 				"10: from all iif vlan.eth.7 lookup 107", "10: from all iif vlan"+goldenHash+" lookup 107",
 				"20: from all lookup 255", "512: from all lookup 511", "32766: from all lookup 254", "32767: from all lookup 253")
 			n.mustDel(s)
@@ -117,6 +118,7 @@ func TestRegularPodHasTheContractsWiring(t *testing.T) {
 		rules []string
 	}{
 		{"on the primary ENI", 254, nil},
+		{"by the agent's marks", 0, nil},
 		{"on a secondary ENI", 2, []string{"1536: from " + regularIP + "/32 lookup 2"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -127,8 +129,8 @@ func TestRegularPodHasTheContractsWiring(t *testing.T) {
 			s := newSandbox("sandbox-1", goldenPod, pod)
 			n.mustAdd(s)
 			wantPodSide(t, n.host, pod, "eni"+goldenHash, regularIP)
-			wantLines(t, "table 511", n.host.Routes(t, 511), regularIP+"/32 dev eni"+goldenHash+" scope link table 511")
-			wantLines(t, "rules", n.host.Rules(t), append(tc.rules,
+			wantLines(t, "table 511", n.host.Routes(t, unix.AF_INET, 511), regularIP+"/32 dev eni"+goldenHash+" scope link table 511")
+			wantLines(t, "rules", n.host.Rules(t, unix.AF_INET), append(tc.rules,
 				"20: from all lookup 255", "512: from all lookup 511", "32766: from all lookup 254", "32767: from all lookup 253")...)
 			if err := talk(t, pod, regularIP, n.host, ""); err != nil {
 				t.Errorf("node to pod: %v", err)
@@ -148,7 +150,7 @@ func TestEveryPacketOfABranchPodPassesItsVLAN(t *testing.T) {
 	for _, rpFilter := range []string{"0", "1", "2"} {
 		t.Run("conf.all.rp_filter="+rpFilter, func(t *testing.T) {
 			n := newNode(t)
-			n.host.Sysctl(t, "conf/all/rp_filter", rpFilter)
+			n.host.Sysctl(t, "ipv4/conf/all/rp_filter", rpFilter)
 			n.agent.start(t)
 			n.attachBranch(7, branchMAC, branchIP)
 			n.agent.set("shop/web", branchReply(7, branchMAC, branchIP, n.trunk()))

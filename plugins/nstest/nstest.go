@@ -5,11 +5,11 @@ package nstest
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
-	"slices"
-	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -133,9 +133,36 @@ func (n *NS) Address(t testing.TB, link, cidr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if a.IP.To4() != nil {
+		if err := n.Handle.AddrAdd(n.Link(t, link), a); err != nil {
+			t.Fatalf("add %s to %s: %v", cidr, link, err)
+		}
+		return
+	}
+	// An IPv6 address is taken at once and put to use, with a route to it, some time later.
+	events, done := make(chan netlink.RouteUpdate, 64), make(chan struct{})
+	defer close(done)
+	if err := netlink.RouteSubscribeAt(n.fd, events, done); err != nil {
+		t.Fatalf("hear of routes: %v", err)
+	}
+	a.Flags = unix.IFA_F_NODAD
 	if err := n.Handle.AddrAdd(n.Link(t, link), a); err != nil {
 		t.Fatalf("add %s to %s: %v", cidr, link, err)
 	}
+	late := time.NewTimer(time.Minute)
+	defer late.Stop()
+	for !n.isLocal(a.IP) && !a.IP.IsLinkLocalUnicast() {
+		select {
+		case <-events:
+		case <-late.C:
+			t.Fatalf("%s of %s is not put to use", cidr, link)
+		}
+	}
+}
+
+func (n *NS) isLocal(ip net.IP) bool {
+	routes, err := n.Handle.RouteGetWithOptions(ip, &netlink.RouteGetOptions{FIBMatch: true})
+	return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL
 }
 
 // Route adds a route.
@@ -144,122 +171,4 @@ func (n *NS) Route(t testing.TB, r netlink.Route) {
 	if err := n.Handle.RouteReplace(&r); err != nil {
 		t.Fatalf("add route %s: %v", r, err)
 	}
-}
-
-// Sysctl writes net.ipv4.<key>, with slashes.
-func (n *NS) Sysctl(t testing.TB, key, value string) {
-	t.Helper()
-	n.Do(t, func() error { return os.WriteFile("/proc/sys/net/ipv4/"+key, []byte(value), 0) })
-}
-
-// ReadSysctl reads net.ipv4.<key>, with slashes.
-func (n *NS) ReadSysctl(t testing.TB, key string) string {
-	t.Helper()
-	var value []byte
-	n.Do(t, func() (err error) {
-		value, err = os.ReadFile("/proc/sys/net/ipv4/" + key)
-		return err
-	})
-	return strings.TrimSpace(string(value))
-}
-
-// Rules lists the IPv4 rules, one text each.
-func (n *NS) Rules(t testing.TB) []string {
-	t.Helper()
-	rules, err := n.Handle.RuleList(unix.AF_INET)
-	if err != nil {
-		t.Fatalf("list rules: %v", err)
-	}
-	var out []string
-	for _, r := range rules {
-		src := "all"
-		if r.Src != nil {
-			src = r.Src.String()
-		}
-		iif := ""
-		if r.IifName != "" {
-			iif = " iif " + r.IifName
-		}
-		out = append(out, fmt.Sprintf("%d: from %s%s lookup %d", r.Priority, src, iif, r.Table))
-	}
-	slices.Sort(out)
-	return out
-}
-
-// Routes lists the IPv4 routes of one table, 0 for all tables.
-func (n *NS) Routes(t testing.TB, table int) []string {
-	t.Helper()
-	routes, err := n.Handle.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
-	if err != nil {
-		t.Fatalf("list routes of table %d: %v", table, err)
-	}
-	var out []string
-	for _, r := range routes {
-		dst, via := "default", ""
-		if r.Dst != nil && !r.Dst.IP.IsUnspecified() {
-			dst = r.Dst.String()
-		}
-		if r.Gw != nil {
-			via = " via " + r.Gw.String()
-		}
-		out = append(out, fmt.Sprintf("%s%s dev %s scope %s table %d", dst, via, n.linkName(r.LinkIndex), r.Scope, r.Table))
-	}
-	slices.Sort(out)
-	return out
-}
-
-func (n *NS) linkName(index int) string {
-	l, err := n.Handle.LinkByIndex(index)
-	if err != nil {
-		return fmt.Sprint(index)
-	}
-	return l.Attrs().Name
-}
-
-// Snapshot is everything that a sandbox could leave in a namespace: links with their state, addresses, IPv4 and IPv6
-// rules, IPv4 routes of all tables, neighbours that don't age.
-func (n *NS) Snapshot(t testing.TB) []string {
-	t.Helper()
-	var out []string
-	links, err := n.Handle.LinkList()
-	if err != nil {
-		t.Fatalf("list links: %v", err)
-	}
-	for _, l := range links {
-		out = append(out, fmt.Sprintf("link %s %s %s up=%t", l.Attrs().Name, l.Type(), l.Attrs().Alias, l.Attrs().RawFlags&unix.IFF_UP != 0))
-		addrs, err := n.Handle.AddrList(l, unix.AF_INET)
-		if err != nil {
-			t.Fatalf("list addresses of %s: %v", l.Attrs().Name, err)
-		}
-		for _, a := range addrs {
-			out = append(out, fmt.Sprintf("address %s %s", l.Attrs().Name, a.IPNet))
-		}
-	}
-	for _, r := range n.Rules(t) {
-		out = append(out, "rule "+r)
-	}
-	for _, r := range n.Routes(t, 0) {
-		out = append(out, "route "+r)
-	}
-	neighs, err := n.Handle.NeighList(0, unix.AF_INET)
-	if err != nil {
-		t.Fatalf("list neighbours: %v", err)
-	}
-	for _, e := range neighs {
-		if e.State&netlink.NUD_PERMANENT != 0 {
-			out = append(out, fmt.Sprintf("neighbour %s %s %s", n.linkName(e.LinkIndex), e.IP, e.HardwareAddr))
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
-// Files counts this process's open descriptors.
-func Files(t testing.TB) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
 }

@@ -1,0 +1,321 @@
+package datapath
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Difference is what Verify has found that is not as the plan has it.
+type Difference struct {
+	Object string // what it is about, as "route default via 169.254.1.1 dev eth0 table 254 (pod)"
+	Is     string // "missing", or how it is
+}
+
+func (d *Difference) Error() string { return d.Object + ": " + d.Is }
+
+const missing = "missing"
+
+// Verify compares the kernel with the plan of a sandbox that is wired. The error is the first difference, a *Difference,
+// or says what the kernel could not be asked. Nothing is changed.
+func Verify(ctx context.Context, p Plan, podNS int) error {
+	v := &verifier{ctx: ctx}
+	defer v.close()
+	var err error
+	if v.handles[Host], err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return fmt.Errorf("open a netlink socket on the host: %w", err)
+	}
+	if v.handles[Pod], err = netlink.NewHandleAt(netns.NsHandle(podNS), unix.NETLINK_ROUTE); err != nil {
+		return fmt.Errorf("open a netlink socket in the pod's network namespace: %w", err)
+	}
+	if end, ok := ctx.Deadline(); ok {
+		for _, h := range v.handles {
+			if err := h.SetSocketTimeout(max(time.Until(end), time.Millisecond)); err != nil {
+				return fmt.Errorf("set the netlink socket's timeout: %w", err)
+			}
+		}
+	}
+	for _, step := range p.Steps {
+		if ctx.Err() != nil {
+			return fmt.Errorf("verify %s: %w", step, context.Cause(ctx))
+		}
+		is, err := v.verify(step)
+		if err != nil {
+			return fmt.Errorf("verify %s: %w", object(step), err)
+		}
+		if is != "" {
+			return &Difference{object(step), is}
+		}
+	}
+	return nil
+}
+
+func object(step Step) string {
+	switch s := step.(type) {
+	case interface{ object() string }:
+		return s.object()
+	case DeleteRule:
+		return s.Rule.String()
+	}
+	return step.String()
+}
+
+type verifier struct {
+	ctx     context.Context
+	handles [2]*netlink.Handle // by Side
+}
+
+func (v *verifier) close() {
+	for _, h := range v.handles {
+		if h != nil {
+			h.Close()
+		}
+	}
+}
+
+// verify says how what a step makes is, where it isn't as the step makes it.
+func (v *verifier) verify(step Step) (is string, err error) {
+	switch s := step.(type) {
+	case AddVLAN:
+		return v.vlan(s)
+	case AddVeth:
+		return v.veth(s)
+	case SetSysctl:
+		is, err := v.setting(s)
+		if s.IPv6 && errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		return is, err
+	case AddAddress:
+		return v.address(s)
+	case AddNeighbour:
+		return v.neighbour(s)
+	case AddRoute:
+		return v.route(s)
+	case AddRule:
+		return v.rule(s.Rule)
+	case DeleteRule:
+		if is, err := v.rule(s.Rule); err != nil || is != "" {
+			return "", err
+		}
+		return "is there: a sandbox of before has left it, and it sends this one's packets elsewhere", nil
+	case AwaitAddress:
+		return "", nil // the address itself was looked at
+	}
+	return "", fmt.Errorf("no such step: %T", step)
+}
+
+// dumped repeats a dump that the kernel says was interrupted by a change, until the context ends.
+func dumped[T any](ctx context.Context, dump func() ([]T, error)) ([]T, error) {
+	for {
+		list, err := dump()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || ctx.Err() != nil {
+			return list, err
+		}
+	}
+}
+
+// link is nil where there is none of the name.
+func (v *verifier) link(side Side, name string) (netlink.Link, error) {
+	l, err := v.handles[side].LinkByName(name)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return nil, nil
+	}
+	return l, err
+}
+
+func (v *verifier) vlan(s AddVLAN) (string, error) {
+	l, err := v.link(Host, s.Name)
+	if l == nil || err != nil {
+		return missing, err
+	}
+	vlan, ok := l.(*netlink.Vlan)
+	switch {
+	case !ok:
+		return "is a " + l.Type(), nil
+	case vlan.VlanId != s.ID:
+		return fmt.Sprintf("has id %d", vlan.VlanId), nil
+	case vlan.ParentIndex != s.TrunkIfindex:
+		return fmt.Sprintf("is on the link with ifindex %d", vlan.ParentIndex), nil
+	}
+	return v.made(vlan.Attrs(), s.MAC, 0, s.Mark)
+}
+
+func (v *verifier) veth(s AddVeth) (string, error) {
+	host, err := v.link(Host, s.Host)
+	if host == nil || err != nil {
+		return missing, err
+	}
+	pod, err := v.link(Pod, s.Pod)
+	if pod == nil || err != nil {
+		return "the pod's end is " + missing, err
+	}
+	switch {
+	case host.Type() != "veth":
+		return "is a " + host.Type(), nil
+	case host.Attrs().ParentIndex != pod.Attrs().Index || pod.Type() != "veth":
+		return fmt.Sprintf("its peer is not %s of this pod", s.Pod), nil
+	}
+	if is := attributesOf(pod.Attrs(), s.PodMAC, s.MTU); is != "" {
+		return "the pod's end " + is, nil
+	}
+	return v.made(host.Attrs(), s.HostMAC, s.MTU, s.Mark)
+}
+
+func attributesOf(a *netlink.LinkAttrs, mac net.HardwareAddr, mtu int) string {
+	switch {
+	case a.Flags&net.FlagUp == 0:
+		return "is down"
+	case !bytes.Equal(a.HardwareAddr, mac):
+		return "has the address " + a.HardwareAddr.String()
+	case mtu != 0 && a.MTU != mtu:
+		return fmt.Sprintf("has mtu %d", a.MTU)
+	}
+	return ""
+}
+
+// made looks at what every host link of ours has.
+func (v *verifier) made(a *netlink.LinkAttrs, mac net.HardwareAddr, mtu int, mark Mark) (string, error) {
+	if is := attributesOf(a, mac, mtu); is != "" {
+		return is, nil
+	}
+	if a.Alias != mark.String() {
+		return fmt.Sprintf("is marked %q, not %q", a.Alias, mark), nil
+	}
+	is, err := v.setting(SetSysctl{Link: a.Name, Key: "rp_filter", Value: fmt.Sprint(looseRPFilter)})
+	if is != "" {
+		is = "its rp_filter " + is
+	}
+	return is, err
+}
+
+func (v *verifier) setting(s SetSysctl) (string, error) {
+	value, err := os.ReadFile(s.path())
+	if err != nil {
+		return "", err
+	}
+	if now := strings.TrimSpace(string(value)); now != s.Value {
+		return "is " + now, nil
+	}
+	return "", nil
+}
+
+func (v *verifier) address(s AddAddress) (string, error) {
+	l, err := v.link(s.Side, s.Link)
+	if l == nil || err != nil {
+		return missing, err
+	}
+	list, err := dumped(v.ctx, func() ([]netlink.Addr, error) {
+		return v.handles[s.Side].AddrList(l, int(family(s.Address.Addr().Is6())))
+	})
+	if err != nil {
+		return "", err
+	}
+	for _, a := range list {
+		if prefixOf(a.IPNet) != s.Address {
+			continue
+		}
+		if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 {
+			return "is not in use: the kernel looks for duplicates of it, or has found one", nil
+		}
+		return "", nil
+	}
+	return missing, nil
+}
+
+func (v *verifier) neighbour(s AddNeighbour) (string, error) {
+	l, err := v.link(s.Side, s.Link)
+	if l == nil || err != nil {
+		return missing, err
+	}
+	list, err := dumped(v.ctx, func() ([]netlink.Neigh, error) {
+		return v.handles[s.Side].NeighList(l.Attrs().Index, int(family(s.Address.Is6())))
+	})
+	if err != nil {
+		return "", err
+	}
+	for _, n := range list {
+		if a, _ := netip.AddrFromSlice(n.IP); a.Unmap() != s.Address {
+			continue
+		}
+		switch {
+		case !bytes.Equal(n.HardwareAddr, s.MAC):
+			return "is at " + n.HardwareAddr.String(), nil
+		case n.State&netlink.NUD_PERMANENT == 0:
+			return "is not permanent", nil
+		}
+		return "", nil
+	}
+	return missing, nil
+}
+
+func (v *verifier) route(s AddRoute) (string, error) {
+	l, err := v.link(s.Side, s.Link)
+	if l == nil || err != nil {
+		return missing, err
+	}
+	list, err := dumped(v.ctx, func() ([]netlink.Route, error) {
+		return v.handles[s.Side].RouteListFiltered(int(family(s.Dst.Addr().Is6())), &netlink.Route{Table: s.Table}, netlink.RT_FILTER_TABLE)
+	})
+	if err != nil {
+		return "", err
+	}
+	is := missing
+	for _, r := range list {
+		dst := everywhere(s.Dst.Addr())
+		if r.Dst != nil {
+			dst = prefixOf(r.Dst)
+		}
+		if dst != s.Dst || r.Type != unix.RTN_UNICAST {
+			continue
+		}
+		gateway, _ := netip.AddrFromSlice(r.Gw)
+		switch gateway = gateway.Unmap(); {
+		case r.LinkIndex != l.Attrs().Index:
+			is = fmt.Sprintf("is by the link with ifindex %d", r.LinkIndex)
+		case gateway != s.Gateway && gateway.IsValid():
+			is = "is via " + gateway.String()
+		case gateway != s.Gateway:
+			is = "is without a gateway"
+		default:
+			return "", nil
+		}
+	}
+	return is, nil
+}
+
+func (v *verifier) rule(want Rule) (string, error) {
+	list, err := dumped(v.ctx, func() ([]netlink.Rule, error) { return v.handles[Host].RuleList(int(family(want.IPv6))) })
+	if err != nil {
+		return "", err
+	}
+	for _, r := range list {
+		from := netip.Addr{}
+		if r.Src != nil {
+			from = prefixOf(r.Src).Addr()
+		}
+		plain := r.Dst == nil && r.Mark == 0 && r.OifName == "" && !r.Invert
+		if plain && r.Priority == want.Priority && r.IifName == want.Iif && from == want.From && (want.Table == 0 || r.Table == want.Table) {
+			return "", nil
+		}
+	}
+	return missing, nil
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
+	a, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), bits)
+}
