@@ -40,7 +40,7 @@ func Apply(ctx context.Context, p Plan, podNS int) error {
 func (k *kernel) undo(done []Step) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 	defer cancel()
-	k.queue = nil
+	k.queue, k.doomed = nil, nil
 	errs := []error{k.deadline(ctx)}
 	for _, step := range Undo(done) {
 		if err := k.do(step); err != nil {

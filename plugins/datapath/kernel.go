@@ -19,6 +19,7 @@ type kernel struct {
 	index     map[Side]map[string]int // of the links that we made or looked at
 	until     time.Time
 	queue     []queued // requests of steps that can go together with the next ones
+	doomed    []doomed // links that go together, after what is queued
 }
 
 // queued is a step whose requests are still to be sent.
@@ -114,10 +115,7 @@ func (k *kernel) do(step Step) error {
 		}
 		err = k.awaitAddress(s)
 	case DeleteLink:
-		if err := k.flush(); err != nil {
-			return err
-		}
-		err = k.deleteLink(s.Name)
+		err = k.doom(s)
 	default:
 		err = fmt.Errorf("no such step: %T", step)
 	}
@@ -141,13 +139,14 @@ func (k *kernel) flush() error {
 			}
 		}
 		if err := k.socket(side).exchange(requests...); err != nil {
-			return err
+			return errors.Join(err, k.deleteDoomed())
 		}
 	}
 	for _, q := range queue {
 		errs = append(errs, stepError(q.step, k.outcome(q)))
 	}
-	return errors.Join(errs...)
+	// What went wrong with a rule doesn't keep the links, which are seen and counted, on the node.
+	return errors.Join(append(errs, k.deleteDoomed())...)
 }
 
 // outcome is what became of a step. Of rules that are to go the kernel takes one at a time.

@@ -121,20 +121,58 @@ func (k *kernel) addLink(step Step, name string, mark Mark, make func() *request
 	return l, nil
 }
 
-func (k *kernel) deleteLink(name string) error {
-	index, ok := k.index[Host][name]
+// doomed is a link that is to go.
+type doomed struct {
+	step  DeleteLink
+	index int
+}
+
+// doom notes that a link goes with the next flush.
+func (k *kernel) doom(s DeleteLink) error {
+	index, ok := k.index[Host][s.Name]
 	if !ok {
 		// We have not seen this link: a step that failed in its middle is being undone. Somebody else's stays.
-		o, err := k.observe(name, k.owner)
+		o, err := k.observe(s.Name, k.owner)
 		if err != nil || o.holder != us && o.holder != leftover {
 			return err
 		}
 		index = o.index
 	}
-	// By index: what has the name by now may be another's.
-	if err := k.one(Host, deleteLinkRequest(index)); err != nil && !errors.Is(err, unix.ENODEV) {
+	delete(k.index[Host], s.Name)
+	k.doomed = append(k.doomed, doomed{s, index})
+	return nil
+}
+
+// deleteDoomed deletes links by index: what has a name by now may be another's. Several go as one group, with one wait
+// of the kernel for its readers, which is most of what a deletion costs. The group is named after the first one's index,
+// so no other executable uses it, and is there for the time of one send only.
+func (k *kernel) deleteDoomed() error {
+	links := k.doomed
+	k.doomed = nil
+	if len(links) == 0 {
+		return nil
+	}
+	gone := func(err error) error {
+		if errors.Is(err, unix.ENODEV) {
+			return nil
+		}
 		return err
 	}
-	delete(k.index[Host], name)
-	return nil
+	if len(links) == 1 {
+		return stepError(links[0].step, gone(k.one(Host, deleteLinkRequest(links[0].index))))
+	}
+	group := doomedGroup | uint32(links[0].index)
+	var requests []*request
+	for _, l := range links {
+		requests = append(requests, groupRequest(l.index, group))
+	}
+	requests = append(requests, deleteGroupRequest(group))
+	if err := k.host.exchange(requests...); err != nil {
+		return stepError(links[0].step, err)
+	}
+	var errs []error
+	for i, l := range links {
+		errs = append(errs, stepError(l.step, gone(requests[i].err)))
+	}
+	return errors.Join(append(errs, stepError(links[0].step, gone(requests[len(links)].err)))...)
 }

@@ -13,6 +13,9 @@ import (
 // own. The number says nothing to anyone else.
 const linkGroup = 0xb1a7
 
+// doomedGroup is or'ed with an interface index: a group of links that are about to be deleted.
+const doomedGroup = 1 << 31
+
 // What the libraries don't name: of linux/if_link.h, linux/ip.h and linux/rtnetlink.h.
 const (
 	iflaInetConf         = 1
@@ -89,6 +92,18 @@ func getLinkRequest(name string) *request {
 
 func deleteLinkRequest(index int) *request { return newRequest(unix.RTM_DELLINK, 0).link(index) }
 
+func groupRequest(index int, group uint32) *request {
+	r := newRequest(unix.RTM_SETLINK, 0).link(index)
+	r.number(unix.IFLA_GROUP, group)
+	return r
+}
+
+func deleteGroupRequest(group uint32) *request {
+	r := newRequest(unix.RTM_DELLINK, 0).link(0)
+	r.number(unix.IFLA_GROUP, group)
+	return r
+}
+
 // linkState is what the kernel says of a link.
 type linkState struct {
 	index, peer int // peer is the other end's index in its own namespace, or the parent's
@@ -106,7 +121,7 @@ func parseLink(b []byte) (l linkState) {
 	attributes(b[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
 		switch {
 		case kind == unix.IFLA_IFALIAS:
-			l.alias = nl.BytesToString(value)
+			l.alias = zeroTerminated(value)
 		case kind == unix.IFLA_GROUP && len(value) == 4:
 			l.group = binary.NativeEndian.Uint32(value)
 		case kind == unix.IFLA_LINK && len(value) == 4:
@@ -114,7 +129,7 @@ func parseLink(b []byte) (l linkState) {
 		case kind == unix.IFLA_LINKINFO:
 			attributes(value, func(kind uint16, value []byte) {
 				if kind == unix.IFLA_INFO_KIND {
-					l.kind = nl.BytesToString(value)
+					l.kind = zeroTerminated(value)
 				}
 			})
 		}

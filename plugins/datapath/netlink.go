@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -87,13 +88,17 @@ func (s *socket) exchange(requests ...*request) error {
 		return fmt.Errorf("send to netlink: %w", err)
 	}
 	for left := len(requests); left > 0; {
-		n := 0
-		err := again(func() (err error) { n, _, err = unix.Recvfrom(s.fd, s.buf, 0); return err })
+		var n int
+		var from unix.Sockaddr
+		err := again(func() (err error) { n, from, err = unix.Recvfrom(s.fd, s.buf, 0); return err })
 		if err == unix.EAGAIN {
 			return fmt.Errorf("netlink has not answered: %w", context.DeadlineExceeded)
 		}
 		if err != nil {
 			return fmt.Errorf("receive from netlink: %w", err)
+		}
+		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
+			continue // some process's, not the kernel's
 		}
 		for b := s.buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
 			size := int(binary.NativeEndian.Uint32(b))
@@ -170,7 +175,7 @@ func extendedAck(b []byte, flags uint16) string {
 	why := ""
 	attributes(b[skip:], func(kind uint16, value []byte) {
 		if kind == unix.NLMSGERR_ATTR_MSG {
-			why = nl.BytesToString(value)
+			why = zeroTerminated(value)
 		}
 	})
 	return why
@@ -251,4 +256,10 @@ func (s *socket) event() error {
 		return context.DeadlineExceeded
 	}
 	return err
+}
+
+// zeroTerminated is the text before the first zero byte.
+func zeroTerminated(b []byte) string {
+	text, _, _ := bytes.Cut(b, []byte{0})
+	return string(text)
 }

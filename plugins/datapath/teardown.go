@@ -128,9 +128,9 @@ func Teardown(ctx context.Context, r Removal, lock *Lock) (Removed, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if d, ok := step.(DeleteLink); ok {
-			removed.Links = append(removed.Links, d.Name)
-		}
+	}
+	for _, d := range k.doomed {
+		removed.Links = append(removed.Links, d.step.Name)
 	}
 	if err := k.flush(); err != nil {
 		errs = append(errs, err)
