@@ -162,7 +162,10 @@ func orphans(r Routing, v store.View) (map[netip.Addr]bool, error) {
 	}
 	out := map[netip.Addr]bool{}
 	for _, addr := range wired {
-		if !slices.ContainsFunc(v.Allocations, func(a store.Allocation) bool { return a.Regular != nil && a.Regular.Address == addr }) {
+		// Branch pods in standard mode are routed beside the regular ones.
+		if !slices.ContainsFunc(v.Allocations, func(a store.Allocation) bool {
+			return a.Regular != nil && a.Regular.Address == addr || a.Branch != nil && a.Branch.Address == addr
+		}) {
 			out[addr] = true
 		}
 	}

@@ -193,30 +193,27 @@ func TestIPv6BranchPodHasItsWiringInEveryVersion(t *testing.T) {
 // TestP1ASwitchOfModesNeverLeavesAnotherSandboxesRules: the newer sandbox of a pod has another mode, VLAN id and kind
 // than the older one, whose DEL comes late.
 func TestP1ASwitchOfModesNeverLeavesAnotherSandboxesRules(t *testing.T) {
-	replies := func(n *node) map[string]*rpc.AddReply {
-		return map[string]*rpc.AddReply{
-			"strict":   branchReply(7, branchMAC, branchIP, n.trunk()),
-			"standard": standard(branchReply(7, branchMAC, branchIP, n.trunk())),
-			"regular":  regularReply(branchIP, 2),
-			"marked":   regularReply(branchIP, 0),
-		}
+	n := newNode(t)
+	n.agent.start(t)
+	replies := map[string]*rpc.AddReply{
+		"strict":   branchReply(7, branchMAC, branchIP, n.trunk()),
+		"standard": standard(branchReply(7, branchMAC, branchIP, n.trunk())),
+		"regular":  regularReply(branchIP, 2),
+		"marked":   regularReply(branchIP, 0),
 	}
-	for _, older := range []string{"strict", "standard", "regular"} {
-		for _, newer := range []string{"strict", "standard", "regular", "marked"} {
+	for _, newer := range []string{"strict", "standard", "regular", "marked"} {
+		second := newSandbox("sandbox-2", goldenPod, nstest.New(t))
+		n.agent.set(goldenPod, replies[newer])
+		n.mustAdd(second)
+		alone := n.host.Snapshot(t)
+		n.mustDel(second)
+		n.wantClean()
+		for _, older := range []string{"strict", "standard", "regular"} {
 			t.Run(fmt.Sprintf("%s then %s", older, newer), func(t *testing.T) {
-				n := newNode(t)
-				n.agent.start(t)
-				n.agent.set(goldenPod, replies(n)[newer])
-				second := newSandbox("sandbox-2", goldenPod, nstest.New(t))
-				n.mustAdd(second)
-				alone := n.host.Snapshot(t)
-				n.mustDel(second)
-				n.wantClean()
-
 				first := newSandbox("sandbox-1", goldenPod, nstest.New(t))
-				n.agent.set(goldenPod, replies(n)[older])
+				n.agent.set(goldenPod, replies[older])
 				n.mustAdd(first)
-				n.agent.set(goldenPod, replies(n)[newer])
+				n.agent.set(goldenPod, replies[newer])
 				second.netns = nstest.New(t).Path()
 				n.mustAdd(second)
 				n.mustDel(first)
