@@ -117,30 +117,61 @@ func TestErrorsOfTheAgentHaveTheSpecificationsCodes(t *testing.T) {
 }
 
 func TestResultTellsDELEverythingInEveryVersion(t *testing.T) {
-	reply := branchReply(7, "06:20:0d:3c:5f:bc", "192.168.47.64", 3)
-	w, err := planReply(Config{VethPrefix: "eni", MTU: 9001}, podArgs{Namespace: "kube-system", Name: "coredns-57ff979f67-qqbdh"},
-		datapath.Owner{ContainerID: "c", IfName: "eth0"}, reply)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
-		out, err := newResult(w, "/run/netns/x").GetAsVersion(version)
+	const pod, strict, regular = "coredns-57ff979f67-qqbdh", "vlanb5faff8a083", "enib5faff8a083"
+	for name, tc := range map[string]struct {
+		reply             *rpc.AddReply
+		veth, ip, gateway string
+		vlan              int
+	}{
+		"strict":           {branchReply(7, "06:20:0d:3c:5f:bc", "192.168.47.64", 3), strict, "192.168.47.64/32", "169.254.1.1", 7},
+		"standard":         {standard(branchReply(7, "06:20:0d:3c:5f:bc", "192.168.47.64", 3)), regular, "192.168.47.64/32", "169.254.1.1", 7},
+		"strict of IPv6":   {branchReply6(7, "06:20:0d:3c:5f:bc", "2001:db8:1::64", 3), strict, "2001:db8:1::64/128", "fe80::1", 7},
+		"standard of IPv6": {standard(branchReply6(7, "06:20:0d:3c:5f:bc", "2001:db8:1::64", 3)), regular, "2001:db8:1::64/128", "fe80::1", 7},
+		"regular of IPv6":  {regularReply("2001:db8::77", 0), regular, "2001:db8::77/128", "fe80::1", 0},
+	} {
+		w, err := planReply(Config{VethPrefix: "eni", MTU: 9001}, podArgs{Namespace: "kube-system", Name: pod}, datapath.Owner{ContainerID: "c", IfName: "eth0"}, tc.reply)
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := json.Marshal(out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := cniversion.NewResult(version, raw); err != nil {
-			t.Errorf("%s: %v", version, err)
-		}
-		p, err := parsePrevious(raw, "eth0")
-		if err != nil || p.vlan != 7 || p.hostVeth != "vlanb5faff8a083" || p.address.String() != "192.168.47.64" || !p.known {
-			t.Errorf("%s: DEL reads %+v, %v from %s", version, p, err, raw)
-		}
-		if !strings.Contains(string(raw), "06:20:0d:3c:5f:bc") {
-			t.Errorf("%s: the branch ENI's MAC is not in %s", version, raw)
+		for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+			out, err := newResult(w, "/run/netns/x").GetAsVersion(version)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, err := json.Marshal(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := cniversion.NewResult(version, raw); err != nil {
+				t.Errorf("%s, %s: %v", name, version, err)
+			}
+			p, err := parsePrevious(raw, "eth0")
+			if err != nil || p.vlan != tc.vlan || p.hostVeth != tc.veth || p.address != w.address || !p.known {
+				t.Errorf("%s, %s: DEL reads %+v, %v from %s", name, version, p, err, raw)
+			}
+			if tc.vlan != 0 && !strings.Contains(string(raw), "06:20:0d:3c:5f:bc") {
+				t.Errorf("%s, %s: the branch ENI's MAC is not in %s", name, version, raw)
+			}
+			var ips struct {
+				IPs    []struct{ Version, Address, Gateway string }
+				Routes []struct{ Dst, GW string }
+			}
+			if err := json.Unmarshal(raw, &ips); err != nil {
+				t.Fatal(err)
+			}
+			family, everything := "4", "0.0.0.0/0"
+			if w.address.Is6() {
+				family, everything = "6", "::/0"
+			}
+			if version >= "1.0.0" {
+				family = "" // the field is no more
+			}
+			if i := ips.IPs; len(i) != 1 || i[0].Version != family || i[0].Address != tc.ip || i[0].Gateway != tc.gateway {
+				t.Errorf("%s, %s: ips %+v", name, version, i)
+			}
+			if r := ips.Routes; len(r) != 1 || r[0].Dst != everything || r[0].GW != tc.gateway {
+				t.Errorf("%s, %s: routes %+v", name, version, r)
+			}
 		}
 	}
 }
@@ -195,6 +226,8 @@ func FuzzReply(f *testing.F) {
 	f.Add(true, uint32(7), "06:20:0d:3c:5f:bc", "192.168.47.64", "192.168.32.0/19", "192.168.32.1", uint32(3))
 	f.Add(false, uint32(2), "", "192.168.10.7", "", "", uint32(0))
 	f.Add(true, uint32(0), "ff:ff:ff:ff:ff:ff", "::1", "0.0.0.0/0", "0.0.0.0", uint32(1<<31))
+	f.Add(true, uint32(7), "06:20:0d:3c:5f:bc", "2001:db8:1::64", "", "fe80:ec2::1", uint32(3))
+	f.Add(false, uint32(0), "", "2001:db8::77", "", "", uint32(0))
 	f.Fuzz(func(t *testing.T, branch bool, n uint32, mac, address, subnet, gateway string, trunk uint32) {
 		reply := regularReply(address, n)
 		if branch {
