@@ -40,9 +40,11 @@ type Links interface {
 
 // Routing is what the agent needs of the host's routing.
 type Routing interface {
-	Reconcile(ctx context.Context, d hostnet.Desired) ([]hostnet.Op, error)
+	Reconcile(ctx context.Context, d hostnet.Desired) (hostnet.Result, error)
 	// Pods returns the addresses that are wired, whoever remembers them.
 	Pods() ([]netip.Addr, error)
+	// Watch calls changed whenever somebody changed what Reconcile made, until ctx ends.
+	Watch(ctx context.Context, changed func())
 }
 
 // Options of an Agent. Everything that reaches outside is given, so that tests and the executable build the same agent.
@@ -91,6 +93,7 @@ type Agent struct {
 	sandboxes keyed
 
 	links   signal.Signal // an ENI's link came, changed or went
+	meddled signal.Signal // somebody changed the host's routing
 	branch  signal.Signal // a branch pod's VLAN link or its allocation came or went
 	changed signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
 	ready   atomic.Bool
@@ -99,15 +102,18 @@ type Agent struct {
 
 	started time.Time
 
-	mu       sync.Mutex
-	asked    map[store.Key]time.Time // when an executable was last told of an allocation, in this run
-	routed   map[string]bool         // ENIs whose routing is in place
-	listed   bool                    // the inventory was read and routing was put in place at least once
-	strict   bool                    // the local rule is behind the pods' rules
-	orphans  map[netip.Addr]bool     // wired, and nobody here remembers for whom
-	joining  map[string]*joining
-	poolErr  error // why the pool can't grow
-	branches bool  // something of a branch pod is left on this node
+	mu          sync.Mutex
+	asked       map[store.Key]time.Time // when an executable was last told of an allocation, in this run
+	routed      map[string]hostnet.ENI  // ENIs whose routing is in place, for these addresses
+	marked      bool                    // what pods send is marked by its ENI
+	listed      bool                    // the inventory was read and routing was put in place at least once
+	strict      bool                    // the local rule is behind the pods' rules
+	orphans     map[netip.Addr]bool     // wired, and nobody here remembers for whom
+	joining     map[string]*joining
+	poolErr     error  // why the pool can't grow
+	unmarked    string // why not, as it was said last
+	kubeletAway string // why the kubelet's connections don't stay on the node, as it was said last
+	branches    bool   // something of a branch pod is left on this node
 }
 
 // New opens the store and builds the agent. It does not reach out yet.
@@ -124,7 +130,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		opt: o, store: st, events: o.Kube.Events(), started: o.Now(),
-		asked: map[store.Key]time.Time{}, routed: map[string]bool{}, joining: map[string]*joining{},
+		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{},
 		inventory: enis.New(enis.Options{Metadata: o.Metadata, EC2: o.EC2, Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log}),
 		provision: &enis.Provisioner{
 			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,
@@ -183,6 +189,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(a.opt.Kube.Run)
 	background(a.events.Run)
 	background(func(ctx context.Context) { a.opt.Links.Watch(ctx, a.links.Fire, a.branch.Fire) })
+	background(func(ctx context.Context) { a.opt.Routing.Watch(ctx, a.meddled.Fire) })
 	background(a.runInventory)
 	background(a.runPool)
 	background(a.runTrunk)

@@ -36,6 +36,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/signal"
 )
 
 const (
@@ -45,14 +46,15 @@ const (
 
 // cloud is one instance with its ENIs: EC2, IMDS and links at once, without any delay between them.
 type cloud struct {
-	mu     sync.Mutex
-	enis   map[string]*cloudENI
-	next   int
-	vlans  map[int]bool
-	marked []netip.Addr // on the host veths
-	failed error        // what every mutating EC2 call answers with
-	onENI  func()
-	onVLAN func()
+	mu      sync.Mutex
+	enis    map[string]*cloudENI
+	next    int
+	vlans   map[int]bool
+	omitted []netip.Addr // IMDS does not show them
+	marked  []netip.Addr // on the host veths
+	failed  error        // what every mutating EC2 call answers with
+	onENI   func()
+	onVLAN  func()
 
 	hidden      bool  // neither IMDS nor links show what is attached from now on
 	sweepFailed error // what EC2 answers to who looks for left-overs
@@ -131,7 +133,7 @@ func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 		if e.device >= 0 && !e.hidden {
 			out = append(out, aws.Interface{
 				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"),
-				Addresses: slices.Clone(e.addresses), SecurityGroupIDs: []string{"sg-node"},
+				Addresses: slices.DeleteFunc(slices.Clone(e.addresses), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: []string{"sg-node"},
 			})
 		}
 	}
@@ -279,10 +281,13 @@ func (c *cloud) DeleteNetworkInterface(_ context.Context, in *ec2.DeleteNetworkI
 
 // routing is a host's routing as a model.
 type routing struct {
-	mu     sync.Mutex
-	actual hostnet.Actual
-	pods   []netip.Addr
-	broken error // what Reconcile answers with
+	mu      sync.Mutex
+	actual  hostnet.Actual
+	pods    []netip.Addr
+	broken  error // what Reconcile answers with
+	failed  int
+	noMarks error // what this host says of nftables
+	meddled signal.Signal
 }
 
 func (r *routing) set(broken error) {
@@ -295,15 +300,39 @@ func newRouting() *routing {
 	return &routing{actual: hostnet.Actual{Rules: []hostnet.Rule{{Priority: 0, Table: hostnet.LocalTable}}}}
 }
 
-func (r *routing) Reconcile(_ context.Context, d hostnet.Desired) ([]hostnet.Op, error) {
+func (r *routing) Reconcile(_ context.Context, d hostnet.Desired) (hostnet.Result, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.broken != nil {
-		return nil, r.broken
+		r.failed++
+		return hostnet.Result{}, r.broken
 	}
 	ops := hostnet.Plan(d, r.actual)
 	r.actual = r.actual.Apply(ops)
-	return ops, nil
+	return hostnet.Result{Ops: ops, Marks: r.noMarks}, nil
+}
+
+// Watch calls changed for each meddle.
+func (r *routing) Watch(ctx context.Context, changed func()) {
+	for {
+		r.mu.Lock()
+		meddled := r.meddled.C()
+		r.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-meddled:
+			changed()
+		}
+	}
+}
+
+// meddle changes the host's routing as somebody else would.
+func (r *routing) meddle(f func(*hostnet.Actual)) {
+	r.mu.Lock()
+	f(&r.actual)
+	r.mu.Unlock()
+	r.meddled.Fire()
 }
 
 func (r *routing) Pods() ([]netip.Addr, error) {
@@ -316,7 +345,7 @@ func (r *routing) localAt() (out []int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, rule := range r.actual.Rules {
-		if rule.Table == hostnet.LocalTable {
+		if rule.Table == hostnet.LocalTable && !rule.To.IsValid() && !rule.From.IsValid() && rule.Mask == 0 {
 			out = append(out, rule.Priority)
 		}
 	}

@@ -84,11 +84,12 @@ func (a *Agent) candidates() []store.Regular {
 	defer a.mu.Unlock()
 	var out []store.Regular
 	for _, e := range all {
-		if !e.Usable() || !a.routed[e.ID] {
+		placed, routed := a.routed[e.ID]
+		if !e.Usable() || !routed {
 			continue
 		}
 		for _, addr := range e.Secondary() {
-			if !a.orphans[addr] {
+			if placed.Holds(addr) && !a.orphans[addr] {
 				out = append(out, store.Regular{Address: addr, ENIID: e.ID, Device: e.Device, RouteTable: hostnet.Table(e.Device)})
 			}
 		}
@@ -290,7 +291,8 @@ func (a *Agent) attach(ctx context.Context, count int) error {
 func (a *Agent) isRouted(id string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.routed[id]
+	_, routed := a.routed[id]
+	return routed
 }
 
 // await waits until ok, for at most d.

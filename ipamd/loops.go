@@ -3,6 +3,7 @@ package ipamd
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -20,7 +21,8 @@ const (
 	refreshEvery   = time.Minute            // IMDS is read again without any event
 	unsettledFirst = 100 * time.Millisecond // and sooner while something attached is not explained yet
 	unsettledMost  = 5 * time.Second
-	unsettledFor   = time.Minute // a link that stays unexplained is no ENI of ours
+	mendEvery      = 200 * time.Millisecond // at most this often the routing is mended because of events
+	unsettledFor   = time.Minute            // a link that stays unexplained is no ENI of ours
 	callTimeout    = 20 * time.Second
 	retryFirst     = 500 * time.Millisecond
 	retryMost      = time.Minute
@@ -67,11 +69,18 @@ func soonest(all ...time.Duration) (d time.Duration) {
 	return d
 }
 
+// wakeups are taken before what they announce is looked at, so that none is lost.
+type wakeups struct{ links, branch, addresses, meddled <-chan struct{} }
+
+func (a *Agent) wakeups() wakeups {
+	return wakeups{a.links.C(), a.branch.C(), a.inventory.Changed.C(), a.meddled.C()}
+}
+
 // runInventory keeps the view of the ENIs, their links and the host's routing.
 func (a *Agent) runInventory(ctx context.Context) {
 	quick, since := unsettledFirst, a.opt.Now()
 	for ctx.Err() == nil {
-		links := a.links.C()
+		w := a.wakeups()
 		settled, err := a.refresh(ctx)
 		if err != nil && ctx.Err() == nil {
 			a.metrics.failed("refresh")
@@ -80,45 +89,49 @@ func (a *Agent) runInventory(ctx context.Context) {
 				a.events.Node("EC2Denied", "%v", err)
 			}
 		}
-		if settled {
+		pause := refreshEvery
+		switch {
+		case settled:
 			quick, since = unsettledFirst, a.opt.Now()
-			a.idle(ctx, links)
-			continue
+		case a.opt.Now().Sub(since) <= unsettledFor:
+			pause, quick = quick, min(2*quick, unsettledMost)
 		}
-		if a.opt.Now().Sub(since) > unsettledFor {
-			quick = refreshEvery
-		}
-		select {
-		case <-links:
+		if a.idle(ctx, w, jittered(pause)) {
 			quick, since = unsettledFirst, a.opt.Now()
-		default:
-			wait(ctx, jittered(quick), links)
-			quick = min(2*quick, max(unsettledMost, quick))
 		}
 	}
 }
 
-// idle waits for the next reason to read the sources again. Meanwhile it only puts the routing in place when a branch
-// pod came or went.
-func (a *Agent) idle(ctx context.Context, links <-chan struct{}) {
-	until := time.NewTimer(jittered(refreshEvery))
+// idle waits for the next reason to read the sources again, at most for d; linked says that it was a link. Meanwhile it
+// only puts the routing in place when a branch pod came or went, an ENI has other addresses, or somebody meddled with it.
+func (a *Agent) idle(ctx context.Context, w wakeups, d time.Duration) (linked bool) {
+	until := time.NewTimer(d)
 	defer until.Stop()
+	var last time.Time
 	for {
-		branch := a.branch.C()
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-until.C:
-			return
-		case <-links:
-			return
-		case <-branch:
-			call, cancel := context.WithTimeout(ctx, callTimeout)
-			err := a.route(call)
-			cancel()
-			if err != nil {
-				return // the full round says what is wrong, and tries again
+			return false
+		case <-w.links:
+			return true
+		case <-w.branch:
+		case <-w.addresses:
+		case <-w.meddled:
+			// Who takes away what is put back, again and again, must not keep the agent busy.
+			if rest := mendEvery - time.Since(last); rest > 0 {
+				wait(ctx, rest)
 			}
+		}
+		links := w.links
+		w, last = a.wakeups(), time.Now()
+		w.links = links
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		err := a.route(call)
+		cancel()
+		if err != nil {
+			return false // the full round says what is wrong, and tries again
 		}
 	}
 }
@@ -142,20 +155,40 @@ func (a *Agent) route(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ops, err := a.opt.Routing.Reconcile(ctx, d)
-	for _, op := range ops {
+	r, err := a.opt.Routing.Reconcile(ctx, d)
+	for _, op := range r.Ops {
 		a.opt.Log.Info("host routing changed", "op", op.String())
 	}
 	if err != nil {
 		return err
 	}
-	a.noteRouting(all, d, left)
+	a.sayMissing(r)
+	a.noteRouting(all, d, left, r)
 	return a.mournOrphans()
+}
+
+// sayMissing tells people once what this host can't do, though the rest works.
+func (a *Agent) sayMissing(r hostnet.Result) {
+	say := func(was *string, err error, reason, consequence string) {
+		now := ""
+		if err != nil {
+			now = err.Error()
+		}
+		if now != *was && err != nil {
+			a.metrics.failed("routing")
+			a.opt.Log.Error(consequence, "error", err)
+			a.events.Node(reason, "%s: %v", consequence, err)
+		}
+		*was = now
+	}
+	say(&a.unmarked, r.Marks, "NFTablesMissing", "packets can't be marked by their ENI; pods on secondary ENIs get a routing rule each, which slows the node down as they become more")
+	say(&a.kubeletAway, r.Kubelet, "KubeletNotLocal", "BRANCHLINE_KUBELET_LOCAL is on and the kubelet's connections to branch pods still pass the pods' security groups")
 }
 
 // desired is the routing that the ENIs, the mode and what is left of branch pods ask for.
 func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired, branchesLeft bool, err error) {
-	branchesLeft = slices.ContainsFunc(a.store.View().Allocations, func(al store.Allocation) bool { return al.Branch != nil })
+	view := a.store.View()
+	branchesLeft = slices.ContainsFunc(view.Allocations, func(al store.Allocation) bool { return al.Branch != nil })
 	if !branchesLeft {
 		vlans, err := a.opt.Links.VLANs(ctx)
 		if err != nil {
@@ -163,31 +196,50 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 		}
 		branchesLeft = len(vlans) > 0
 	}
+	c := a.opt.Config
+	d = hostnet.Desired{IPv6: c.IPv6, NodeLocal: c.NodeLocal, KubeletLocal: c.KubeletLocal, VethPrefix: c.VethPrefix}
 	if d.LocalBehindPods, err = a.strictPods(ctx); err != nil {
 		return d, false, err
 	}
-	for _, e := range all {
-		if !e.Primary() && e.Usable() && len(e.Addresses) > 0 {
-			d.ENIs = append(d.ENIs, hostnet.ENI{Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.Addresses[0], Gateway: e.Gateway()})
+	held := map[string][]netip.Prefix{}
+	for _, al := range view.Allocations {
+		if r := al.Regular; r != nil {
+			held[r.ENIID] = append(held[r.ENIID], netip.PrefixFrom(r.Address, r.Address.BitLen()))
+			if !slices.Contains(d.InUse, r.Device) {
+				d.InUse = append(d.InUse, r.Device)
+			}
 		}
+	}
+	for _, e := range all {
+		if !e.Usable() || len(e.Addresses) == 0 {
+			continue
+		}
+		// What pods hold is routed as they hold it, also while a source shows fewer addresses.
+		prefixes := held[e.ID]
+		for _, addr := range e.Secondary() {
+			prefixes = append(prefixes, netip.PrefixFrom(addr, addr.BitLen()))
+		}
+		d.ENIs = append(d.ENIs, hostnet.ENI{
+			Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.Addresses[0], Gateway: e.Gateway(), Prefixes: prefixes,
+		})
 	}
 	return d, branchesLeft, nil
 }
 
-func (a *Agent) noteRouting(all []enis.ENI, d hostnet.Desired, branchesLeft bool) {
-	routed := map[string]bool{}
+func (a *Agent) noteRouting(all []enis.ENI, d hostnet.Desired, branchesLeft bool, r hostnet.Result) {
+	routed := map[string]hostnet.ENI{}
 	for _, e := range all {
-		in := slices.ContainsFunc(d.ENIs, func(r hostnet.ENI) bool { return r.LinkIndex == e.LinkIndex && r.Device == e.Device })
-		routed[e.ID] = e.Primary() || in
+		at := slices.IndexFunc(d.ENIs, func(r hostnet.ENI) bool { return r.LinkIndex == e.LinkIndex && r.Device == e.Device })
+		if at >= 0 {
+			routed[e.ID] = d.ENIs[at]
+		}
 	}
 	a.mu.Lock()
-	changed := !a.listed || a.branches != branchesLeft || a.strict != d.LocalBehindPods || len(routed) != len(a.routed)
-	for id, on := range routed {
-		changed = changed || a.routed[id] != on
-	}
-	a.routed, a.listed, a.branches, a.strict = routed, true, branchesLeft, d.LocalBehindPods
+	changed := !a.listed || a.branches != branchesLeft || a.strict != d.LocalBehindPods || a.marked != (r.Marks == nil) ||
+		!maps.EqualFunc(routed, a.routed, func(a, b hostnet.ENI) bool { return slices.Equal(a.Prefixes, b.Prefixes) })
+	a.routed, a.listed, a.branches, a.strict, a.marked = routed, true, branchesLeft, d.LocalBehindPods, r.Marks == nil
 	for id := range a.joining {
-		if _, shown := routed[id]; shown {
+		if slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
 			delete(a.joining, id)
 		}
 	}
@@ -195,6 +247,16 @@ func (a *Agent) noteRouting(all []enis.ENI, d hostnet.Desired, branchesLeft bool
 	if changed {
 		a.changed.Fire()
 	}
+}
+
+// routeTable is the table that a rule of the pod's own has to name: 0, no rule, where the pod's packets are marked by their ENI.
+func (a *Agent) routeTable(r *store.Regular) uint32 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.marked {
+		return 0
+	}
+	return uint32(r.RouteTable)
 }
 
 // mournOrphans lets addresses cool of which the routes are gone.

@@ -130,6 +130,7 @@ func TestAnAPIServerThatIsAwayEndsNoAllocation(t *testing.T) {
 		t.Errorf("freed=%t without the API server's word (%v)", freed, err)
 	}
 	w.noGet.Store(false)
+	s.a.changed.Fire() // the hour passed on the test's clock only: no timer of the agent knows
 	eventually(t, "the allocation ends, once the API server answers", func() bool { return len(s.a.store.View().Allocations) == 0 })
 }
 

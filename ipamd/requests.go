@@ -318,7 +318,7 @@ func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, 
 	if al.Regular != nil {
 		r.Interface = &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
 			Address: al.Regular.Address.String(), EniId: al.Regular.ENIID,
-			DeviceNumber: uint32(al.Regular.Device), RouteTable: uint32(al.Regular.RouteTable),
+			DeviceNumber: uint32(al.Regular.Device), RouteTable: a.routeTable(al.Regular),
 		}}
 		return r, nil
 	}

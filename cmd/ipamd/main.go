@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/branchline-cni/branchline/ipamd/config"
+	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/install"
 	"github.com/branchline-cni/branchline/rpc"
 )
@@ -53,7 +54,7 @@ func command(ctx context.Context, args []string) error {
 	case "run":
 		return runCommand(ctx, flags, rest)
 	case "install":
-		return installCommand(flags, rest)
+		return installCommand(ctx, flags, rest)
 	case "health":
 		return healthCommand(ctx, flags, rest)
 	case "version":
@@ -90,7 +91,7 @@ func load(log *slog.Logger) (*config.Config, error) {
 	return c, nil
 }
 
-func installCommand(flags *flag.FlagSet, args []string) error {
+func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	source := flags.String("source", "/opt/branchline/bin", "`directory` with the executables to install")
 	if err := parse(flags, args); err != nil {
 		return err
@@ -100,7 +101,23 @@ func installCommand(flags *flag.FlagSet, args []string) error {
 	if err != nil {
 		return err
 	}
-	return install.Run(install.Options{SourceDir: *source, SysctlDir: "/proc/sys", LinksDir: "/sys/class/net", Config: c, Log: log})
+	err = install.Run(install.Options{SourceDir: *source, SysctlDir: "/proc/sys", LinksDir: "/sys/class/net", Config: c, Log: log})
+	if err == nil && c.KubeletLocal {
+		// Pods work without it, so it never keeps the agent from starting: the agent says so in an event.
+		if err := makeKubeletTable(ctx); err != nil {
+			log.Error("the kubelet's own connections to branch pods can't be kept on the node", "error", err)
+		}
+	}
+	return err
+}
+
+func makeKubeletTable(ctx context.Context) error {
+	k, err := hostnet.NewKernel()
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	return k.MakeKubeletTable(ctx, false)
 }
 
 func logger(w io.Writer, level slog.Level) *slog.Logger {

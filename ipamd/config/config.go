@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"strings"
 	"time"
 )
@@ -33,6 +34,8 @@ type Config struct {
 	EnforcingMode  string
 	IPv6           bool // not accepted from the environment yet: regular pods have no IPv6 addresses in this version
 	TCPEarlyDemux  Demux
+	NodeLocal      []netip.Prefix // what strict branch pods reach on their node, of both families
+	KubeletLocal   bool
 	WarmENITarget  int
 	MaxENI         int // 0: the instance type's limit
 	CoolDown       time.Duration

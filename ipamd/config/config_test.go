@@ -1,7 +1,9 @@
 package config
 
 import (
+	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +110,54 @@ func FuzzLoad(f *testing.F) {
 		}
 		if err != nil && !strings.Contains(err.Error(), v.Name) {
 			t.Fatalf("%v does not name %s", err, v.Name)
+		}
+	})
+}
+
+func TestNodeLocalDestinationsAreAListOfSingleServices(t *testing.T) {
+	load := func(value string) ([]string, error) {
+		c, _, err := Load(func(name string) (string, bool) {
+			return value, name == "BRANCHLINE_NODE_LOCAL_DESTINATIONS" && value != ""
+		})
+		if err != nil {
+			return nil, err
+		}
+		out := []string{}
+		for _, p := range c.NodeLocal {
+			out = append(out, p.String())
+		}
+		return out, nil
+	}
+	for value, want := range map[string][]string{
+		"":     {"169.254.20.10/32", "169.254.170.23/32", "fd00:ec2::23/128"},
+		"none": {}, "NONE": {},
+		"172.20.0.10, 169.254.20.10/32,169.254.20.10": {"169.254.20.10/32", "172.20.0.10/32"},
+		"169.254.20.77/24":                            {"169.254.20.0/24"},
+	} {
+		if got, err := load(value); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %q, %v, want %q", value, got, err, want)
+		}
+	}
+	for _, value := range []string{"0.0.0.0/0", "10.0.0.0/8", "::/0", "fe80::1%eth0", "dns", "169.254.20.10,", "::ffff:10.0.0.1"} {
+		var e *Error
+		if got, err := load(value); !errors.As(err, &e) || e.Variable != "BRANCHLINE_NODE_LOCAL_DESTINATIONS" {
+			t.Errorf("%q: %q, %v", value, got, err)
+		}
+	}
+}
+
+func FuzzNodeLocalDestinations(f *testing.F) {
+	f.Add("169.254.20.10/32,fd00:ec2::23/128")
+	f.Add("none")
+	f.Fuzz(func(t *testing.T, s string) {
+		text, err := nodeLocal.parse(s)
+		if err != nil {
+			return
+		}
+		list, err := parseNodeLocal(s)
+		again, aerr := parseNodeLocal(text.(string))
+		if err != nil || aerr != nil || !slices.Equal(list, again) {
+			t.Errorf("%q: %v, %v; as %q: %v, %v", s, list, err, text, again, aerr)
 		}
 	})
 }

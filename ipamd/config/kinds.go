@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -152,6 +153,56 @@ var cidrs = kind{"CIDRs separated by commas", func(s string) (any, error) {
 	slices.Sort(out)
 	return strings.Join(out, ","), nil
 }}
+
+// nothing is what the list of node-local destinations may be instead of CIDRs; an empty value would mean the default.
+const nothing = "none"
+
+// shortestIPv4 and shortestIPv6 keep a list of single services from becoming a way past security groups to everything that is on the node.
+const shortestIPv4, shortestIPv6 = 16, 64
+
+var nodeLocal = kind{fmt.Sprintf("addresses or CIDRs separated by commas, at least /%d (IPv6: /%d), or %s", shortestIPv4, shortestIPv6, nothing), func(s string) (any, error) {
+	list, err := parseNodeLocal(s)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return nothing, nil
+	}
+	var out []string
+	for _, p := range list {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, ","), nil
+}}
+
+func parseNodeLocal(s string) (out []netip.Prefix, err error) {
+	if strings.EqualFold(s, nothing) {
+		return nil, nil
+	}
+	for part := range strings.SplitSeq(s, ",") {
+		part = strings.TrimSpace(part)
+		p, err := netip.ParsePrefix(part)
+		if err != nil {
+			addr, aerr := netip.ParseAddr(part)
+			if aerr != nil || addr.Zone() != "" {
+				return nil, fmt.Errorf("%q is no address and no CIDR", part)
+			}
+			p = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		shortest := shortestIPv4
+		if p.Addr().Is6() {
+			shortest = shortestIPv6
+		}
+		if p.Addr().Is4In6() || p.Bits() < shortest {
+			return nil, fmt.Errorf("%q is too much to be left to the node", part)
+		}
+		out = append(out, p.Masked())
+	}
+	slices.SortFunc(out, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	return slices.Compact(out), nil
+}
 
 var mark = kind{"a packet mark, like 0x80", func(s string) (any, error) {
 	n, err := strconv.ParseUint(s, 0, 32)

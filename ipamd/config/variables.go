@@ -83,6 +83,10 @@ var Variables = []Variable{
 			c.TCPEarlyDemux = DemuxOff
 		}
 	}},
+	{Name: "BRANCHLINE_NODE_LOCAL_DESTINATIONS", Default: "169.254.20.10/32,169.254.170.23/32,fd00:ec2::23/128", Meaning: "What branch pods in strict mode reach on their node, past their security groups: by default NodeLocal DNS and EKS Pod Identity. Those of the pods' family are used.", ActedOn: true, kind: nodeLocal, assign: func(c *Config, v any) {
+		c.NodeLocal, _ = parseNodeLocal(v.(string))
+	}},
+	acted("BRANCHLINE_KUBELET_LOCAL", "false", boolean, func(c *Config) *bool { return &c.KubeletLocal }, "The kubelet's own connections to branch pods in strict mode (probes) stay on the node, past the pods' security groups. Needs cgroup v2."),
 	acted("WARM_ENI_TARGET", "1", integer(0, 15), func(c *Config) *int { return &c.WarmENITarget }, "How many ENIs' worth of free addresses is kept ahead."),
 	known("WARM_IP_TARGET", "", integer(0, 1000), "Free addresses kept ahead.", comes, "0"),
 	known("MINIMUM_IP_TARGET", "", integer(0, 1000), "Addresses kept in all.", comes, "0"),

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -14,11 +15,12 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/rtnl"
 )
 
-// maxENITable bounds the tables that belong to ENIs: device numbers 1 to 15 of network card 0.
-const maxENITable = 16
-
 // Kernel reads and changes the routing of the network namespace that it was made in.
-type Kernel struct{ h *netlink.Handle }
+type Kernel struct {
+	h   *netlink.Handle
+	mu  sync.Mutex // one Reconcile at a time
+	nft nft
+}
 
 // NewKernel opens a netlink socket in the current network namespace.
 func NewKernel() (*Kernel, error) {
@@ -26,15 +28,30 @@ func NewKernel() (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Kernel{h}, nil
+	k := &Kernel{h: h}
+	if err := k.nft.open(); err != nil && !errors.Is(err, ErrNoNFTables) {
+		h.Close()
+		return nil, err
+	}
+	return k, nil
 }
 
-// Close closes the socket.
-func (k *Kernel) Close() { k.h.Close() }
+// Close closes the sockets.
+func (k *Kernel) Close() {
+	k.h.Close()
+	k.nft.close()
+}
 
-// Actual reads what is there.
-func (k *Kernel) Actual() (a Actual, err error) {
-	rules, err := rtnl.Dump(func() ([]netlink.Rule, error) { return k.h.RuleList(netlink.FAMILY_V4) })
+func netlinkFamily(ipv6 bool) int {
+	if ipv6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
+}
+
+// routing reads the rules of one family, and the routes of the tables that belong to ENIs.
+func (k *Kernel) routing(ipv6 bool) (a Actual, err error) {
+	rules, err := rtnl.Dump(func() ([]netlink.Rule, error) { return k.h.RuleList(netlinkFamily(ipv6)) })
 	if err != nil {
 		return a, fmt.Errorf("list the routing rules: %w", err)
 	}
@@ -43,8 +60,8 @@ func (k *Kernel) Actual() (a Actual, err error) {
 			a.Rules = append(a.Rules, rule)
 		}
 	}
-	for table := 2; table <= maxENITable; table++ {
-		routes, err := k.routes(table)
+	for table := 2; table <= maxDevices; table++ {
+		routes, err := k.routes(table, ipv6)
 		if err != nil {
 			return a, err
 		}
@@ -55,40 +72,57 @@ func (k *Kernel) Actual() (a Actual, err error) {
 
 // fromKernel leaves out the rules that select by what this package never uses: they are somebody else's.
 func fromKernel(r netlink.Rule) (Rule, bool) {
-	if r.IifName != "" || r.OifName != "" || r.Dst != nil || r.Mark != 0 || r.Invert || r.Goto > 0 || r.IPProto != 0 || r.Sport != nil || r.Dport != nil {
+	if r.OifName != "" || r.Invert || r.Tos != 0 || r.TunID != 0 || r.UIDRange != nil || r.Sport != nil || r.Dport != nil ||
+		r.SuppressPrefixlen >= 0 || r.SuppressIfgroup >= 0 {
 		return Rule{}, false
 	}
-	out := Rule{Priority: max(0, r.Priority), Table: r.Table, Ours: r.Protocol == Protocol}
-	if r.Src != nil {
-		p, ok := prefix(r.Src)
-		if !ok {
-			return Rule{}, false
+	out := Rule{
+		Priority: max(0, r.Priority), Iif: r.IifName, Mark: r.Mark, IPProto: r.IPProto,
+		Goto: max(0, r.Goto), Table: r.Table, Ours: r.Protocol == Protocol,
+	}
+	if r.Mask != nil {
+		out.Mask = *r.Mask
+	}
+	if out.Goto != 0 {
+		out.Table = 0
+	}
+	for _, p := range []struct {
+		from *net.IPNet
+		to   *netip.Prefix
+	}{{r.Src, &out.From}, {r.Dst, &out.To}} {
+		if p.from != nil {
+			var ok bool
+			if *p.to, ok = prefix(p.from); !ok {
+				return Rule{}, false
+			}
 		}
-		out.From = p
 	}
 	return out, true
 }
 
 func prefix(n *net.IPNet) (netip.Prefix, bool) {
-	addr, ok := netip.AddrFromSlice(n.IP.To4())
+	addr, ok := netip.AddrFromSlice(n.IP)
 	ones, bits := n.Mask.Size()
-	return netip.PrefixFrom(addr, ones), ok && bits == 32
+	if ok && bits == 32 {
+		addr = addr.Unmap()
+	}
+	return netip.PrefixFrom(addr, ones), ok && bits == addr.BitLen()
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func (k *Kernel) routes(table int) ([]Route, error) {
+func (k *Kernel) routes(table int, ipv6 bool) ([]Route, error) {
 	list, err := rtnl.Dump(func() ([]netlink.Route, error) {
-		return k.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+		return k.h.RouteListFiltered(netlinkFamily(ipv6), &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the routes of table %d: %w", table, err)
 	}
 	var out []Route
 	for _, r := range list {
-		route := Route{Table: table, LinkIndex: r.LinkIndex, Ours: r.Protocol == Protocol, Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
+		route := Route{Table: table, LinkIndex: r.LinkIndex, Ours: r.Protocol == Protocol, Dst: Desired{IPv6: ipv6}.everything()}
 		if r.Dst != nil {
 			p, ok := prefix(r.Dst)
 			if !ok {
@@ -96,43 +130,71 @@ func (k *Kernel) routes(table int) ([]Route, error) {
 			}
 			route.Dst = p
 		}
-		if gw, ok := netip.AddrFromSlice(r.Gw.To4()); ok {
-			route.Gateway = gw
+		if gw, ok := netip.AddrFromSlice(r.Gw); ok {
+			if route.Gateway = gw; !ipv6 {
+				route.Gateway = gw.Unmap()
+			}
 		}
 		out = append(out, route)
 	}
 	return out, nil
 }
 
-// Reconcile makes the host's routing as desired and returns what was changed.
-func (k *Kernel) Reconcile(ctx context.Context, d Desired) ([]Op, error) {
-	a, err := k.Actual()
+// Result says what Reconcile did and what is not as desired, though the rest is.
+type Result struct {
+	Ops []Op
+	// Marks is why packets are not marked by their ENI: pods of secondary ENIs then need a rule each. It is
+	// ErrNoNFTables where this kernel can't.
+	Marks error
+	// Kubelet is why the kubelet's own connections to strict pods do not stay on the node.
+	Kubelet error
+}
+
+// Reconcile makes the host's routing as desired.
+func (k *Kernel) Reconcile(ctx context.Context, d Desired) (r Result, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	a, err := k.routing(d.IPv6)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
-	ops := Plan(d, a)
-	for i, op := range ops {
+	shape := Shape{d.IPv6, d.VethPrefix}
+	if a.Marks, r.Marks = k.nft.marksOf(ctx, shape); r.Marks != nil {
+		a.Marks.Missing = true
+	}
+	for _, op := range Plan(d, a) {
 		if err := ctx.Err(); err != nil {
-			return ops[:i], err
+			return r, err
 		}
-		if err := k.apply(op); err != nil {
-			return ops[:i], fmt.Errorf("%s: %w", op, err)
+		err := k.apply(ctx, op, d.IPv6)
+		if err != nil && op.Marks != nil {
+			// The rules go on without: what is marked later is what is missing now.
+			r.Marks = fmt.Errorf("%s: %w", op, err)
+			continue
 		}
+		if err != nil {
+			return r, fmt.Errorf("%s: %w", op, err)
+		}
+		r.Ops = append(r.Ops, op)
 	}
-	return ops, nil
+	r.Kubelet = k.kubelet(ctx, d)
+	return r, nil
 }
 
 // apply is idempotent: what is there already, or is gone already, is success.
-func (k *Kernel) apply(op Op) error {
-	if op.Rule != nil {
-		r := netlink.NewRule()
-		r.Family, r.Priority, r.Table = netlink.FAMILY_V4, op.Rule.Priority, op.Rule.Table
-		if op.Rule.From.IsValid() {
-			r.Src = ipNet(op.Rule.From)
+func (k *Kernel) apply(ctx context.Context, op Op, ipv6 bool) error {
+	switch {
+	case op.Marks != nil:
+		return k.nft.change(ctx, *op.Marks)
+	case op.Rule != nil && op.Delete:
+		// The kernel deletes the first rule that has what is asked for, whatever else it has: our protocol is asked for, too.
+		r := toKernel(*op.Rule, ipv6)
+		if op.Rule.Ours {
+			r.Protocol = Protocol
 		}
-		if op.Delete {
-			return except(k.h.RuleDel(r), syscall.ENOENT)
-		}
+		return except(k.h.RuleDel(r), syscall.ENOENT)
+	case op.Rule != nil:
+		r := toKernel(*op.Rule, ipv6)
 		r.Protocol = Protocol
 		return except(k.h.RuleAdd(r), syscall.EEXIST)
 	}
@@ -149,6 +211,25 @@ func (k *Kernel) apply(op Op) error {
 	return k.h.RouteReplace(r)
 }
 
+func toKernel(r Rule, ipv6 bool) *netlink.Rule {
+	out := netlink.NewRule()
+	out.Family, out.Priority, out.Table = netlinkFamily(ipv6), r.Priority, r.Table
+	out.IifName, out.Mark, out.IPProto = r.Iif, r.Mark, r.IPProto
+	if r.Mask != 0 {
+		out.Mask = &r.Mask
+	}
+	if r.Goto != 0 {
+		out.Goto = r.Goto
+	}
+	if r.From.IsValid() {
+		out.Src = ipNet(r.From)
+	}
+	if r.To.IsValid() {
+		out.Dst = ipNet(r.To)
+	}
+	return out
+}
+
 func except(err error, fine syscall.Errno) error {
 	if errors.Is(err, fine) {
 		return nil
@@ -159,13 +240,18 @@ func except(err error, fine syscall.Errno) error {
 // Pods returns the addresses of pods that are wired here, whoever remembers them: those of the pods' table, and those
 // that the main table sends to a veth, as the upstream agent and others wire their pods.
 func (k *Kernel) Pods() ([]netip.Addr, error) {
-	routes, err := k.routes(PodsTable)
-	if err != nil {
-		return nil, err
-	}
-	inMain, err := k.routes(MainTable)
-	if err != nil {
-		return nil, err
+	var routes, inMain []Route
+	for _, ipv6 := range []bool{false, true} {
+		for table, into := range map[int]*[]Route{PodsTable: &routes, MainTable: &inMain} {
+			list, err := k.routes(table, ipv6)
+			if err != nil && ipv6 && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EOPNOTSUPP)) {
+				continue // a kernel without IPv6
+			}
+			if err != nil {
+				return nil, err
+			}
+			*into = append(*into, list...)
+		}
 	}
 	links, err := rtnl.Dump(k.h.LinkList)
 	if err != nil {
@@ -182,7 +268,7 @@ func (k *Kernel) Pods() ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, r := range routes {
-		if r.Dst.Bits() == 32 {
+		if r.Dst.IsSingleIP() {
 			out = append(out, r.Dst.Addr())
 		}
 	}

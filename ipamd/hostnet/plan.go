@@ -4,116 +4,217 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
-// Priorities of rules and numbers of tables. Those of upstream that other programs know are kept.
-const (
-	// PodsPriority is the rule that looks up the pods of this node; a miss falls through to the next rule.
-	PodsPriority = 512
-	// PodsTable holds one /32 per regular pod, by its host veth. The CNI executable fills it.
-	PodsTable = 511
-	// LocalTable is the kernel's. Its rule is born at LocalPriority. Strict branch pods need it behind their own
-	// rules (priority 10), so that what one pod of the node sends to another passes the VLAN link: there it moves to
-	// LocalPriorityStrict.
-	LocalTable          = 255
-	LocalPriority       = 0
-	LocalPriorityStrict = 20
-	// MainTable is where the primary ENI's routes are.
-	MainTable = 254
-	// ENIPriority is the rule for what the node itself sends from the primary address of a secondary ENI.
-	ENIPriority = 32765
-	// Protocol marks our rules and routes (rtm_protocol), so that only they are ever taken away.
-	Protocol = 98
-)
-
-// Table is the routing table of the ENI with this device number on network card 0 (upstream's numbers).
-func Table(device int) int {
-	if device == 0 {
-		return MainTable
-	}
-	return device + 1
-}
-
-// Rule is a routing rule in the form that this package makes.
+// Rule is a routing rule in the form that this package makes. All of its selectors must hold.
 type Rule struct {
 	Priority int
-	From     netip.Prefix // zero: all
-	Table    int
-	Ours     bool // carries Protocol
+	From, To netip.Prefix // zero: all
+	Iif      string       // "": all
+	// Mark and Mask select by the packet's mark; Mask 0: any.
+	Mark, Mask uint32
+	IPProto    int // IP protocol; 0: any
+	Goto       int // priority to go on at, instead of a table
+	Table      int
+	Ours       bool // carries Protocol
+}
+
+func (r Rule) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "rule %d:", r.Priority)
+	if r.From.IsValid() {
+		fmt.Fprintf(&b, " from %s", r.From)
+	}
+	if r.To.IsValid() {
+		fmt.Fprintf(&b, " to %s", r.To)
+	}
+	if r.Iif != "" {
+		fmt.Fprintf(&b, " iif %s", r.Iif)
+	}
+	if r.Mask != 0 {
+		fmt.Fprintf(&b, " fwmark %#x/%#x", r.Mark, r.Mask)
+	}
+	if r.IPProto != 0 {
+		fmt.Fprintf(&b, " ipproto %d", r.IPProto)
+	}
+	if r.Goto != 0 {
+		fmt.Fprintf(&b, " goto %d", r.Goto)
+	} else {
+		fmt.Fprintf(&b, " lookup %d", r.Table)
+	}
+	return b.String()
+}
+
+// isLocal says whether this is the kernel's local rule, at either of its two places.
+func (r Rule) isLocal() bool {
+	at := r.Priority
+	r.Ours, r.Priority = false, 0
+	return r == Rule{Table: LocalTable} && (at == LocalPriority || at == LocalPriorityStrict)
 }
 
 // Route is a route in an ENI's table.
 type Route struct {
 	Table     int
-	Dst       netip.Prefix // 0.0.0.0/0 for the default route
+	Dst       netip.Prefix // 0.0.0.0/0 or ::/0 for the default route
 	Gateway   netip.Addr   // zero: on link
 	LinkIndex int
 	Ours      bool
 }
 
-// ENI is one secondary ENI that pods may use.
+func (r Route) String() string {
+	via := ""
+	if r.Gateway.IsValid() {
+		via = " via " + r.Gateway.String()
+	}
+	return fmt.Sprintf("route %s%s in table %d on link %d", r.Dst, via, r.Table, r.LinkIndex)
+}
+
+// ENI is one ENI that pods may use, the primary one (device 0) among them.
 type ENI struct {
 	Device    int
 	LinkIndex int
 	Primary   netip.Addr // its primary address
 	Gateway   netip.Addr
+	// Prefixes are the addresses that its pods may have.
+	Prefixes []netip.Prefix
 }
 
-// Desired is what the host's routing should be.
+// Holds says whether an address is among those that its pods may have.
+func (e ENI) Holds(addr netip.Addr) bool {
+	return slices.ContainsFunc(e.Prefixes, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// Desired is what the host's routing should be, for the one family that pods have.
 type Desired struct {
+	IPv6 bool
 	// LocalBehindPods is set while strict branch pods may run here.
 	LocalBehindPods bool
-	ENIs            []ENI
+	// NodeLocal are the destinations that strict pods reach on this node, past their VLAN.
+	NodeLocal []netip.Prefix
+	// KubeletLocal keeps the kubelet's own connections to strict pods on the node.
+	KubeletLocal bool
+	// VethPrefix starts the names of the host veths of regular pods.
+	VethPrefix string
+	ENIs       []ENI
+	// InUse are the device numbers of ENIs whose addresses pods hold. Nothing of theirs is taken away, also while no
+	// source shows the ENI.
+	InUse []int
 }
 
-// Actual is what is there: all IPv4 rules, and the routes of the tables that belong to ENIs.
+// Actual is what is there: rules and routes of one family, the routes only of the tables that belong to ENIs.
 type Actual struct {
 	Rules  []Rule
 	Routes []Route
+	Marks  Marks
 }
 
-// Op is one change; exactly one of Rule and Route is set.
+// Op is one change; exactly one of Rule, Route and Marks is set.
 type Op struct {
 	Delete bool
 	Rule   *Rule
 	Route  *Route
+	Marks  *MarksChange
 }
 
 func (o Op) String() string {
-	verb := "add"
+	verb := "add "
 	if o.Delete {
-		verb = "delete"
+		verb = "delete "
 	}
-	if o.Rule != nil {
-		from := "all"
-		if o.Rule.From.IsValid() {
-			from = o.Rule.From.String()
-		}
-		return fmt.Sprintf("%s rule %d: from %s lookup %d", verb, o.Rule.Priority, from, o.Rule.Table)
+	switch {
+	case o.Rule != nil:
+		return verb + o.Rule.String()
+	case o.Route != nil:
+		return verb + o.Route.String()
 	}
-	return fmt.Sprintf("%s route %s via %v in table %d on link %d", verb, o.Route.Dst, o.Route.Gateway, o.Route.Table, o.Route.LinkIndex)
+	return o.Marks.String()
 }
 
-// wanted expands what is desired to rules and routes.
-func (d Desired) wanted() (rules []Rule, routes []Route) {
-	local := LocalPriority
-	if d.LocalBehindPods {
-		local = LocalPriorityStrict
+func (d Desired) bits() int {
+	if d.IPv6 {
+		return 128
 	}
-	rules = []Rule{{Priority: local, Table: LocalTable}, {Priority: PodsPriority, Table: PodsTable}}
+	return 32
+}
+
+func (d Desired) everything() netip.Prefix {
+	if d.IPv6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+func (d Desired) family(a netip.Addr) bool { return a.IsValid() && a.Is4() != d.IPv6 }
+
+const (
+	loopback = "lo"
+	icmpv6   = 58
+)
+
+// strictRules are those that exist only while strict pods may run.
+func (d Desired) strictRules() (rules []Rule) {
+	for _, p := range d.NodeLocal {
+		if d.family(p.Addr()) {
+			rules = append(rules,
+				Rule{Priority: NodeLocalPriority, To: p.Masked(), Table: LocalTable},
+				Rule{Priority: NodeLocalPriority, From: p.Masked(), Iif: loopback, Table: StrictPodsTable})
+		}
+	}
+	if d.IPv6 {
+		// The router's neighbour advertisements are for this node, which asked for them on the VLAN link.
+		rules = append(rules, Rule{Priority: NodeLocalPriority, From: netip.PrefixFrom(RouterIPv6, 128), IPProto: icmpv6, Table: LocalTable})
+	}
+	if d.KubeletLocal {
+		rules = append(rules,
+			Rule{Priority: KubeletPriority, Mark: KubeletMark, Mask: KubeletMark, Iif: loopback, Table: StrictPodsTable},
+			Rule{Priority: KubeletPriority, Mark: KubeletMark, Mask: KubeletMark, Table: LocalTable})
+	}
+	return append(rules,
+		Rule{Priority: SkipPriority, Iif: loopback, Goto: LocalPriorityStrict},
+		Rule{Priority: SkipPriority, Mark: NoBranchMark, Mask: NoBranchMark, Goto: LocalPriorityStrict})
+}
+
+// wanted expands what is desired to rules and routes, in the order in which they are to be added: what another refers
+// to comes first.
+func (d Desired) wanted() (rules []Rule, routes []Route) {
+	if d.LocalBehindPods {
+		rules = append([]Rule{{Priority: LocalPriorityStrict, Table: LocalTable}}, d.strictRules()...)
+	} else {
+		rules = []Rule{{Priority: LocalPriority, Table: LocalTable}}
+	}
+	rules = append(rules, Rule{Priority: PodsPriority, Table: PodsTable})
+	// This rule needs nothing but the number, so it is put back also while no source shows the ENI.
+	for device := range maxDevices {
+		if slices.Contains(d.InUse, device) || slices.ContainsFunc(d.ENIs, func(e ENI) bool { return e.Device == device }) {
+			rules = append(rules, Rule{Priority: MarkPriority, Mark: Mark(device), Mask: ENIMask, Table: Table(device)})
+		}
+	}
 	for _, e := range d.ENIs {
+		t := Table(e.Device)
 		if e.Device == 0 {
 			continue
 		}
-		t := Table(e.Device)
-		if e.Primary.IsValid() {
-			rules = append(rules, Rule{Priority: ENIPriority, From: netip.PrefixFrom(e.Primary, 32), Table: t})
+		if d.family(e.Primary) {
+			rules = append(rules, Rule{Priority: ENIPriority, From: netip.PrefixFrom(e.Primary, d.bits()), Table: t})
 		}
-		routes = append(routes,
-			Route{Table: t, Dst: netip.PrefixFrom(e.Gateway, 32), LinkIndex: e.LinkIndex},
-			Route{Table: t, Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Gateway: e.Gateway, LinkIndex: e.LinkIndex})
+		if d.family(e.Gateway) {
+			routes = append(routes,
+				Route{Table: t, Dst: netip.PrefixFrom(e.Gateway, d.bits()), LinkIndex: e.LinkIndex},
+				Route{Table: t, Dst: d.everything(), Gateway: e.Gateway, LinkIndex: e.LinkIndex})
+		}
 	}
 	return rules, routes
+}
+
+// kept says whether a table is that of an ENI that pods use and no source shows: nothing of it is taken away.
+func (d Desired) kept(table int) bool {
+	for _, device := range d.InUse {
+		if Table(device) == table {
+			return !slices.ContainsFunc(d.ENIs, func(e ENI) bool { return e.Device == device })
+		}
+	}
+	return false
 }
 
 func (r Rule) same(o Rule) bool {
@@ -126,49 +227,60 @@ func (r Route) same(o Route) bool {
 	return r == o
 }
 
-// Plan returns the changes that make the host's routing as desired, in the order in which they are safe: everything is
-// added before anything is deleted, so that at no moment the node is without its local rule.
+// Plan returns the changes that make the host's routing as desired, in the order in which they are safe, for the agent
+// may end after each of them: everything is added before anything is deleted, so that at no moment the node is without
+// its local rule; a rule is added after what it refers to and deleted before it; an ENI's mark is set only while the
+// ENI's rule and routes are there.
 func Plan(d Desired, a Actual) []Op {
 	rules, routes := d.wanted()
-	var add, del []Op
-	// Routes first: a rule that points at an empty table would let what it selects fall through.
+	var ops []Op
 	for _, r := range routes {
 		if !slices.ContainsFunc(a.Routes, r.same) {
-			add = append(add, Op{Route: &r})
+			ops = append(ops, Op{Route: &r})
 		}
 	}
 	for _, r := range rules {
 		if !slices.ContainsFunc(a.Rules, r.same) {
-			add = append(add, Op{Rule: &r})
+			ops = append(ops, Op{Rule: &r})
 		}
 	}
+	if c, needed := planMarks(d, a.Marks); needed {
+		ops = append(ops, Op{Marks: &c})
+	}
+	var last []Op
 	for _, r := range a.Rules {
-		if slices.ContainsFunc(rules, r.same) {
+		if slices.ContainsFunc(rules, r.same) || d.kept(r.Table) {
 			continue
 		}
-		// The local rule is the kernel's, and may stand at either of two places; nowhere else is it ours to touch.
-		local := r.Table == LocalTable && !r.From.IsValid() && (r.Priority == LocalPriority || r.Priority == LocalPriorityStrict)
-		if local || r.Ours {
-			del = append(del, Op{Delete: true, Rule: &r})
+		switch {
+		case r.isLocal(): // the kernel's or an older version's; nowhere else is a local rule ours to touch
+			last = append(last, Op{Delete: true, Rule: &r})
+		case r.Ours:
+			ops = append(ops, Op{Delete: true, Rule: &r})
 		}
 	}
+	ops = append(ops, last...)
 	for _, r := range a.Routes {
-		if r.Ours && !slices.ContainsFunc(routes, r.same) {
-			del = append(del, Op{Delete: true, Route: &r})
+		if r.Ours && !slices.ContainsFunc(routes, r.same) && !d.kept(r.Table) {
+			ops = append(ops, Op{Delete: true, Route: &r})
 		}
 	}
-	return append(add, del...)
+	return ops
 }
 
 // Apply returns what a is after ops; it is the model that tests of Plan use.
 func (a Actual) Apply(ops []Op) Actual {
-	a = Actual{slices.Clone(a.Rules), slices.Clone(a.Routes)}
+	a = Actual{slices.Clone(a.Rules), slices.Clone(a.Routes), a.Marks}
 	for _, o := range ops {
 		switch {
+		case o.Marks != nil:
+			a.Marks = a.Marks.apply(*o.Marks)
 		case o.Rule != nil && o.Delete:
 			a.Rules = slices.DeleteFunc(a.Rules, o.Rule.same)
 		case o.Rule != nil:
-			a.Rules = append(a.Rules, Rule{o.Rule.Priority, o.Rule.From, o.Rule.Table, true})
+			r := *o.Rule
+			r.Ours = true
+			a.Rules = append(a.Rules, r)
 		case o.Delete:
 			a.Routes = slices.DeleteFunc(a.Routes, o.Route.same)
 		default:

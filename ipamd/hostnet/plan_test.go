@@ -1,6 +1,8 @@
 package hostnet
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -8,53 +10,181 @@ import (
 	"pgregory.net/rapid"
 )
 
+// fresh is a host that nobody has changed, but for what others have there.
 func fresh() Actual {
-	return Actual{Rules: []Rule{{Priority: 0, Table: LocalTable}, {Priority: 32766, Table: MainTable}, {Priority: 32767, Table: 253}}}
+	return Actual{Rules: []Rule{
+		{Priority: 0, Table: LocalTable}, {Priority: 32766, Table: MainTable}, {Priority: 32767, Table: 253},
+		{Priority: 100, From: netip.MustParsePrefix("10.9.0.0/16"), Table: 77},
+		{Priority: StrictPriority, Iif: "vlan.eth.7", Table: 107},
+		{Priority: MarkPriority, From: netip.MustParsePrefix("10.0.0.77/32"), Table: 2}, // an older version's, or upstream's
+		{Priority: 20, From: netip.MustParsePrefix("10.9.0.0/16"), Table: LocalTable},
+	}}
 }
 
-func drawDesired(t *rapid.T) Desired {
-	d := Desired{LocalBehindPods: rapid.Bool().Draw(t, "strict")}
-	for i := range rapid.IntRange(0, 3).Draw(t, "enis") {
-		if rapid.Bool().Draw(t, "there") {
-			d.ENIs = append(d.ENIs, ENI{Device: i, LinkIndex: rapid.IntRange(2, 4).Draw(t, "link"),
-				Primary: netip.AddrFrom4([4]byte{10, 0, 0, byte(10 + i)}), Gateway: netip.MustParseAddr("10.0.0.1")})
+// addressOf is the n-th address of a device's ENI.
+func addressOf(ipv6 bool, device, n int) netip.Prefix {
+	a := netip.AddrFrom4([4]byte{10, 0, byte(device), byte(10 + n)})
+	if ipv6 {
+		a = netip.AddrFrom16([16]byte{0xfd, 14: byte(device), 15: byte(10 + n)})
+	}
+	return netip.PrefixFrom(a, a.BitLen())
+}
+
+func drawDesired(t *rapid.T, ipv6 bool) Desired {
+	d := Desired{
+		IPv6: ipv6, LocalBehindPods: rapid.Bool().Draw(t, "strict"), KubeletLocal: rapid.Bool().Draw(t, "kubelet"),
+		VethPrefix: rapid.SampledFrom([]string{"eni", "pod"}).Draw(t, "veth prefix"),
+		InUse:      rapid.SliceOfNDistinct(rapid.IntRange(0, 3), 0, 2, rapid.ID).Draw(t, "in use"),
+	}
+	if rapid.Bool().Draw(t, "node-local") {
+		d.NodeLocal = []netip.Prefix{netip.MustParsePrefix("169.254.20.10/32"), netip.MustParsePrefix("169.254.170.23/32"), netip.MustParsePrefix("fd00:ec2::23/128")}
+	}
+	for i := range 4 {
+		if rapid.Bool().Draw(t, fmt.Sprintf("eni %d", i)) {
+			e := ENI{Device: i, LinkIndex: rapid.IntRange(2, 4).Draw(t, "link"), Primary: addressOf(ipv6, i, 0).Addr(), Gateway: addressOf(ipv6, 9, 1).Addr()}
+			for n := range rapid.IntRange(0, 3).Draw(t, "addresses") {
+				e.Prefixes = append(e.Prefixes, addressOf(ipv6, i, 1+n))
+			}
+			d.ENIs = append(d.ENIs, e)
 		}
 	}
 	return d
 }
 
-func TestPlanConvergesAndTheLocalRuleIsNeverMissing(t *testing.T) {
+// wantSafe holds at every moment, whoever is killed.
+func wantSafe(t *rapid.T, a Actual, did []Op) {
+	t.Helper()
+	if !slices.ContainsFunc(a.Rules, Rule.isLocal) {
+		t.Fatalf("no local rule after %v", did)
+	}
+	for _, r := range a.Rules {
+		if r.Goto != 0 && !slices.ContainsFunc(a.Rules, func(o Rule) bool { return o.Priority == r.Goto && o.isLocal() }) {
+			t.Fatalf("%v leads to nothing after %v", r, did)
+		}
+	}
+	for p, device := range a.Marks.Devices {
+		rule := Rule{Priority: MarkPriority, Mark: Mark(device), Mask: ENIMask, Table: Table(device)}
+		if !slices.ContainsFunc(a.Rules, rule.same) {
+			t.Fatalf("%s has device %d's mark and there is no %v after %v", p, device, rule, did)
+		}
+		isDefault := func(r Route) bool { return r.Table == Table(device) && r.Dst.Bits() == 0 }
+		if device != 0 && !slices.ContainsFunc(a.Routes, isDefault) {
+			t.Fatalf("%s has device %d's mark and its table is empty after %v", p, device, did)
+		}
+	}
+}
+
+func TestPlanConvergesAndEveryMomentOfItIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		foreign := Rule{Priority: 100, From: netip.MustParsePrefix("10.9.0.0/16"), Table: 77}
-		a := fresh()
-		a.Rules = append(a.Rules, foreign)
-		for range 4 {
-			d := drawDesired(t)
+		ipv6 := rapid.Bool().Draw(t, "IPv6")
+		a, foreign := fresh(), fresh().Rules[1:]
+		a.Marks.Missing = rapid.IntRange(0, 4).Draw(t, "no nftables") == 0
+		for range 5 {
+			d := drawDesired(t, ipv6)
 			ops := Plan(d, a)
 			for i := range ops {
-				mid := a.Apply(ops[:i+1]) // the agent may be killed after each
-				if !slices.ContainsFunc(mid.Rules, func(r Rule) bool { return r.Table == LocalTable }) {
-					t.Fatalf("no local rule after %v", ops[:i+1])
-				}
+				wantSafe(t, a.Apply(ops[:i+1]), ops[:i+1])
 			}
-			cut := rapid.IntRange(0, len(ops)).Draw(t, "killed after")
-			a = a.Apply(ops[:cut])
+			a = a.Apply(ops[:rapid.IntRange(0, len(ops)).Draw(t, "killed after")])
+			switch rapid.IntRange(0, 5).Draw(t, "meanwhile") {
+			case 0: // nft flush ruleset
+				a.Marks = Marks{Missing: a.Marks.Missing}
+			case 1: // ip rule flush
+				a.Rules = slices.DeleteFunc(slices.Clone(a.Rules), func(r Rule) bool { return r.Ours && !(r.isLocal() && r.Priority == 0) })
+			}
 			a = a.Apply(Plan(d, a))
 			if left := Plan(d, a); len(left) > 0 {
 				t.Fatalf("still to do: %v", left)
 			}
-			if !slices.ContainsFunc(a.Rules, foreign.same) || !slices.ContainsFunc(a.Rules, Rule{Priority: 32766, Table: MainTable}.same) {
-				t.Fatal("somebody else's rule was taken away")
+			for _, f := range foreign {
+				if !slices.ContainsFunc(a.Rules, f.same) {
+					t.Fatalf("somebody else's %v was taken away", f)
+				}
 			}
 			want := LocalPriority
 			if d.LocalBehindPods {
 				want = LocalPriorityStrict
 			}
 			for _, r := range a.Rules {
-				if r.Table == LocalTable && r.Priority != want {
+				if r.isLocal() && r.Priority != want {
 					t.Fatalf("local rule at %d, want only %d", r.Priority, want)
 				}
 			}
+			wantMarked(t, d, a)
 		}
 	})
+}
+
+// wantMarked: each address of an ENI that is there is in the map, exactly if there can be one.
+func wantMarked(t *rapid.T, d Desired, a Actual) {
+	t.Helper()
+	for _, e := range d.ENIs {
+		for _, p := range e.Prefixes {
+			if device, ok := a.Marks.Devices[p]; !a.Marks.Missing && (!ok || device != e.Device) {
+				t.Fatalf("%s of device %d is not marked: %v", p, e.Device, a.Marks.Devices)
+			}
+		}
+	}
+}
+
+func TestAnENIThatNoSourceShowsKeepsItsRoutesWhilePodsUseIt(t *testing.T) {
+	d := Desired{VethPrefix: "eni", InUse: []int{2}, ENIs: []ENI{{Device: 2, LinkIndex: 5, Primary: addressOf(false, 2, 0).Addr(),
+		Gateway: addressOf(false, 9, 1).Addr(), Prefixes: []netip.Prefix{addressOf(false, 2, 1)}}}}
+	a := fresh().apply(d)
+	d.ENIs = nil
+	if ops := Plan(d, a); len(ops) > 0 {
+		t.Errorf("the view is incomplete, and yet: %v", ops)
+	}
+	a.Marks = Marks{Devices: a.Marks.Devices} // somebody added a rule to the table: it is made anew
+	if got := a.apply(d).Marks.Devices; !maps.Equal(got, map[netip.Prefix]int{addressOf(false, 2, 1): 2}) {
+		t.Errorf("after mending: %v", got)
+	}
+	d.InUse = nil
+	if a = a.apply(d); len(a.Routes) > 0 || len(a.Marks.Devices) > 0 || slices.ContainsFunc(a.Rules, func(r Rule) bool { return r.Ours && r.Priority >= MarkPriority }) {
+		t.Errorf("left behind: %+v", a)
+	}
+}
+
+func (a Actual) apply(d Desired) Actual { return a.Apply(Plan(d, a)) }
+
+func TestStrictNodesHaveTheRulesOfTheLayoutAndOthersDoNot(t *testing.T) {
+	d := Desired{LocalBehindPods: true, KubeletLocal: true, VethPrefix: "eni",
+		NodeLocal: []netip.Prefix{netip.MustParsePrefix("169.254.20.10/32"), netip.MustParsePrefix("fd00:ec2::23/128")},
+		ENIs:      []ENI{{Device: 0, LinkIndex: 2, Primary: addressOf(false, 0, 0).Addr(), Gateway: addressOf(false, 9, 1).Addr()}}}
+	want := func(d Desired, texts ...string) {
+		t.Helper()
+		var got []string
+		rules, _ := d.wanted()
+		for _, r := range rules {
+			got = append(got, r.String())
+		}
+		if !slices.Equal(got, texts) {
+			t.Errorf("got  %q\nwant %q", got, texts)
+		}
+	}
+	want(d, "rule 20: lookup 255", "rule 5: to 169.254.20.10/32 lookup 255", "rule 5: from 169.254.20.10/32 iif lo lookup 510",
+		"rule 6: iif lo fwmark 0x400/0x400 lookup 510", "rule 6: fwmark 0x400/0x400 lookup 255",
+		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x7f lookup 254")
+	d.IPv6 = true
+	want(d, "rule 20: lookup 255", "rule 5: to fd00:ec2::23/128 lookup 255", "rule 5: from fd00:ec2::23/128 iif lo lookup 510",
+		"rule 5: from fe80:ec2::1/128 ipproto 58 lookup 255",
+		"rule 6: iif lo fwmark 0x400/0x400 lookup 510", "rule 6: fwmark 0x400/0x400 lookup 255",
+		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x7f lookup 254")
+	d.IPv6, d.LocalBehindPods = false, false
+	want(d, "rule 0: lookup 255", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x7f lookup 254")
+}
+
+func TestMarksKeepClearOfThoseOfOthers(t *testing.T) {
+	const others = 0x80 | 0x2000 | 0xc000 | 0xffff0000
+	if ours := uint32(ENIMask | KubeletMark | NoBranchMark); ours&others != 0 || ENIMask&(KubeletMark|NoBranchMark) != 0 || KubeletMark&NoBranchMark != 0 {
+		t.Errorf("overlap: %#x", ours&others)
+	}
+	for device := range maxDevices {
+		if m := Mark(device); m == 0 || m&^ENIMask != 0 {
+			t.Errorf("device %d: %#x", device, m)
+		}
+	}
+	if Mark(-1) != 0 || Mark(maxDevices) != 0 {
+		t.Error("a device that has no table has a mark")
+	}
 }

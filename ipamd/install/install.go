@@ -120,20 +120,27 @@ func ignoreMissing(err error) error {
 type Setting struct{ Path, Value string }
 
 // SettingsFor lists the node-wide settings. Reverse-path filtering is loose, because replies of pods on secondary ENIs,
-// trunk and VLAN links come in by another link than the main table would send to. TCP early demux must be off for
-// strict branch pods: it would hand their answers to the kubelet's probes to its sockets before routing sends them over
-// the VLAN link. Those that are left after the feature was turned off still need it: branchPodsLeft.
+// trunk and VLAN links come in by another link than the main table would send to; its look-ups see the packet's mark
+// (src_valid_mark), by which all but branch pods' packets skip the rules of strict pods. Early demux must be off for
+// strict branch pods: it would take their answers for the sockets of this node, before routing sends them over the VLAN
+// link (TCP), or for nobody at all (UDP: what belongs to a socket is not forwarded). Those that are left after the feature
+// was turned off still need it: branchPodsLeft.
 func SettingsFor(c *config.Config, branchPodsLeft bool) []Setting {
 	s := []Setting{
 		{"net/ipv4/ip_forward", "1"},
 		{"net/ipv4/conf/all/rp_filter", "2"},
 		{"net/ipv4/conf/default/rp_filter", "2"},
+		{"net/ipv4/conf/all/src_valid_mark", "1"},
 	}
-	demux := "1"
-	if c.TCPEarlyDemux == config.DemuxOff || c.TCPEarlyDemux == config.DemuxAutomatic && (c.StrictBranchPods() || branchPodsLeft) {
-		demux = "0"
+	strict := c.StrictBranchPods() || branchPodsLeft
+	tcp, udp := "1", "1"
+	if c.TCPEarlyDemux == config.DemuxOff || c.TCPEarlyDemux == config.DemuxAutomatic && strict {
+		tcp = "0"
 	}
-	return append(s, Setting{"net/ipv4/tcp_early_demux", demux})
+	if strict {
+		udp = "0"
+	}
+	return append(s, Setting{"net/ipv4/udp_early_demux", udp}, Setting{"net/ipv4/tcp_early_demux", tcp})
 }
 
 // Settings writes the node-wide settings below dir (/proc/sys). All are tried; the error joins those that failed.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/branchline-cni/branchline/ipamd/config"
@@ -71,14 +72,16 @@ func TestP31EarlyDemuxIsOffOnlyWhereStrictBranchPodsNeedIt(t *testing.T) {
 	for _, c := range []struct {
 		podENI, disable string
 		left            bool
-		want            string
+		tcp, udp        string
 	}{
-		{"false", "", false, "1"}, {"true", "", false, "0"}, {"false", "", true, "0"},
-		{"true", "false", false, "1"}, {"false", "true", false, "0"}, {"true", "true", false, "0"},
+		{"false", "", false, "1", "1"}, {"true", "", false, "0", "0"}, {"false", "", true, "0", "0"},
+		{"true", "false", false, "1", "0"}, {"false", "true", false, "0", "1"}, {"true", "true", false, "0", "0"},
 	} {
 		s := SettingsFor(cfg(t, map[string]string{"ENABLE_POD_ENI": c.podENI, "DISABLE_TCP_EARLY_DEMUX": c.disable}), c.left)
-		if got := s[len(s)-1]; got != (Setting{"net/ipv4/tcp_early_demux", c.want}) {
-			t.Errorf("%+v: %v", c, got)
+		for _, want := range []Setting{{"net/ipv4/tcp_early_demux", c.tcp}, {"net/ipv4/udp_early_demux", c.udp}, {"net/ipv4/conf/all/src_valid_mark", "1"}} {
+			if !slices.Contains(s, want) {
+				t.Errorf("%+v: %v has no %v", c, s, want)
+			}
 		}
 	}
 }

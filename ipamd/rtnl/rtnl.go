@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	timeout = 5 * time.Second
+	// Timeout bounds each request on a netlink socket, of whatever family.
+	Timeout = 5 * time.Second
 	tries   = 10
 )
 
@@ -22,7 +23,7 @@ func Open() (*netlink.Handle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	if err := h.SetSocketTimeout(timeout); err != nil {
+	if err := h.SetSocketTimeout(Timeout); err != nil {
 		h.Close()
 		return nil, fmt.Errorf("set the netlink socket's timeout: %w", err)
 	}

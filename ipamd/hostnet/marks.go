@@ -1,0 +1,120 @@
+package hostnet
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// Marks is the nftables table that marks packets, as it is there.
+type Marks struct {
+	// Missing is set where this kernel has no nf_tables: there is nothing to plan then.
+	Missing bool
+	// Intact says that chains and rules are as this version makes them for Shape.
+	Intact bool
+	Shape  Shape
+	// Devices says by which ENI what comes from an address leaves: its device number.
+	Devices map[netip.Prefix]int
+}
+
+// Shape is what the table's rules depend on.
+type Shape struct {
+	IPv6       bool
+	VethPrefix string
+}
+
+// MarksChange is one transaction: all of it happens, or nothing.
+type MarksChange struct {
+	// Rebuild makes the table anew, with Add as all that it holds.
+	Rebuild bool
+	Shape   Shape
+	Add     map[netip.Prefix]int
+	Delete  map[netip.Prefix]int
+}
+
+func (c MarksChange) String() string {
+	if c.Rebuild {
+		return fmt.Sprintf("make the nftables table %s, with %d prefixes", MarksTable, len(c.Add))
+	}
+	return fmt.Sprintf("change the nftables table %s: %d prefixes more, %d fewer", MarksTable, len(c.Add), len(c.Delete))
+}
+
+// MarksTable is the nftables table's name, in the family that pods have.
+const MarksTable = "branchline"
+
+// devices is the map from source prefix to device number that is desired; no two prefixes overlap.
+func (d Desired) devices(there map[netip.Prefix]int) map[netip.Prefix]int {
+	type entry struct {
+		p      netip.Prefix
+		device int
+	}
+	var all []entry
+	for _, e := range d.ENIs {
+		for _, p := range e.Prefixes {
+			if d.family(p.Addr()) && Mark(e.Device) != 0 {
+				all = append(all, entry{p.Masked(), e.Device})
+			}
+		}
+	}
+	for p, device := range there {
+		if d.family(p.Addr()) && d.kept(Table(device)) {
+			all = append(all, entry{p, device})
+		}
+	}
+	// An address that lies in a prefix of its own ENI is covered. Two ENIs never have the same address; should the
+	// sources say so for a moment, the one that is seen now wins, by its lower device number.
+	slices.SortStableFunc(all, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(a.p.Bits(), b.p.Bits()), a.p.Addr().Compare(b.p.Addr()), cmp.Compare(a.device, b.device))
+	})
+	out := map[netip.Prefix]int{}
+	for _, e := range all {
+		covered := false
+		for bits := e.p.Bits(); bits >= 0 && !covered; bits-- {
+			wider, _ := e.p.Addr().Prefix(bits)
+			_, covered = out[wider]
+		}
+		if !covered {
+			out[e.p] = e.device
+		}
+	}
+	return out
+}
+
+func planMarks(d Desired, m Marks) (c MarksChange, needed bool) {
+	if m.Missing {
+		return c, false
+	}
+	shape := Shape{d.IPv6, d.VethPrefix}
+	want := d.devices(m.Devices)
+	c = MarksChange{Shape: shape}
+	if !m.Intact || m.Shape != shape {
+		c.Rebuild, c.Add = true, want
+		return c, true
+	}
+	c.Add, c.Delete = without(want, m.Devices), without(m.Devices, want)
+	return c, len(c.Add)+len(c.Delete) > 0
+}
+
+// without returns what of a is not the same in b.
+func without(a, b map[netip.Prefix]int) map[netip.Prefix]int {
+	out := map[netip.Prefix]int{}
+	for p, device := range a {
+		if other, ok := b[p]; !ok || other != device {
+			out[p] = device
+		}
+	}
+	return out
+}
+
+func (m Marks) apply(c MarksChange) Marks {
+	m.Devices = maps.Clone(m.Devices)
+	if m.Devices == nil || c.Rebuild {
+		m.Devices = map[netip.Prefix]int{}
+	}
+	maps.DeleteFunc(m.Devices, func(p netip.Prefix, _ int) bool { _, gone := c.Delete[p]; return gone })
+	maps.Copy(m.Devices, c.Add)
+	m.Intact, m.Shape = true, c.Shape
+	return m
+}

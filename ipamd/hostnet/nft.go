@@ -1,0 +1,307 @@
+package hostnet
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	nlconn "github.com/mdlayher/netlink"
+
+	"github.com/branchline-cni/branchline/ipamd/rtnl"
+)
+
+// ErrNoNFTables says that this kernel has no nf_tables, or lacks a part of it.
+var ErrNoNFTables = errors.New("this kernel lacks nf_tables, or a part of it that is needed")
+
+// nft is one connection to nf_tables. After an error the connection is made anew: what the kernel still has to say on
+// the old one would be taken for an answer to the next question.
+type nft struct {
+	conn *nftables.Conn
+	sock *nlconn.Conn
+}
+
+func (n *nft) open() error {
+	if n.conn != nil {
+		return nil
+	}
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *nlconn.Conn) error {
+		n.sock = c
+		return nil
+	}))
+	if err != nil {
+		return fmt.Errorf("open a netfilter netlink socket: %w", lacking(err))
+	}
+	n.conn = conn
+	return nil
+}
+
+func (n *nft) close() {
+	if n.conn != nil {
+		_ = n.conn.CloseLasting()
+	}
+	n.conn, n.sock = nil, nil
+}
+
+// do runs f with a connection that does not outlive the context's deadline.
+func (n *nft) do(ctx context.Context, f func(*nftables.Conn) error) error {
+	if err := n.open(); err != nil {
+		return err
+	}
+	end := time.Now().Add(rtnl.Timeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(end) {
+		end = d
+	}
+	err := n.sock.SetDeadline(end)
+	if err == nil {
+		err = f(n.conn)
+	}
+	if err != nil {
+		n.close()
+	}
+	return err
+}
+
+// lacking adds ErrNoNFTables to what the kernel answers when the subsystem or an expression's module is not there.
+func lacking(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, no := range []syscall.Errno{syscall.EPROTONOSUPPORT, syscall.EAFNOSUPPORT, syscall.EOPNOTSUPP, syscall.ENOENT, syscall.EINVAL} {
+		if errors.Is(err, no) {
+			return fmt.Errorf("%w: %w", ErrNoNFTables, err)
+		}
+	}
+	return err
+}
+
+// nftTable is a whole table: all that this package needs to make it, and to see whether it is there as it was made.
+type nftTable struct {
+	name   string
+	family nftables.TableFamily
+	chains []nftChain
+	set    *nftables.Set // its one named set
+}
+
+type nftChain struct {
+	name  string
+	hook  *nftables.ChainHook // nil: it is only jumped to
+	kind  nftables.ChainType
+	rules [][]expr.Any
+}
+
+func (t nftTable) table() *nftables.Table { return &nftables.Table{Name: t.name, Family: t.family} }
+
+// fingerprint is what each rule carries as its comment, which the kernel keeps and any other tool that changes the rule
+// drops. Comparing that is more certain than comparing expressions, which kernels of different age give back differently.
+func (t nftTable) fingerprint() (string, error) {
+	h := sha256.New()
+	for _, c := range t.chains {
+		fmt.Fprintln(h, c.name, c.kind, len(c.rules))
+		for _, r := range c.rules {
+			for _, e := range r {
+				if l, ok := e.(*expr.Lookup); ok { // its set's id is of this process only
+					fmt.Fprintln(h, "lookup", l.SetName, l.SourceRegister)
+					continue
+				}
+				b, err := expr.Marshal(byte(t.family), e)
+				if err != nil {
+					return "", fmt.Errorf("write down table %s: %w", t.name, err)
+				}
+				h.Write(b)
+			}
+		}
+	}
+	return fmt.Sprintf("branchline %x", h.Sum(nil)[:6]), nil
+}
+
+func (t nftTable) comment(fingerprint string, rule int) string {
+	return fmt.Sprintf("%s %d", fingerprint, rule)
+}
+
+// isThere compares the kernel's table with this one, the set's elements aside.
+func (t nftTable) isThere(c *nftables.Conn) (bool, error) {
+	tables, err := c.ListTablesOfFamily(t.family)
+	if err != nil {
+		return false, fmt.Errorf("list the nftables tables: %w", lacking(err))
+	}
+	if !slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == t.name }) {
+		return false, nil
+	}
+	chains, err := c.ListChainsOfTableFamily(t.family)
+	if err != nil {
+		return false, fmt.Errorf("list the nftables chains: %w", err)
+	}
+	found := 0
+	for _, o := range chains {
+		if o.Table.Name != t.name {
+			continue
+		}
+		at := slices.IndexFunc(t.chains, func(w nftChain) bool { return w.name == o.Name })
+		if at < 0 || !t.chains[at].is(o) {
+			return false, nil
+		}
+		found++
+	}
+	if found != len(t.chains) {
+		return false, nil
+	}
+	sets, err := c.GetSets(t.table())
+	if err != nil {
+		return false, fmt.Errorf("list the sets of table %s: %w", t.name, err)
+	}
+	if len(sets) != 1 || sets[0].Name != t.set.Name || sets[0].IsMap != t.set.IsMap || sets[0].Interval != t.set.Interval {
+		return false, nil
+	}
+	return t.rulesAreThere(c)
+}
+
+func (w nftChain) is(o *nftables.Chain) bool {
+	if w.hook == nil {
+		return o.Hooknum == nil
+	}
+	return o.Type == w.kind && o.Hooknum != nil && *o.Hooknum == *w.hook && o.Priority != nil && *o.Priority == *nftables.ChainPriorityMangle
+}
+
+func (t nftTable) rulesAreThere(c *nftables.Conn) (bool, error) {
+	print, err := t.fingerprint()
+	if err != nil {
+		return false, err
+	}
+	for _, w := range t.chains {
+		rules, err := c.GetRules(t.table(), &nftables.Chain{Name: w.name})
+		if err != nil {
+			return false, fmt.Errorf("list the rules of chain %s: %w", w.name, err)
+		}
+		if len(rules) != len(w.rules) {
+			return false, nil
+		}
+		for i, r := range rules {
+			if comment, _ := userdata.GetString(r.UserData, userdata.TypeComment); comment != t.comment(print, i) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// rebuild adds to the batch that makes the table anew, with these elements. Adding it first lets the deletion succeed
+// whether or not it was there.
+func (t nftTable) rebuild(c *nftables.Conn, elements []nftables.SetElement) error {
+	print, err := t.fingerprint()
+	if err != nil {
+		return err
+	}
+	c.DelTable(c.AddTable(t.table()))
+	table := c.AddTable(t.table())
+	chains := map[string]*nftables.Chain{}
+	for _, w := range t.chains {
+		chain := &nftables.Chain{Name: w.name, Table: table}
+		if w.hook != nil {
+			chain.Hooknum, chain.Type, chain.Priority = w.hook, w.kind, nftables.ChainPriorityMangle
+		}
+		chains[w.name] = c.AddChain(chain)
+	}
+	set := t.setOf(table)
+	if err := c.AddSet(set, nil); err != nil {
+		return fmt.Errorf("write down set %s: %w", set.Name, err)
+	}
+	for _, w := range t.chains {
+		for i, exprs := range w.rules {
+			c.AddRule(&nftables.Rule{
+				Table: table, Chain: chains[w.name], Exprs: exprs,
+				UserData: userdata.AppendString(nil, userdata.TypeComment, t.comment(print, i)),
+			})
+		}
+	}
+	return addElements(c, set, elements)
+}
+
+func (t nftTable) setOf(table *nftables.Table) *nftables.Set {
+	set := *t.set
+	set.Table = table
+	return &set
+}
+
+// elementsAtOnce keeps a message's list of elements below the 64 KiB that an attribute holds.
+const elementsAtOnce = 400
+
+func addElements(c *nftables.Conn, set *nftables.Set, elements []nftables.SetElement) error {
+	for part := range slices.Chunk(elements, elementsAtOnce) {
+		if err := c.SetAddElements(set, part); err != nil {
+			return fmt.Errorf("write down elements of set %s: %w", set.Name, err)
+		}
+	}
+	return nil
+}
+
+func deleteElements(c *nftables.Conn, set *nftables.Set, elements []nftables.SetElement) error {
+	for part := range slices.Chunk(elements, elementsAtOnce) {
+		if err := c.SetDeleteElements(set, part); err != nil {
+			return fmt.Errorf("write down elements of set %s: %w", set.Name, err)
+		}
+	}
+	return nil
+}
+
+// marksOf reads the table that marks packets.
+func (n *nft) marksOf(ctx context.Context, shape Shape) (m Marks, err error) {
+	t := marksTable(shape)
+	err = n.do(ctx, func(c *nftables.Conn) error {
+		there, err := t.isThere(c)
+		if err != nil || !there {
+			return err
+		}
+		elements, err := c.GetSetElements(t.setOf(t.table()))
+		if err != nil {
+			return fmt.Errorf("list the elements of set %s: %w", t.set.Name, err)
+		}
+		m.Devices, m.Intact = parseElements(elements, shape.IPv6)
+		m.Shape = shape
+		return nil
+	})
+	return m, err
+}
+
+// change applies one transaction.
+func (n *nft) change(ctx context.Context, ch MarksChange) error {
+	t := marksTable(ch.Shape)
+	return n.do(ctx, func(c *nftables.Conn) error {
+		if ch.Rebuild {
+			if err := t.rebuild(c, elementsOf(ch.Add)); err != nil {
+				return err
+			}
+			return lacking(c.Flush())
+		}
+		set := t.setOf(t.table())
+		err := deleteElements(c, set, elementsOf(ch.Delete))
+		if err == nil {
+			err = addElements(c, set, elementsOf(ch.Add))
+		}
+		if err != nil {
+			return err
+		}
+		return c.Flush()
+	})
+}
+
+// drop deletes a table if it is there.
+func (n *nft) drop(ctx context.Context, name string, family nftables.TableFamily) error {
+	return n.do(ctx, func(c *nftables.Conn) error {
+		tables, err := c.ListTablesOfFamily(family)
+		if err != nil {
+			return fmt.Errorf("list the nftables tables: %w", err)
+		}
+		if !slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == name }) {
+			return nil
+		}
+		c.DelTable(&nftables.Table{Name: name, Family: family})
+		return c.Flush()
+	})
+}

@@ -1,0 +1,163 @@
+package hostnet
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	devicesMap   = "devices"
+	deviceChain  = "device-"
+	strictPrefix = "vlan" // of branch pods' VLAN links, and of strict pods' host veths
+)
+
+func familyOf(ipv6 bool) nftables.TableFamily {
+	if ipv6 {
+		return nftables.TableFamilyIPv6
+	}
+	return nftables.TableFamilyIPv4
+}
+
+func addressType(ipv6 bool) nftables.SetDatatype {
+	if ipv6 {
+		return nftables.TypeIP6Addr
+	}
+	return nftables.TypeIPAddr
+}
+
+// marksTable is the table that marks packets before they are routed. Its flush costs speed, and for the moment until it
+// is mended the way of what pods of secondary ENIs send out; it never lets a strict pod's packet past its VLAN, because
+// no mark sends a packet there: the mark sends the others past it.
+func marksTable(s Shape) nftTable {
+	set := &nftables.Set{Name: devicesMap, ID: 1, IsMap: true, Interval: true, KeyType: addressType(s.IPv6), DataType: nftables.TypeVerdict}
+	offset, length := uint32(12), uint32(4)
+	if s.IPv6 {
+		offset, length = 8, 16
+	}
+	t := nftTable{name: MarksTable, family: familyOf(s.IPv6), set: set, chains: []nftChain{{
+		name: "prerouting", hook: nftables.ChainHookPrerouting, kind: nftables.ChainTypeFilter,
+		rules: [][]expr.Any{
+			{iifname(), startsWith(strictPrefix, expr.CmpOpEq), verdict(expr.VerdictReturn)},
+			setMark(NoBranchMark, NoBranchMark),
+			{iifname(), startsWith(s.VethPrefix, expr.CmpOpEq),
+				&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+				&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set.Name, SetID: set.ID}},
+		},
+	}}}
+	for device := range maxDevices {
+		t.chains = append(t.chains, nftChain{name: deviceChain + strconv.Itoa(device), rules: [][]expr.Any{setMark(Mark(device), ENIMask)}})
+	}
+	return t
+}
+
+func iifname() expr.Any { return &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1} }
+
+// startsWith compares only as many bytes of the name as the prefix has.
+func startsWith(prefix string, op expr.CmpOp) expr.Any {
+	return &expr.Cmp{Op: op, Register: 1, Data: []byte(prefix)}
+}
+
+func verdict(k expr.VerdictKind) expr.Any { return &expr.Verdict{Kind: k} }
+
+func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+
+// masked changes only the mask's bits of register 1.
+func masked(value, mask uint32) expr.Any {
+	return &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(^mask), Xor: native(value)}
+}
+
+// setMark sets the mask's bits of the packet's mark to those of value.
+func setMark(value, mask uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, masked(value, mask),
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
+	}
+}
+
+// elementsOf writes prefixes as intervals: the first address, and the one behind the last.
+func elementsOf(devices map[netip.Prefix]int) (out []nftables.SetElement) {
+	for _, p := range sortedPrefixes(devices) {
+		out = append(out, nftables.SetElement{
+			Key: p.Addr().AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: deviceChain + strconv.Itoa(devices[p])},
+		})
+		if end := lastOf(p).Next(); end.IsValid() {
+			out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return out
+}
+
+func sortedPrefixes(devices map[netip.Prefix]int) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(devices))
+	for p := range devices {
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return out
+}
+
+// lastOf is a prefix's last address.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
+}
+
+// parseElements reads intervals back as prefixes. ok is false when something is there that elementsOf does not make.
+func parseElements(elements []nftables.SetElement, ipv6 bool) (devices map[netip.Prefix]int, ok bool) {
+	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
+		if c := strings.Compare(string(a.Key), string(b.Key)); c != 0 || a.IntervalEnd == b.IntervalEnd {
+			return c
+		}
+		if a.IntervalEnd {
+			return -1 // the one before ends where the next begins
+		}
+		return 1
+	})
+	devices, ok = map[netip.Prefix]int{}, true
+	for i, e := range elements {
+		if e.IntervalEnd {
+			continue
+		}
+		first, valid := netip.AddrFromSlice(e.Key)
+		device, known := parseVerdict(e.Val)
+		bits := first.BitLen()
+		if i+1 < len(elements) && elements[i+1].IntervalEnd {
+			end, _ := netip.AddrFromSlice(elements[i+1].Key)
+			for bits > 0 && lastOf(netip.PrefixFrom(first, bits)).Next() != end {
+				bits--
+			}
+		} else {
+			bits = 0 // it has no end, or another begins first
+		}
+		p := netip.PrefixFrom(first, bits)
+		if !valid || !known || bits == 0 || p != p.Masked() || first.Is4() == ipv6 {
+			ok = false
+			continue
+		}
+		devices[p] = device
+	}
+	return devices, ok
+}
+
+// parseVerdict reads the attributes of a verdict for the chain that it goes to.
+func parseVerdict(b []byte) (device int, ok bool) {
+	for kind, value := range attributes(b) {
+		if kind == unix.NFTA_VERDICT_CHAIN {
+			name, found := strings.CutPrefix(strings.TrimRight(string(value), "\x00"), deviceChain)
+			n, err := strconv.Atoi(name)
+			return n, found && err == nil && n >= 0 && n < maxDevices
+		}
+	}
+	return 0, false
+}

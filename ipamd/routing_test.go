@@ -1,0 +1,121 @@
+package ipamd
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/hostnet"
+	"github.com/branchline-cni/branchline/ipamd/store"
+)
+
+var errBroken = errors.New("netlink: no buffer space")
+
+// failures counts how often Reconcile answered with an error.
+func (r *routing) failures() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.failed
+}
+
+func (r *routing) state() hostnet.Actual {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.actual.Apply(nil)
+}
+
+// hide makes IMDS show an address no more.
+func (c *cloud) hide(addr netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.omitted = append(c.omitted, addr)
+}
+
+// devices is what the host's nftables map has.
+func (r *routing) devices() map[netip.Prefix]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.actual.Marks.Devices)
+}
+
+func TestAPodNeedsARuleOfItsOwnOnlyWherePacketsCantBeMarked(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		noMarks error
+		table   uint32
+		events  int
+	}{{"marked by the ENI", nil, 0, 0}, {"no nf_tables", hostnet.ErrNoNFTables, 3, 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.routing.noMarks = c.noMarks
+			s, _ := w.start()
+			eventually(t, "routing is in place", s.a.hasListed)
+			if got := s.a.routeTable(&store.Regular{Device: 2, RouteTable: 3}); got != c.table {
+				t.Errorf("table %d, want %d", got, c.table)
+			}
+			eventually(t, "the node's event", func() bool { return len(w.events("NFTablesMissing")) == c.events })
+		})
+	}
+}
+
+func TestAnAddressIsGivenOnlyOnceItsMarkIsThere(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.start()
+	eventually(t, "the pool is filled and routed", func() bool { return len(s.a.candidates()) > 0 && len(w.routing.devices()) > 0 })
+	late := netip.MustParseAddr("192.168.1.200")
+	given := func() bool {
+		return slices.ContainsFunc(s.a.candidates(), func(r store.Regular) bool { return r.Address == late })
+	}
+	w.routing.set(errBroken)
+	s.a.inventory.Learn("eni-1", []netip.Addr{late})
+	eventually(t, "the attempt to route it failed", func() bool { return w.routing.failures() > 0 })
+	if given() {
+		t.Fatal("given before what it sends is marked")
+	}
+	w.routing.set(nil)
+	eventually(t, "it can be given", given)
+	if device, ok := w.routing.devices()[netip.PrefixFrom(late, 32)]; !ok || device != 0 {
+		t.Errorf("given, and not in the map: %d, %t", device, ok)
+	}
+}
+
+func TestWhatSomebodyFlushesIsMendedByEvent(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.start()
+	eventually(t, "routing is in place", func() bool { return s.a.hasListed() && len(w.routing.devices()) > 0 })
+	for what, f := range map[string]func(*hostnet.Actual){
+		"nft flush ruleset": func(a *hostnet.Actual) { a.Marks = hostnet.Marks{} },
+		"ip rule flush": func(a *hostnet.Actual) {
+			a.Rules = slices.DeleteFunc(slices.Clone(a.Rules), func(r hostnet.Rule) bool { return r.Ours })
+		},
+	} {
+		before := w.routing.state()
+		w.routing.meddle(f)
+		eventually(t, what+" is mended", func() bool {
+			now := w.routing.state()
+			return len(now.Rules) == len(before.Rules) && maps.Equal(now.Marks.Devices, before.Marks.Devices)
+		})
+	}
+}
+
+func TestP5WhatAPodHoldsStaysRoutedWhileMetadataShowsLess(t *testing.T) {
+	w := newWorld(t, pod("p1", "u1"))
+	s, _ := w.start()
+	r := mustAdd(t, s, addRequest("p1", "u1", "sandbox-1")).GetRegular()
+	held := netip.PrefixFrom(netip.MustParseAddr(r.GetAddress()), 32)
+	eventually(t, "it is marked", func() bool { _, ok := w.routing.devices()[held]; return ok })
+	for _, what := range []func(){func() {}, func() { w.cloud.hide(held.Addr()) }} {
+		what()
+		if _, err := s.a.inventory.Refresh(t.Context()); err != nil { // the first lets it see what EC2 said
+			t.Fatal(err)
+		}
+	}
+	if slices.ContainsFunc(s.a.inventory.ENIs(), func(e enis.ENI) bool { return slices.Contains(e.Addresses, held.Addr()) }) {
+		t.Fatal("the view still has the address")
+	}
+	w.routing.meddle(func(a *hostnet.Actual) { a.Marks = hostnet.Marks{} })
+	eventually(t, "it is marked again", func() bool { _, ok := w.routing.devices()[held]; return ok })
+}
