@@ -77,6 +77,7 @@ func TestRoutingOfARealKernelIsReconciledBothWays(t *testing.T) {
 			for n := range 750 { // more than one message's worth
 				eni.Prefixes = append(eni.Prefixes, addressOf(c.ipv6, n/200, n%200))
 			}
+			eni.Prefixes = append(eni.Prefixes, addressOf(c.ipv6, 7, 6), netip.PrefixFrom(addressOf(c.ipv6, 9, 6).Addr(), addressOf(c.ipv6, 9, 6).Bits()-4)) // 9.16/28
 			moved := eni
 			moved.Gateway, moved.Prefixes = netip.MustParseAddr(c.other), eni.Prefixes[10:]
 			nodeLocal := []netip.Prefix{netip.MustParsePrefix("169.254.20.10/32"), netip.MustParsePrefix("fd00:ec2::23/128")}
@@ -155,7 +156,7 @@ func TestAFlushIsHeardOfAndMended(t *testing.T) {
 		{"its rules are flushed", func() { conn.FlushTable(marksTable(Shape{}).table()) }},
 		{"an address is deleted", func() {
 			table := marksTable(Shape{VethPrefix: "eni"})
-			if err := conn.SetDeleteElements(table.setOf(table.table()), elementsOf(map[netip.Prefix]int{addressOf(false, 1, 1): 1})); err != nil {
+			if err := conn.SetDeleteElements(table.set(singleMap), singlesOf(map[netip.Prefix]int{addressOf(false, 1, 1): 1})); err != nil {
 				t.Fatal(err)
 			}
 		}},

@@ -58,7 +58,7 @@ func kubeletTable(ipv6 bool) nftTable {
 	in := nftChain{name: "prerouting", hook: nftables.ChainHookPrerouting, kind: nftables.ChainTypeFilter, rules: [][]expr.Any{concat([]expr.Any{
 		&expr.Ct{Register: 1, Key: expr.CtKeyDIRECTION}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{replyTo}},
 	}, ours, setMark(KubeletMark, KubeletMark))}}
-	return nftTable{name: KubeletTable, family: familyOf(ipv6), set: set, chains: []nftChain{out, in}}
+	return nftTable{name: KubeletTable, family: familyOf(ipv6), sets: []*nftables.Set{set}, chains: []nftChain{out, in}}
 }
 
 func concat(parts ...[]expr.Any) (out []expr.Any) {
@@ -101,9 +101,8 @@ func (k *Kernel) kubelet(ctx context.Context, d Desired) error {
 	}
 	t := kubeletTable(d.IPv6)
 	return k.nft.do(ctx, func(c *nftables.Conn) error {
-		set := t.setOf(t.table())
-		c.FlushSet(set)
-		if err := addElements(c, set, cgroupElement(id)); err != nil {
+		c.FlushSet(t.set(0))
+		if err := addElements(c, t.set(0), cgroupElement(id)); err != nil {
 			return err
 		}
 		return c.Flush()
@@ -117,7 +116,7 @@ func (k *Kernel) kubeletRules(ctx context.Context, ipv6 bool) (ids []uint64, err
 		if there, err = t.isThere(c); err != nil || !there {
 			return err
 		}
-		elements, err := c.GetSetElements(t.setOf(t.table()))
+		elements, err := t.elements(c, 0)
 		for _, e := range elements {
 			if len(e.Key) == 8 {
 				ids = append(ids, binary.NativeEndian.Uint64(e.Key))
@@ -132,7 +131,7 @@ func (k *Kernel) kubeletRules(ctx context.Context, ipv6 bool) (ids []uint64, err
 		return nil, fmt.Errorf("mark the kubelet's connections: %w", ErrForeignCgroups)
 	}
 	return nil, k.nft.do(ctx, func(c *nftables.Conn) error {
-		if err := t.rebuild(c, nil); err != nil {
+		if err := t.rebuild(c); err != nil {
 			return err
 		}
 		if err := c.Flush(); err != nil {

@@ -55,8 +55,9 @@ func TestIntervalsAreReadBackAsThePrefixesThatWereWritten(t *testing.T) {
 				}
 			}
 		}
-		elements := rapid.Permutation(asRead(elementsOf(want))).Draw(t, "order")
-		got, ok := parseElements(elements, ipv6)
+		single := rapid.Permutation(asRead(singlesOf(want))).Draw(t, "order")
+		ranges := rapid.Permutation(asRead(rangesOf(want))).Draw(t, "order of ranges")
+		got, ok := parseElements(single, ranges, ipv6)
 		if !ok || !maps.Equal(got, want) {
 			t.Fatalf("got %v, %v, want %v", got, ok, want)
 		}
@@ -64,17 +65,21 @@ func TestIntervalsAreReadBackAsThePrefixesThatWereWritten(t *testing.T) {
 }
 
 func TestElementsThatAreNotOursAreNoticed(t *testing.T) {
-	one := asRead(elementsOf(map[netip.Prefix]int{netip.MustParsePrefix("10.0.0.1/32"): 1}))
+	one := asRead(singlesOf(map[netip.Prefix]int{netip.MustParsePrefix("10.0.0.1/32"): 1}))
+	many := asRead(rangesOf(map[netip.Prefix]int{netip.MustParsePrefix("10.0.0.16/28"): 1}))
 	foreign := slices.Clone(one)
 	foreign[0].Val = asRead([]nftables.SetElement{{VerdictData: &expr.Verdict{Chain: "elsewhere"}}})[0].Val
-	odd := slices.Clone(one)
-	odd[1].Key = []byte{10, 0, 0, 5} // not a prefix
-	for name, e := range map[string][]nftables.SetElement{"another chain": foreign, "an odd range": odd, "no end": one[:1]} {
-		if got, ok := parseElements(e, false); ok {
+	odd := slices.Clone(many)
+	odd[1].Key = []byte{10, 0, 0, 21} // not a prefix
+	for name, e := range map[string][2][]nftables.SetElement{
+		"another chain": {foreign, nil}, "another chain for a range": {nil, []nftables.SetElement{{Key: many[0].Key, Val: foreign[0].Val}, many[1]}},
+		"an odd range": {nil, odd}, "no end": {nil, many[:1]}, "nothing of a key": {{{Val: one[0].Val}}, nil},
+	} {
+		if got, ok := parseElements(e[0], e[1], false); ok {
 			t.Errorf("%s: read as %v", name, got)
 		}
 	}
-	if _, ok := parseElements(asRead(elementsOf(map[netip.Prefix]int{addressOf(true, 1, 1): 1})), false); ok {
+	if _, ok := parseElements(asRead(singlesOf(map[netip.Prefix]int{addressOf(true, 1, 1): 1})), nil, false); ok {
 		t.Error("an address of the other family was taken")
 	}
 }
@@ -97,7 +102,7 @@ func TestTheFingerprintTellsShapesApart(t *testing.T) {
 }
 
 func FuzzParseVerdict(f *testing.F) {
-	for _, e := range asRead(elementsOf(map[netip.Prefix]int{netip.MustParsePrefix("10.0.0.1/32"): 15})) {
+	for _, e := range asRead(singlesOf(map[netip.Prefix]int{netip.MustParsePrefix("10.0.0.1/32"): 15})) {
 		f.Add(e.Val)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -86,7 +86,7 @@ type nftTable struct {
 	name   string
 	family nftables.TableFamily
 	chains []nftChain
-	set    *nftables.Set // its one named set
+	sets   []*nftables.Set // its named sets
 }
 
 type nftChain struct {
@@ -125,7 +125,7 @@ func (t nftTable) comment(fingerprint string, rule int) string {
 	return fmt.Sprintf("%s %d", fingerprint, rule)
 }
 
-// isThere compares the kernel's table with this one, the set's elements aside.
+// isThere compares the kernel's table with this one, the sets' elements aside.
 func (t nftTable) isThere(c *nftables.Conn) (bool, error) {
 	tables, err := c.ListTablesOfFamily(t.family)
 	if err != nil {
@@ -156,8 +156,15 @@ func (t nftTable) isThere(c *nftables.Conn) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list the sets of table %s: %w", t.name, err)
 	}
-	if len(sets) != 1 || sets[0].Name != t.set.Name || sets[0].IsMap != t.set.IsMap || sets[0].Interval != t.set.Interval {
+	if len(sets) != len(t.sets) {
 		return false, nil
+	}
+	for _, w := range t.sets {
+		if !slices.ContainsFunc(sets, func(o *nftables.Set) bool {
+			return o.Name == w.Name && o.IsMap == w.IsMap && o.Interval == w.Interval
+		}) {
+			return false, nil
+		}
 	}
 	return t.rulesAreThere(c)
 }
@@ -191,9 +198,9 @@ func (t nftTable) rulesAreThere(c *nftables.Conn) (bool, error) {
 	return true, nil
 }
 
-// rebuild adds to the batch that makes the table anew, with these elements. Adding it first lets the deletion succeed
-// whether or not it was there.
-func (t nftTable) rebuild(c *nftables.Conn, elements []nftables.SetElement) error {
+// rebuild adds to the batch what makes the table anew, with empty sets. Adding it first lets the deletion succeed whether
+// or not it was there.
+func (t nftTable) rebuild(c *nftables.Conn) error {
 	print, err := t.fingerprint()
 	if err != nil {
 		return err
@@ -208,9 +215,10 @@ func (t nftTable) rebuild(c *nftables.Conn, elements []nftables.SetElement) erro
 		}
 		chains[w.name] = c.AddChain(chain)
 	}
-	set := t.setOf(table)
-	if err := c.AddSet(set, nil); err != nil {
-		return fmt.Errorf("write down set %s: %w", set.Name, err)
+	for i := range t.sets {
+		if err := c.AddSet(t.set(i), nil); err != nil {
+			return fmt.Errorf("write down set %s: %w", t.sets[i].Name, err)
+		}
 	}
 	for _, w := range t.chains {
 		for i, exprs := range w.rules {
@@ -220,12 +228,13 @@ func (t nftTable) rebuild(c *nftables.Conn, elements []nftables.SetElement) erro
 			})
 		}
 	}
-	return addElements(c, set, elements)
+	return nil
 }
 
-func (t nftTable) setOf(table *nftables.Table) *nftables.Set {
-	set := *t.set
-	set.Table = table
+// set is the i-th set as requests name it.
+func (t nftTable) set(i int) *nftables.Set {
+	set := *t.sets[i]
+	set.Table = t.table()
 	return &set
 }
 
@@ -250,6 +259,15 @@ func deleteElements(c *nftables.Conn, set *nftables.Set, elements []nftables.Set
 	return nil
 }
 
+// elements lists those of the i-th set.
+func (t nftTable) elements(c *nftables.Conn, i int) ([]nftables.SetElement, error) {
+	out, err := c.GetSetElements(t.set(i))
+	if err != nil {
+		return nil, fmt.Errorf("list the elements of set %s: %w", t.sets[i].Name, err)
+	}
+	return out, nil
+}
+
 // marksOf reads the table that marks packets.
 func (n *nft) marksOf(ctx context.Context, shape Shape) (m Marks, err error) {
 	t := marksTable(shape)
@@ -258,11 +276,15 @@ func (n *nft) marksOf(ctx context.Context, shape Shape) (m Marks, err error) {
 		if err != nil || !there {
 			return err
 		}
-		elements, err := c.GetSetElements(t.setOf(t.table()))
+		single, err := t.elements(c, singleMap)
 		if err != nil {
-			return fmt.Errorf("list the elements of set %s: %w", t.set.Name, err)
+			return err
 		}
-		m.Devices, m.Intact = parseElements(elements, shape.IPv6)
+		ranges, err := t.elements(c, rangeMap)
+		if err != nil {
+			return err
+		}
+		m.Devices, m.Intact = parseElements(single, ranges, shape.IPv6)
 		m.Shape = shape
 		return nil
 	})
@@ -274,18 +296,19 @@ func (n *nft) change(ctx context.Context, ch MarksChange) error {
 	t := marksTable(ch.Shape)
 	return n.do(ctx, func(c *nftables.Conn) error {
 		if ch.Rebuild {
-			if err := t.rebuild(c, elementsOf(ch.Add)); err != nil {
+			if err := t.rebuild(c); err != nil {
 				return err
 			}
+		}
+		for i, parts := range map[int][2][]nftables.SetElement{
+			singleMap: {singlesOf(ch.Delete), singlesOf(ch.Add)}, rangeMap: {rangesOf(ch.Delete), rangesOf(ch.Add)},
+		} {
+			if err := errors.Join(deleteElements(c, t.set(i), parts[0]), addElements(c, t.set(i), parts[1])); err != nil {
+				return err
+			}
+		}
+		if ch.Rebuild {
 			return lacking(c.Flush())
-		}
-		set := t.setOf(t.table())
-		err := deleteElements(c, set, elementsOf(ch.Delete))
-		if err == nil {
-			err = addElements(c, set, elementsOf(ch.Add))
-		}
-		if err != nil {
-			return err
 		}
 		return c.Flush()
 	})

@@ -13,9 +13,15 @@ import (
 )
 
 const (
-	devicesMap   = "devices"
 	deviceChain  = "device-"
 	strictPrefix = "vlan" // of branch pods' VLAN links, and of strict pods' host veths
+)
+
+// The maps of marksTable from source to device: single addresses are hashed, so that their number costs a packet
+// nothing, while prefixes, which are few, are searched as intervals.
+const (
+	singleMap = iota
+	rangeMap
 )
 
 func familyOf(ipv6 bool) nftables.TableFamily {
@@ -36,25 +42,36 @@ func addressType(ipv6 bool) nftables.SetDatatype {
 // is mended the way of what pods of secondary ENIs send out; it never lets a strict pod's packet past its VLAN, because
 // no mark sends a packet there: the mark sends the others past it.
 func marksTable(s Shape) nftTable {
-	set := &nftables.Set{Name: devicesMap, ID: 1, IsMap: true, Interval: true, KeyType: addressType(s.IPv6), DataType: nftables.TypeVerdict}
-	offset, length := uint32(12), uint32(4)
-	if s.IPv6 {
-		offset, length = 8, 16
+	sets := []*nftables.Set{
+		singleMap: {Name: "addresses", ID: 1, IsMap: true, KeyType: addressType(s.IPv6), DataType: nftables.TypeVerdict},
+		rangeMap:  {Name: "prefixes", ID: 2, IsMap: true, Interval: true, KeyType: addressType(s.IPv6), DataType: nftables.TypeVerdict},
 	}
-	t := nftTable{name: MarksTable, family: familyOf(s.IPv6), set: set, chains: []nftChain{{
+	t := nftTable{name: MarksTable, family: familyOf(s.IPv6), sets: sets, chains: []nftChain{{
 		name: "prerouting", hook: nftables.ChainHookPrerouting, kind: nftables.ChainTypeFilter,
 		rules: [][]expr.Any{
 			{iifname(), startsWith(strictPrefix, expr.CmpOpEq), verdict(expr.VerdictReturn)},
 			setMark(NoBranchMark, NoBranchMark),
-			{iifname(), startsWith(s.VethPrefix, expr.CmpOpEq),
-				&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
-				&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set.Name, SetID: set.ID}},
+			{iifname(), startsWith(s.VethPrefix, expr.CmpOpNeq), verdict(expr.VerdictReturn)},
+			bySource(s.IPv6, sets[singleMap]),
+			bySource(s.IPv6, sets[rangeMap]),
 		},
 	}}}
 	for device := range maxDevices {
 		t.chains = append(t.chains, nftChain{name: deviceChain + strconv.Itoa(device), rules: [][]expr.Any{setMark(Mark(device), ENIMask)}})
 	}
 	return t
+}
+
+// bySource goes to the chain that the map has for the packet's source.
+func bySource(ipv6 bool, set *nftables.Set) []expr.Any {
+	offset, length := uint32(12), uint32(4)
+	if ipv6 {
+		offset, length = 8, 16
+	}
+	return []expr.Any{
+		&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+		&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: set.Name, SetID: set.ID},
+	}
 }
 
 func iifname() expr.Any { return &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1} }
@@ -81,12 +98,27 @@ func setMark(value, mask uint32) []expr.Any {
 	}
 }
 
-// elementsOf writes prefixes as intervals: the first address, and the one behind the last.
-func elementsOf(devices map[netip.Prefix]int) (out []nftables.SetElement) {
+func element(p netip.Prefix, device int) nftables.SetElement {
+	return nftables.SetElement{Key: p.Addr().AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: deviceChain + strconv.Itoa(device)}}
+}
+
+// singlesOf writes the single addresses among the prefixes.
+func singlesOf(devices map[netip.Prefix]int) (out []nftables.SetElement) {
 	for _, p := range sortedPrefixes(devices) {
-		out = append(out, nftables.SetElement{
-			Key: p.Addr().AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: deviceChain + strconv.Itoa(devices[p])},
-		})
+		if p.IsSingleIP() {
+			out = append(out, element(p, devices[p]))
+		}
+	}
+	return out
+}
+
+// rangesOf writes the others as intervals: the first address, and the one behind the last.
+func rangesOf(devices map[netip.Prefix]int) (out []nftables.SetElement) {
+	for _, p := range sortedPrefixes(devices) {
+		if p.IsSingleIP() {
+			continue
+		}
+		out = append(out, element(p, devices[p]))
 		if end := lastOf(p).Next(); end.IsValid() {
 			out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 		}
@@ -113,8 +145,22 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return last
 }
 
-// parseElements reads intervals back as prefixes. ok is false when something is there that elementsOf does not make.
-func parseElements(elements []nftables.SetElement, ipv6 bool) (devices map[netip.Prefix]int, ok bool) {
+// parseElements reads both maps back as prefixes. ok is false when something is there that is not made here.
+func parseElements(single, ranges []nftables.SetElement, ipv6 bool) (devices map[netip.Prefix]int, ok bool) {
+	devices, ok = parseRanges(ranges, ipv6)
+	for _, e := range single {
+		a, valid := netip.AddrFromSlice(e.Key)
+		device, known := parseVerdict(e.Val)
+		if !valid || !known || a.Is4() == ipv6 {
+			ok = false
+			continue
+		}
+		devices[netip.PrefixFrom(a, a.BitLen())] = device
+	}
+	return devices, ok
+}
+
+func parseRanges(elements []nftables.SetElement, ipv6 bool) (devices map[netip.Prefix]int, ok bool) {
 	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
 		if c := strings.Compare(string(a.Key), string(b.Key)); c != 0 || a.IntervalEnd == b.IntervalEnd {
 			return c
