@@ -52,6 +52,8 @@ func newWorld(t *testing.T, ipv6 bool) *world {
 			write(t, ns, name, value)
 		}
 	}
+	// The VPC's router has one address per link, and asks from no other.
+	write(t, w.vpc, "ipv6/conf/default/addr_gen_mode", "1")
 	w.node.Veth(t, "eth0", w.vpc, "p0")
 	w.node.Veth(t, "ens6", w.vpc, "p6")
 	w.node.Veth(t, "eth1", w.vpc, "p1")
