@@ -1,6 +1,15 @@
 // Command aws-cni is the CNI executable that the container runtime runs for each sandbox.
 package main
 
-import "github.com/branchline-cni/branchline/plugins/eni"
+import (
+	"runtime"
 
-func main() { eni.Main() }
+	"github.com/branchline-cni/branchline/plugins/eni"
+)
+
+func main() {
+	// The work of one sandbox is one request after the other. More than one processor only makes the runtime wake
+	// threads that find nothing to do, on a node that starts many pods at a time.
+	runtime.GOMAXPROCS(1)
+	eni.Main()
+}

@@ -20,6 +20,10 @@ const (
 	fromPodPriority           = 1536
 )
 
+// queues of each end of a veth, as it has by default. Without the attribute the kernel makes one for each CPU and then
+// takes all but one out of use, for which it waits, holding RTNL, until no packet is on its way any more.
+const queues = 1
+
 var gateway = netip.AddrFrom4([4]byte{169, 254, 1, 1})
 
 // add makes everything, in the order of the CNI executable's plan.
@@ -91,6 +95,9 @@ func (w wiring) newVeth(ns int) *nl.NetlinkRequest {
 	m.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(w.veth)))
 	m.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(w.mtu))))
 	m.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, w.hostMAC))
+	for _, kind := range []int{unix.IFLA_NUM_TX_QUEUES, unix.IFLA_NUM_RX_QUEUES} {
+		m.AddData(nl.NewRtAttr(kind, nl.Uint32Attr(queues)))
+	}
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
@@ -100,6 +107,9 @@ func (w wiring) newVeth(ns int) *nl.NetlinkRequest {
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("eth0"))
 	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(w.mtu)))
 	peer.AddRtAttr(unix.IFLA_ADDRESS, w.podMAC)
+	for _, kind := range []int{unix.IFLA_NUM_TX_QUEUES, unix.IFLA_NUM_RX_QUEUES} {
+		peer.AddRtAttr(kind, nl.Uint32Attr(queues))
+	}
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(ns)))
 	m.AddData(info)
 	return m
