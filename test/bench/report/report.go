@@ -49,13 +49,14 @@ type Cell struct {
 	P99         float64  `json:"p99_ms"`
 	WallPerRun  float64  `json:"wall_per_run_ms"` // median of the rounds
 	PerSecond   float64  `json:"per_second"`
-	CPU         float64  `json:"cpu_ms"` // mean, user + system, children's too
+	CPU         float64  `json:"cpu_ms"` // user + system, children's too: median of the rounds' means
 	PeakKiB     int64    `json:"peak_kib"`
-	// OfBasis is p50 divided by that of Basis, OfOurs by that of aws-cni; ToAlone is the wall time per run divided by
-	// that at concurrency 1 (above 1: throughput falls).
-	OfBasis stats.Ratio `json:"of_basis"`
-	OfOurs  stats.Ratio `json:"of_aws_cni"`
-	ToAlone stats.Ratio `json:"to_concurrency_1"`
+	// OfBasis is p50 divided by that of Basis, OfOurs by that of aws-cni; CPUOfBasis the same with the CPU time; ToAlone
+	// is the wall time per run divided by that at concurrency 1 (above 1: throughput falls).
+	OfBasis    stats.Ratio `json:"of_basis"`
+	CPUOfBasis stats.Ratio `json:"cpu_of_basis"`
+	OfOurs     stats.Ratio `json:"of_aws_cni"`
+	ToAlone    stats.Ratio `json:"to_concurrency_1"`
 }
 
 // Point is the ADD of one pod among those before it, divided by the ADD of a first pod. Times are in milliseconds.
@@ -114,7 +115,7 @@ func NewCells(measured []*series.Cell) []Cell {
 			Contender: c.Contender, Verb: c.Verb, Concurrency: c.Concurrency, Runs: len(c.Walls),
 			Failed: len(c.Failures), Failures: few(c.Failures), PeakKiB: c.PeakKiB,
 			P50: milliseconds(stats.Quantile(c.Walls, 0.5)), P99: milliseconds(stats.Quantile(c.Walls, 0.99)),
-			WallPerRun: milliseconds(stats.Quantile(c.Phases, 0.5)), CPU: milliseconds(mean(c.CPUs)),
+			WallPerRun: milliseconds(stats.Quantile(c.Phases, 0.5)), CPU: milliseconds(stats.Quantile(c.CPUs, 0.5)),
 		}
 		if len(c.Walls) == 0 { // a sum
 			t.P50 = milliseconds(stats.Quantile(c.Medians, 0.5))
@@ -123,7 +124,7 @@ func NewCells(measured []*series.Cell) []Cell {
 			t.PerSecond = 1000 / t.WallPerRun
 		}
 		if b := find(Basis, c.Verb, c.Concurrency); b != nil {
-			t.OfBasis = stats.Ratios(c.Medians, b.Medians)
+			t.OfBasis, t.CPUOfBasis = stats.Ratios(c.Medians, b.Medians), stats.Ratios(c.CPUs, b.CPUs)
 		}
 		if b := find(contender.Ours, c.Verb, c.Concurrency); b != nil {
 			t.OfOurs = stats.Ratios(c.Medians, b.Medians)
@@ -136,26 +137,24 @@ func NewCells(measured []*series.Cell) []Cell {
 	return out
 }
 
-// sum adds two contenders' medians round by round, and their CPU.
+// sum adds two contenders round by round: the call's medians to those given, and their CPU.
 func sum(name string, call, bare *series.Cell, medians []time.Duration) *series.Cell {
-	s := &series.Cell{Contender: name, Verb: call.Verb, Concurrency: call.Concurrency}
-	for i := range min(len(call.Medians), len(medians)) {
-		if call.Medians[i] > 0 && medians[i] > 0 {
-			s.Medians = append(s.Medians, call.Medians[i]+medians[i])
-		}
-	}
+	s := &series.Cell{Contender: name, Verb: call.Verb, Concurrency: call.Concurrency, Medians: add(call.Medians, medians)}
 	if name == Basis {
-		s.CPUs = []time.Duration{mean(call.CPUs) + mean(bare.CPUs)}
+		s.CPUs = add(call.CPUs, bare.CPUs)
 	}
 	return s
 }
 
-func mean(samples []time.Duration) time.Duration {
-	var total time.Duration
-	for _, d := range samples {
-		total += d
+// add adds round by round; a round that lacks either side stays 0, and counts in no ratio.
+func add(a, b []time.Duration) []time.Duration {
+	out := make([]time.Duration, min(len(a), len(b)))
+	for i := range out {
+		if a[i] > 0 && b[i] > 0 {
+			out[i] = a[i] + b[i]
+		}
 	}
-	return total / time.Duration(max(len(samples), 1))
+	return out
 }
 
 // NewPoints works out what is told of the growth.

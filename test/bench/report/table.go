@@ -48,16 +48,16 @@ func (p Place) print(b *strings.Builder) {
 func (p Place) printVerb(b *strings.Builder, verb string) {
 	fmt.Fprintf(b, "\n%s\n", verb)
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(t, "at a time\t\tp50 ms\tp99 ms\twall/run ms\tper s\tCPU ms\tpeak MiB\tof (%s)\tof %s\tfailed\t\n", Basis, contender.Ours)
+	fmt.Fprintf(t, "at a time\t\tp50 ms\tp99 ms\twall/run ms\tper s\tCPU ms\tpeak MiB\tof (%s)\tits CPU\tof %s\tfailed\t\n", Basis, contender.Ours)
 	last := 0
 	for _, c := range byConcurrency(p.Cells, verb) {
 		at := ""
 		if c.Concurrency != last {
 			at, last = fmt.Sprint(c.Concurrency), c.Concurrency
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t\n", at, c.Contender,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t\n", at, c.Contender,
 			number(c.P50, 2), number(c.P99, 2), number(c.WallPerRun, 2), number(c.PerSecond, 0), number(c.CPU, 2),
-			number(float64(c.PeakKiB)/1024, 1), ratio(c.OfBasis), ratio(c.OfOurs), c.Failed)
+			number(float64(c.PeakKiB)/1024, 1), ratio(c.OfBasis), ratio(c.CPUOfBasis), ratio(c.OfOurs), c.Failed)
 	}
 	t.Flush()
 	for _, c := range byConcurrency(p.Cells, verb) {

@@ -32,6 +32,7 @@ func (p Place) Verdicts() []string {
 		}
 		if c.Concurrency == 1 && c.OfBasis.Rounds > 0 {
 			say(c.OfBasis.Median <= mostOfBasis, "ADD takes %s of (%s), at most %.1f", ratio(c.OfBasis), Basis, mostOfBasis)
+			out = append(out, fmt.Sprintf("  and %s of its CPU time", ratio(c.CPUOfBasis)))
 			if s, ok := p.against(StrictBasis); ok {
 				out = append(out, fmt.Sprintf("  and %s of (%s), which has one process less", s, StrictBasis))
 			}

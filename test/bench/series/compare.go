@@ -27,12 +27,12 @@ type Cell struct {
 	Contender   string
 	Verb        string
 	Concurrency int
-	Walls, CPUs []time.Duration // of the runs that succeeded
-	// Medians, Loops and Phases have one entry per round: the median run, the median without the process around (the
-	// bare loop only), and the time from the first start to the last end, divided by the runs.
-	Medians, Loops, Phases []time.Duration
-	Failures               []string
-	PeakKiB                int64 // of the verb at concurrency 1
+	Walls       []time.Duration // of the runs that succeeded
+	// The others have one entry per round: the median run, the median without the process around (the bare loop only), the
+	// time from the first start to the last end divided by the runs, and the mean CPU time.
+	Medians, Loops, Phases, CPUs []time.Duration
+	Failures                     []string
+	PeakKiB                      int64 // of the verb at concurrency 1
 }
 
 // Compare measures the contenders side by side. A run that fails is counted, and is no error.
@@ -100,9 +100,10 @@ func key(name, verb string, concurrency int) string {
 
 func (c *Cell) take(a *arena, p phase) error {
 	var walls, loops []time.Duration
+	var cpu time.Duration
 	for _, o := range p.outcomes {
 		walls = append(walls, o.wall)
-		c.CPUs = append(c.CPUs, o.cpu)
+		cpu += o.cpu
 		if a.Loop != nil {
 			ns, err := a.Loop(o.stdout)
 			if err != nil {
@@ -117,6 +118,7 @@ func (c *Cell) take(a *arena, p phase) error {
 	c.Walls = append(c.Walls, walls...)
 	c.Medians = append(c.Medians, stats.Quantile(walls, 0.5))
 	c.Phases = append(c.Phases, p.wall/time.Duration(max(len(walls), 1)))
+	c.CPUs = append(c.CPUs, cpu/time.Duration(max(len(walls), 1)))
 	if a.Loop != nil {
 		c.Loops = append(c.Loops, stats.Quantile(loops, 0.5))
 	}
@@ -137,7 +139,12 @@ func (a *arena) peak(ctx context.Context, cells map[string]*Cell, concurrency []
 				do = a.del
 			}
 			if _, err := do(ctx, 0, run); err != nil {
-				return err
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				first := cells[key(a.Name, verb, concurrency[0])]
+				first.Failures = append(first.Failures, err.Error())
+				return nil // without an ADD no DEL
 			}
 			for _, c := range concurrency {
 				cell := cells[key(a.Name, verb, c)]
