@@ -3,6 +3,7 @@ package contender
 import (
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -41,6 +42,19 @@ func prepareHost(host *world.Namespace) (err error) {
 	if err := h.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bring up lo: %w", err)
 	}
+	// A node's primary ENI. For each route without a source address the kernel looks for one among all links, until it
+	// finds one that has an address: on a node that is the second link, without it the walk would grow with the pods.
+	if _, err := makePair(h, "eth0", "vpc0"); err != nil {
+		return err
+	}
+	eth0, err := h.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("look up eth0: %w", err)
+	}
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 168, 10, 10), Mask: net.CIDRMask(19, 32)}}
+	if err := h.AddrAdd(eth0, address); err != nil {
+		return fmt.Errorf("add an address to eth0: %w", err)
+	}
 	rule := netlink.NewRule()
 	rule.Family, rule.Priority, rule.Table = unix.AF_INET, localPodsPriority, datapath.LocalPodsTable
 	if err := h.RuleAdd(rule); err != nil {
@@ -56,24 +70,27 @@ func makeTrunk(host *world.Namespace) (index int, err error) {
 		return 0, err
 	}
 	defer h.Close()
+	return makePair(h, trunkName, "vpc")
+}
+
+// makePair makes a veth with both ends here, up, and returns the index of the first.
+func makePair(h *netlink.Handle, name, peer string) (index int, err error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = trunkName, podMTU
+	attrs.Name, attrs.MTU = name, podMTU
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerMTU = "vpc", podMTU
+	veth.PeerName, veth.PeerMTU = peer, podMTU
 	if err := h.LinkAdd(veth); err != nil {
-		return 0, fmt.Errorf("make the trunk: %w", err)
+		return 0, fmt.Errorf("make the links %s and %s: %w", name, peer, err)
 	}
-	for _, name := range []string{trunkName, "vpc"} {
-		l, err := h.LinkByName(name)
+	for _, n := range []string{peer, name} {
+		l, err := h.LinkByName(n)
 		if err != nil {
-			return 0, fmt.Errorf("look up %s: %w", name, err)
-		}
-		if name == trunkName {
-			index = l.Attrs().Index
+			return 0, fmt.Errorf("look up %s: %w", n, err)
 		}
 		if err := h.LinkSetUp(l); err != nil {
-			return 0, fmt.Errorf("bring up %s: %w", name, err)
+			return 0, fmt.Errorf("bring up %s: %w", n, err)
 		}
+		index = l.Attrs().Index
 	}
 	return index, nil
 }
