@@ -33,9 +33,12 @@ func PodName(kind string, n int) string { return kind + "-" + strconv.Itoa(n) }
 // MaxBranch is how many branch pods a node can have.
 const MaxBranch = 120
 
-// RouteTable is the ENI's that regular pods have: the one with device index 1, as most pods of a node are on a
-// secondary ENI.
-const RouteTable = 2
+// RouteTable is what the node agent answers where its own rules, one for each ENI, send pods' packets the right way: no
+// rule of the pod's own is needed. device is the ENI's: most pods of a node are on a secondary ENI.
+const (
+	RouteTable = 0
+	device     = 1
+)
 
 // Address is the n-th pod's: the n-th of 10.16.0.0/16, network and first host left out.
 func Address(n int) netip.Addr {
@@ -96,7 +99,7 @@ func (a *Agent) Add(_ context.Context, r *rpc.AddRequest) (*rpc.AddReply, error)
 	switch {
 	case kind == Regular:
 		reply.Interface = &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
-			Address: Address(n).String(), EniId: "eni-0123456789abcdef0", DeviceNumber: RouteTable - 1, RouteTable: RouteTable,
+			Address: Address(n).String(), EniId: "eni-0123456789abcdef0", DeviceNumber: device, RouteTable: RouteTable,
 		}}
 	case kind == Branch && n < MaxBranch && a.trunk != 0:
 		reply.Interface = &rpc.AddReply_Branch{Branch: &rpc.BranchInterface{

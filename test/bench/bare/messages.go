@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -19,6 +20,12 @@ const (
 	mainTable, localPodsTable = 254, 511
 	fromPodPriority           = 1536
 )
+
+// IFLA_INET_CONF and IPV4_DEVCONF_RP_FILTER of linux/if_link.h and linux/ip.h, and the value.
+const inetConf, rpFilter, looseRPFilter = 1, 8, 2
+
+// settings of the host veth, below /proc/sys/net.
+var settings = map[string]string{"ipv6/conf/%s/accept_ra": "0", "ipv6/conf/%s/accept_redirects": "0"}
 
 // queues of each end of a veth, as it has by default. Without the attribute the kernel makes one for each CPU and then
 // takes all but one out of use, for which it waits, holding RTNL, until no packet is on its way any more.
@@ -45,11 +52,16 @@ func (w wiring) add() error {
 	}
 	alias := link(unix.RTM_NEWLINK, 0, w.index, 0)
 	alias.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(w.alias)))
+	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	families.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil).AddRtAttr(rpFilter, nl.Uint32Attr(looseRPFilter))
+	alias.AddData(families)
 	if err := host.send("mark the veth", alias); err != nil {
 		return err
 	}
-	if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+w.veth+"/rp_filter", []byte("2"), 0); err != nil {
-		return err
+	for setting, value := range settings {
+		if err := os.WriteFile("/proc/sys/net/"+fmt.Sprintf(setting, w.veth), []byte(value), 0); err != nil {
+			return err
+		}
 	}
 	gw := gateway.AsSlice()
 	for _, m := range []struct {
@@ -60,9 +72,10 @@ func (w wiring) add() error {
 		{host, "bring up the veth", link(unix.RTM_NEWLINK, 0, w.index, unix.IFF_UP)},
 		{pod, "bring up the pod's link", link(unix.RTM_NEWLINK, 0, podIndex, unix.IFF_UP)},
 		{pod, "add the pod's address", address(w.address)},
-		{pod, "add the gateway's neighbour", neighbour(w)},
+		{pod, "add the gateway's neighbour", neighbour(gateway, w.hostMAC, podIndex)},
 		{pod, "add the gateway's route", route(mainTable, unix.RT_SCOPE_LINK, 32, gw, nil, podIndex)},
 		{pod, "add the default route", route(mainTable, unix.RT_SCOPE_UNIVERSE, 0, nil, gw, podIndex)},
+		{host, "add the pod's neighbour", neighbour(w.address, w.podMAC, w.index)},
 		{host, "add the pod's route", route(localPodsTable, unix.RT_SCOPE_LINK, 32, w.address.AsSlice(), nil, w.index)},
 	} {
 		if err := m.to.send(m.what, m.message); err != nil {
@@ -146,11 +159,11 @@ func (n neighbourMessage) Serialize() []byte {
 	return b
 }
 
-func neighbour(w wiring) *nl.NetlinkRequest {
+func neighbour(a netip.Addr, mac net.HardwareAddr, index int) *nl.NetlinkRequest {
 	m := nl.NewNetlinkRequest(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-	m.AddData(neighbourMessage{podIndex})
-	m.AddData(nl.NewRtAttr(unix.NDA_DST, gateway.AsSlice()))
-	m.AddData(nl.NewRtAttr(unix.NDA_LLADDR, w.hostMAC))
+	m.AddData(neighbourMessage{int32(index)})
+	m.AddData(nl.NewRtAttr(unix.NDA_DST, a.AsSlice()))
+	m.AddData(nl.NewRtAttr(unix.NDA_LLADDR, mac))
 	return m
 }
 
