@@ -42,6 +42,7 @@ import (
 const (
 	nodeName   = "node-1"
 	instanceID = "i-0123456789abcdef0"
+	region     = "us-west-2"
 )
 
 // cloud is one instance with its ENIs: EC2, IMDS and links at once, without any delay between them.
@@ -432,7 +433,7 @@ func (w *world) start() (s service, stop func()) {
 	}
 	typ, _ := aws.LookupInstanceType(w.typ)
 	a, err := New(Options{
-		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
+		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
 		Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
 	})

@@ -14,6 +14,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/policyagent"
 )
 
 // Live is the health service that only says that the agent runs. The empty name says that it can wire pods.
@@ -31,6 +32,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	h.SetServingStatus(Live, healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(s, h)
 	rpc.RegisterNodeAgentServer(s, service{a: a})
+	policyagent.RegisterConfigServerBackendServer(s, policyBackend{a: a})
 	failed := make(chan error, 1)
 	go func() { failed <- s.Serve(a.opt.Listener) }()
 	for announced := false; ; {

@@ -64,7 +64,15 @@ func (l *Lab) prepare(ctx context.Context) error {
 	if err := os.MkdirAll(shipped, 0o755); err != nil {
 		return fmt.Errorf("make the folder of the shipped programs: %w", err)
 	}
-	for name, path := range map[string]string{"ipamd": ipamd, "aws-cni": cni, "loopback": p.node.Loopback, "vpc-controller": p.controller} {
+	programs := map[string]string{"ipamd": ipamd, "aws-cni": cni, "vpc-controller": p.controller}
+	for _, core := range product.CorePlugins() {
+		path, err := c.Go(ctx, core.Name, core.Package, "")
+		if err != nil {
+			return fmt.Errorf("get the CNI plugin %s: %w", core.Name, err)
+		}
+		programs[core.Name] = path
+	}
+	for name, path := range programs {
 		if err := os.Symlink(path, filepath.Join(shipped, name)); err != nil {
 			return fmt.Errorf("collect the shipped programs: %w", err)
 		}

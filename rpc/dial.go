@@ -26,6 +26,17 @@ type Conn struct {
 func Dial(socket string) (*Conn, error) { return dial(socket, 0) }
 
 func dial(socket string, uid uint32) (*Conn, error) {
+	cc, err := connect(socket, uid)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{NodeAgentClient: NewNodeAgentClient(cc), ClientConn: cc}, nil
+}
+
+// Connect is Dial for another agent of the node (the network policy agent) and its services.
+func Connect(socket string) (*grpc.ClientConn, error) { return connect(socket, 0) }
+
+func connect(socket string, uid uint32) (*grpc.ClientConn, error) {
 	if !filepath.IsAbs(socket) || len(socket) > maxSocketPath {
 		return nil, fmt.Errorf("agent socket %q: want an absolute path of at most %d bytes", socket, maxSocketPath)
 	}
@@ -49,7 +60,7 @@ func dial(socket string, uid uint32) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare a connection to the agent at %s: %w", socket, err)
 	}
-	return &Conn{NodeAgentClient: NewNodeAgentClient(cc), ClientConn: cc}, nil
+	return cc, nil
 }
 
 // refusal ends the calls that wait for a connection once the peer is known to be the wrong one: gRPC itself would

@@ -82,6 +82,14 @@ func TestAStrangerIsRefusedAtOnceByEitherEnd(t *testing.T) {
 	if time.Since(began) > 5*time.Second {
 		t.Error("the client waited for the deadline")
 	}
+	cc, err := connect(path, me+1) // as the network policy agent is connected to
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	if _, err := NewNodeAgentClient(cc).Add(t.Context(), &AddRequest{}, grpc.WaitForReady(true)); !errors.Is(err, ErrPeerRefused) {
+		t.Errorf("client of another agent: %v", err)
+	}
 	other := filepath.Join(t.TempDir(), "b.sock")
 	serve(t, other, me+1)
 	if err := call(t, other, me); status.Code(err) != codes.Unavailable {

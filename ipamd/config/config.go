@@ -59,7 +59,17 @@ type Config struct {
 	HTTPTimeout    time.Duration
 	HostBinDir     string
 	HostConfDir    string
+	// NetworkPolicyMode is none, strict or standard (NETWORK_POLICY_ENFORCING_MODE).
+	NetworkPolicyMode string
+	// Bandwidth chains the bandwidth plugin.
+	Bandwidth bool
+	// V4Egress gives pods of IPv6 clusters a way out by IPv4, V6Egress the reverse.
+	V4Egress, V6Egress       bool
+	V4EgressLog, V6EgressLog string
 }
+
+// Egress says whether pods get the other family for what they send out.
+func (c *Config) Egress() bool { return c.IPv6 && c.V4Egress || !c.IPv6 && c.V6Egress }
 
 // MTUOfPods is what the pods' interfaces get.
 func (c *Config) MTUOfPods() int {
@@ -86,7 +96,7 @@ func (e *Error) Error() string {
 // Load reads the environment through lookup (os.LookupEnv). An empty value counts as not set. The error joins one
 // *Error for each variable that is wrong; warnings are for people and never a reason to stop.
 func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err error) {
-	c = &Config{ENITags: map[string]string{}}
+	c = &Config{ENITags: map[string]string{}, NetworkPolicyMode: "none"}
 	var errs []error
 	for _, v := range Variables {
 		value, isSet := lookup(v.Name)

@@ -15,11 +15,25 @@ import (
 // ConflistName is the file that the container runtime finds the network by.
 const ConflistName = "10-aws.conflist"
 
+// wholeSpec says that every executable of the chain knows CNI 1.1.0 with CHECK. While ours doesn't, the runtime is told
+// to leave CHECK out and is offered no 1.1.0.
+const wholeSpec = false
+
 type conflist struct {
 	CNIVersion   string   `json:"cniVersion"`
+	CNIVersions  []string `json:"cniVersions"`
 	Name         string   `json:"name"`
-	DisableCheck bool     `json:"disableCheck"`
-	Plugins      []plugin `json:"plugins"`
+	DisableCheck bool     `json:"disableCheck,omitempty"`
+	Plugins      []any    `json:"plugins"`
+}
+
+// header is what the list says of itself. A runtime that does not know cniVersions goes by cniVersion.
+func header(whole bool) conflist {
+	l := conflist{CNIVersion: "1.0.0", CNIVersions: []string{"0.4.0", "1.0.0"}, Name: "aws-cni", DisableCheck: !whole}
+	if whole {
+		l.CNIVersions = append(l.CNIVersions, "1.1.0")
+	}
+	return l
 }
 
 type plugin struct {
@@ -30,17 +44,78 @@ type plugin struct {
 	EnforcingMode string `json:"podSGEnforcingMode"`
 	LogFile       string `json:"pluginLogFile"`
 	LogLevel      string `json:"pluginLogLevel"`
+	PolicyMode    string `json:"networkPolicyMode,omitempty"`
 }
 
-// Conflist renders the CNI configuration. CHECK is turned off: this version's executable has no CHECK.
+// capable is a plugin that gets something of each pod from the runtime (runtimeConfig).
+type capable struct {
+	Type         string          `json:"type"`
+	Capabilities map[string]bool `json:"capabilities"`
+	SNAT         bool            `json:"snat,omitempty"`
+}
+
+// egress are upstream's keys, addresses and folders, so that a pod which upstream wired gives its address back to us.
+type egress struct {
+	Type          string `json:"type"`
+	Name          string `json:"name"`
+	MTU           string `json:"mtu"`
+	Enabled       string `json:"enabled"`
+	RandomizeSNAT string `json:"randomizeSNAT"`
+	IPAM          ipam   `json:"ipam"`
+	LogFile       string `json:"pluginLogFile"`
+	LogLevel      string `json:"pluginLogLevel"`
+}
+
+type ipam struct {
+	Type    string      `json:"type"`
+	Ranges  [][]ipRange `json:"ranges"`
+	Routes  []route     `json:"routes"`
+	DataDir string      `json:"dataDir"`
+}
+
+type ipRange struct {
+	Subnet string `json:"subnet"`
+}
+
+type route struct {
+	Dst string `json:"dst"`
+}
+
+// Conflist renders the CNI configuration: our plugin, then egress by the other family, host ports and bandwidth.
 func Conflist(c *config.Config) ([]byte, error) {
-	return json.MarshalIndent(conflist{
-		CNIVersion: "1.0.0", Name: "aws-cni", DisableCheck: true,
-		Plugins: []plugin{{
-			Type: Plugin, Name: "aws-cni", VethPrefix: c.VethPrefix, MTU: strconv.Itoa(c.MTUOfPods()),
-			EnforcingMode: c.EnforcingMode, LogFile: c.PluginLogFile, LogLevel: c.PluginLogLevel,
-		}},
-	}, "", "  ")
+	l := header(wholeSpec)
+	ours := plugin{
+		Type: Plugin, Name: "aws-cni", VethPrefix: c.VethPrefix, MTU: strconv.Itoa(c.MTUOfPods()),
+		EnforcingMode: c.EnforcingMode, LogFile: c.PluginLogFile, LogLevel: c.PluginLogLevel,
+	}
+	if c.NetworkPolicyMode != "none" {
+		ours.PolicyMode = c.NetworkPolicyMode
+	}
+	l.Plugins = append(l.Plugins, ours)
+	if c.Egress() {
+		l.Plugins = append(l.Plugins, egressOf(c))
+	}
+	l.Plugins = append(l.Plugins, capable{Type: "portmap", Capabilities: map[string]bool{"portMappings": true}, SNAT: true})
+	if c.Bandwidth {
+		l.Plugins = append(l.Plugins, capable{Type: "bandwidth", Capabilities: map[string]bool{"bandwidth": true}})
+	}
+	return json.MarshalIndent(l, "", "  ")
+}
+
+func egressOf(c *config.Config) egress {
+	e := egress{
+		Type: EgressPlugin, Name: "aws-cni", MTU: strconv.Itoa(c.MTUOfPods()), Enabled: "true", RandomizeSNAT: "prng", LogLevel: c.PluginLogLevel,
+		IPAM: ipam{
+			Type: "host-local", DataDir: "/run/cni/v4pd/egress-v6-ipam",
+			Ranges: [][]ipRange{{{Subnet: "fd00::ac:00/118"}}}, Routes: []route{{Dst: "::/0"}},
+		},
+		LogFile: c.V6EgressLog,
+	}
+	if c.IPv6 {
+		e.LogFile, e.IPAM.DataDir = c.V4EgressLog, "/run/cni/v6pd/egress-v4-ipam"
+		e.IPAM.Ranges, e.IPAM.Routes = [][]ipRange{{{Subnet: "169.254.172.0/22"}}}, []route{{Dst: "0.0.0.0/0"}}
+	}
+	return e
 }
 
 // WriteConflist puts the configuration in place, where it isn't there already as it should be. It says whether the file

@@ -13,8 +13,11 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/config"
 )
 
-// Plugin is the executable that must be among what is installed.
-const Plugin = "aws-cni"
+// Plugin and EgressPlugin are our executables. Plugin must be among what is installed.
+const (
+	Plugin       = "aws-cni"
+	EgressPlugin = "egress-cni"
+)
 
 // Options of the init container's work.
 type Options struct {
@@ -34,7 +37,15 @@ func Run(o Options) error {
 	if err != nil {
 		return fmt.Errorf("look for VLAN links of branch pods in %s: %w", o.LinksDir, err)
 	}
-	return Settings(o.SysctlDir, SettingsFor(o.Config, len(vlans) > 0), o.Log)
+	settings := SettingsFor(o.Config, len(vlans) > 0)
+	if o.Config.Egress() && !o.Config.IPv6 {
+		devices, err := filepath.Glob(filepath.Join(o.LinksDir, "*", "device"))
+		if err != nil {
+			return fmt.Errorf("look for the instance's ENIs in %s: %w", o.LinksDir, err)
+		}
+		settings = append(settings, v6EgressSettings(devices)...)
+	}
+	return Settings(o.SysctlDir, settings, o.Log)
 }
 
 // Executables copies every executable of one directory to the other, each in one step: a runtime that starts one at
@@ -141,6 +152,17 @@ func SettingsFor(c *config.Config, branchPodsLeft bool) []Setting {
 		udp = "0"
 	}
 	return append(s, Setting{"net/ipv4/udp_early_demux", udp}, Setting{"net/ipv4/tcp_early_demux", tcp})
+}
+
+// v6EgressSettings are for a node of an IPv4 cluster that forwards what its pods send by IPv6. A host that forwards no
+// longer listens to its router's advertisements unless it is told to (accept_ra 2): without that the ENIs, the links
+// with a device, would lose their default route.
+func v6EgressSettings(devices []string) []Setting {
+	s := []Setting{{"net/ipv6/conf/all/disable_ipv6", "0"}, {"net/ipv6/conf/default/disable_ipv6", "0"}}
+	for _, d := range devices {
+		s = append(s, Setting{"net/ipv6/conf/" + filepath.Base(filepath.Dir(d)) + "/accept_ra", "2"})
+	}
+	return append(s, Setting{"net/ipv6/conf/all/forwarding", "1"})
 }
 
 // Settings writes the node-wide settings below dir (/proc/sys). All are tried; the error joins those that failed.

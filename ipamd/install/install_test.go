@@ -112,15 +112,111 @@ func TestConflistIsWholeAndWrittenOnce(t *testing.T) {
 	}
 }
 
+// What the list promises every executable of the chain must keep: a runtime takes the newest version that it is offered.
+func TestTheConflistOffersWhatTheExecutablesKnow(t *testing.T) {
+	for _, whole := range []bool{false, wholeSpec} {
+		l := header(whole)
+		for _, v := range append(l.CNIVersions, l.CNIVersion) {
+			if !slices.Contains(eni.Versions().SupportedVersions(), v) {
+				t.Errorf("%s: the executable knows %q", v, eni.Versions().SupportedVersions())
+			}
+		}
+	}
+	if l := header(true); l.DisableCheck || !slices.Equal(l.CNIVersions, []string{"0.4.0", "1.0.0", "1.1.0"}) || l.CNIVersion != "1.0.0" {
+		t.Errorf("the whole specification: %+v", l)
+	}
+	if !header(false).DisableCheck {
+		t.Error("CHECK is asked of executables that have none")
+	}
+}
+
+func TestTheChainFollowsTheConfiguration(t *testing.T) {
+	for _, tc := range []struct {
+		env   map[string]string
+		ipv6  bool
+		chain []string
+	}{
+		{nil, false, []string{"aws-cni", "portmap"}},
+		{map[string]string{"ENABLE_BANDWIDTH_PLUGIN": "true"}, false, []string{"aws-cni", "portmap", "bandwidth"}},
+		{map[string]string{"ENABLE_V6_EGRESS": "true"}, false, []string{"aws-cni", "egress-cni", "portmap"}},
+		{map[string]string{"ENABLE_V6_EGRESS": "true", "ENABLE_V4_EGRESS": "false"}, true, []string{"aws-cni", "portmap"}},
+		{nil, true, []string{"aws-cni", "egress-cni", "portmap"}},
+	} {
+		c := cfg(t, tc.env)
+		c.IPv6 = tc.ipv6
+		b, err := Conflist(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list struct {
+			Plugins []struct {
+				Type         string
+				Capabilities map[string]bool
+				SNAT         *bool
+			}
+		}
+		if err := json.Unmarshal(b, &list); err != nil {
+			t.Fatal(err)
+		}
+		var chain []string
+		for _, p := range list.Plugins {
+			chain = append(chain, p.Type)
+			switch p.Type {
+			case "portmap":
+				if !p.Capabilities["portMappings"] || p.SNAT == nil || !*p.SNAT {
+					t.Errorf("%s", b)
+				}
+			case "bandwidth":
+				if !p.Capabilities["bandwidth"] || p.SNAT != nil {
+					t.Errorf("%s", b)
+				}
+			}
+		}
+		if !slices.Equal(chain, tc.chain) {
+			t.Errorf("%v, IPv6 %t: %q, want %q", tc.env, tc.ipv6, chain, tc.chain)
+		}
+	}
+}
+
+func TestIPv6EgressMakesTheNodeForwardAndKeepItsRouters(t *testing.T) {
+	src, sys, links := t.TempDir(), t.TempDir(), t.TempDir()
+	write(t, filepath.Join(src, "aws-cni"), "", 0o755)
+	write(t, filepath.Join(links, "eth0", "device"), "", 0o644)
+	if err := os.Mkdir(filepath.Join(links, "enib5faff8a083"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"all/forwarding": "1", "all/disable_ipv6": "0", "default/disable_ipv6": "0", "eth0/accept_ra": "2"}
+	for name := range want {
+		write(t, filepath.Join(sys, "net/ipv6/conf", name), "9", 0o644)
+	}
+	for on, set := range map[string]bool{"false": false, "true": true} {
+		c := cfg(t, map[string]string{"HOST_CNI_BIN_PATH": t.TempDir(), "ENABLE_V6_EGRESS": on})
+		for _, s := range SettingsFor(c, false) {
+			write(t, filepath.Join(sys, s.Path), "9", 0o644)
+		}
+		if err := Run(Options{SourceDir: src, SysctlDir: sys, LinksDir: links, Config: c, Log: quiet}); err != nil {
+			t.Fatal(err)
+		}
+		for name, value := range want {
+			b, err := os.ReadFile(filepath.Join(sys, "net/ipv6/conf", name))
+			if err != nil || (string(b) == value) != set {
+				t.Errorf("ENABLE_V6_EGRESS=%s: %s is %q, %v", on, name, b, err)
+			}
+			write(t, filepath.Join(sys, "net/ipv6/conf", name), "9", 0o644)
+		}
+	}
+}
+
 // What the agent accepts the executable must take: otherwise one `kubectl set env` stops every pod of the cluster, and
 // the agents look healthy.
 func TestTheExecutableTakesWhatTheAgentAccepts(t *testing.T) {
 	values := map[string][]string{
-		"AWS_VPC_K8S_PLUGIN_LOG_LEVEL": {"debug", "DEBUG", "Info", "warn", "WARNING", "error", "FATAL", "trace", "off"},
-		"AWS_VPC_K8S_PLUGIN_LOG_FILE":  {"stderr", "stdout", "/var/log/x.log", "/a/../b", "x.log"},
-		"AWS_VPC_K8S_CNI_VETHPREFIX":   {"eni", "e", "abcd", "ABC", "abcde", "en1", "1en", "e-i", "eth", "vlan", "lo", "ETH", "é"},
-		"AWS_VPC_ENI_MTU":              {"575", "576", "1500", "9001", "9002", "+1500", "01500"},
-		"POD_MTU":                      {"575", "576", "1500", "9001", "9002", "+1500", "01500"},
+		"AWS_VPC_K8S_PLUGIN_LOG_LEVEL":  {"debug", "DEBUG", "Info", "warn", "WARNING", "error", "FATAL", "trace", "off"},
+		"AWS_VPC_K8S_PLUGIN_LOG_FILE":   {"stderr", "stdout", "/var/log/x.log", "/a/../b", "x.log"},
+		"AWS_VPC_K8S_CNI_VETHPREFIX":    {"eni", "e", "abcd", "ABC", "abcde", "en1", "1en", "e-i", "eth", "vlan", "lo", "ETH", "é"},
+		"NETWORK_POLICY_ENFORCING_MODE": {"none", "strict", "standard", "lenient", "Strict"},
+		"AWS_VPC_ENI_MTU":               {"575", "576", "1500", "9001", "9002", "+1500", "01500"},
+		"POD_MTU":                       {"575", "576", "1500", "9001", "9002", "+1500", "01500"},
 	}
 	accepted := map[string]int{}
 	for name, list := range values {
@@ -142,7 +238,7 @@ func TestTheExecutableTakesWhatTheAgentAccepts(t *testing.T) {
 			if err != nil || len(got.Ignored) > 0 {
 				t.Errorf("%s=%s: the executable says %v, ignores %q", name, value, err, got.Ignored)
 			}
-			if got.VethPrefix != c.VethPrefix || got.MTU != c.MTUOfPods() || got.LogFile != c.PluginLogFile {
+			if got.VethPrefix != c.VethPrefix || got.MTU != c.MTUOfPods() || got.LogFile != c.PluginLogFile || got.PolicyAgent.Mode != policyMode(c) {
 				t.Errorf("%s=%s: the executable works with %+v", name, value, got)
 			}
 		}
@@ -152,4 +248,11 @@ func TestTheExecutableTakesWhatTheAgentAccepts(t *testing.T) {
 			t.Errorf("%s: %d of %q are accepted: the test says nothing", name, n, list)
 		}
 	}
+}
+
+func policyMode(c *config.Config) string {
+	if c.NetworkPolicyMode == "none" {
+		return ""
+	}
+	return c.NetworkPolicyMode
 }

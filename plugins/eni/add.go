@@ -79,6 +79,9 @@ func (o *operation) add(ctx context.Context) (err error) {
 	if err := datapath.Apply(ctx, w.plan, int(netns.Fd())); err != nil {
 		return err
 	}
+	if err := o.enforcePolicies(ctx); err != nil {
+		return err
+	}
 	// From here on the sandbox is wired: the result must reach the runtime, or the wiring must go.
 	err = types.PrintResult(newResult(w, o.args.Netns), o.config.CNIVersion)
 	delivered = err == nil
@@ -142,5 +145,6 @@ func (o *operation) unwire(lock *datapath.Lock, w wiring) error {
 		Owner: o.owner, PodNamespace: o.pod.Namespace, PodName: o.pod.Name,
 		HostVeths: []string{w.plan.HostVeth.Host}, VLAN: w.vlan, Address: w.address, Regular: w.vlan == 0,
 	}, lock)
+	o.forgetPolicies([]string{w.plan.HostVeth.Host})
 	return err
 }

@@ -30,6 +30,8 @@ const (
 	CodeUnsupported uint = 105
 	// CodePeer: the process that listens on the agent's socket is not root.
 	CodePeer uint = 106
+	// CodePolicy: the network policy agent did not put the pod under its policies; what was made is undone.
+	CodePolicy uint = 107
 )
 
 func invalidConfig(field, format string, args ...any) error {
@@ -61,11 +63,14 @@ func toCNI(attempt string, err error) *types.Error {
 func codeOf(err error) uint {
 	var reply badReply
 	var step *datapath.StepError
+	var policy *policyError
 	switch {
 	case errors.Is(err, rpc.ErrPeerRefused):
 		return CodePeer
 	case errors.As(err, &reply), errors.Is(err, datapath.ErrInvalidRequest):
 		return CodeBadReply
+	case errors.As(err, &policy):
+		return CodePolicy
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, os.ErrDeadlineExceeded):
 		return types.ErrTryAgainLater
 	case errors.Is(err, datapath.ErrConflict):

@@ -39,6 +39,8 @@ type Config struct {
 	Ignored []string
 	// Socket is where the node agent listens. Default rpc.SocketPath.
 	Socket string
+	// PolicyAgent is the network policy agent's part.
+	PolicyAgent PolicyAgent
 	// PrevResult is the result of our ADD, in a DEL; nil when the runtime has none.
 	PrevResult json.RawMessage
 }
@@ -53,6 +55,7 @@ type configJSON struct {
 	PluginLogLevel     string          `json:"pluginLogLevel"`
 	IPAMDSocket        string          `json:"ipamdSocket"`
 	PrevResult         json.RawMessage `json:"prevResult"`
+	policyAgentJSON
 }
 
 // ParseConfig reads the configuration and tells the first thing that is wrong with it. What it returns is usable even
@@ -124,6 +127,7 @@ func ParseConfig(stdin []byte) (Config, error) {
 			c.Socket = v
 		}
 	}
+	c.PolicyAgent = raw.policyAgentJSON.parse(report)
 	return c, first
 }
 

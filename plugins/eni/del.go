@@ -25,7 +25,11 @@ func (o *operation) del(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	removed, err := datapath.Teardown(ctx, o.removal(prev), lock)
+	r := o.removal(prev)
+	removed, err := datapath.Teardown(ctx, r, lock)
+	if err == nil {
+		o.forgetPolicies(r.HostVeths)
+	}
 	lock.Close()
 	if removed.Address.IsValid() {
 		o.note("address", removed.Address.String())

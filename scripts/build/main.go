@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -41,7 +42,7 @@ func run(ctx context.Context, out, version string, archs []string) error {
 	fmt.Printf("import rules: %d packages, %d violations\n", len(pkgs), len(errs))
 
 	for _, arch := range archs {
-		for _, p := range programs {
+		for _, p := range append(slices.Clone(programs), product.CorePlugins()...) {
 			built, err := product.Build(ctx, ".", arch, version, filepath.Join(out, arch), p)
 			if err != nil {
 				errs = append(errs, err)

@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/branchline-cni/branchline/build/product"
 )
 
 // testBinary is a compiled test of one package.
@@ -85,20 +88,30 @@ func compile(ctx context.Context, patterns []string, dir string) ([]testBinary, 
 	return tests, nil
 }
 
-// executableVariable tells a test binary where the CNI executable is, built as it ships.
+// executableVariable tells a test binary where the CNI executable is, built as it ships. The other executables of the
+// chain are beside it.
 const executableVariable = "BRANCHLINE_AWS_CNI"
 
-// buildExecutable builds the CNI executable into dir, under the name that it has on a node.
-func buildExecutable(ctx context.Context, dir string) (path string, err error) {
-	path = filepath.Join(dir, "aws-cni")
-	fmt.Fprintln(os.Stderr, "build", filepath.Base(path))
-	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "grpcnotrace", "-o", path, "github.com/branchline-cni/branchline/cmd/aws-cni")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	c.Stderr, c.Stdout = os.Stderr, os.Stderr
-	if err := c.Run(); err != nil {
-		return "", fmt.Errorf("build the CNI executable: %w", err)
+// buildExecutables builds the CNI executables into dir, under the names that they have on a node, and returns the path
+// of aws-cni.
+func buildExecutables(ctx context.Context, dir string) (path string, err error) {
+	packages := map[string]string{}
+	for _, name := range product.NodePlugins() {
+		packages[name] = product.Module + "/cmd/" + name
 	}
-	return path, nil
+	for _, p := range product.CorePlugins() {
+		packages[p.Name] = p.Package
+	}
+	for _, name := range slices.Sorted(maps.Keys(packages)) {
+		fmt.Fprintln(os.Stderr, "build", name)
+		c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", product.Tags, "-o", filepath.Join(dir, name), packages[name])
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		c.Stderr, c.Stdout = os.Stderr, os.Stderr
+		if err := c.Run(); err != nil {
+			return "", fmt.Errorf("build the CNI executable %s: %w", name, err)
+		}
+	}
+	return filepath.Join(dir, "aws-cni"), nil
 }
 
 // listBinaries finds the test binaries in dir. Beside NAME.test a file NAME.test.dir may name the folder to run it in.

@@ -4,7 +4,8 @@
 //	go run ./test/kernel ./plugins/... ./ipamd/...     compile what has *_kernel_test.go files, and run it
 //	go run ./test/kernel -bins DIR                     run the test binaries (*.test) in DIR
 //
-// The CNI executable is built, too, and its path given to each test binary in BRANCHLINE_AWS_CNI.
+// The CNI executables are built, too: aws-cni's path is given to each test binary in BRANCHLINE_AWS_CNI, the others of
+// the chain are in the same folder. PATH leads to what a node has beside them (iptables, nft, ip).
 //
 // It ends with one line that says what ran. A test that skips itself counts as failed: nothing is left out in silence.
 package main
@@ -83,18 +84,27 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	executable, err := buildExecutable(ctx, work)
+	bin := filepath.Join(work, "cni")
+	executable, err := buildExecutables(ctx, bin)
 	if err != nil {
 		return err
 	}
-	vm, err := boot(ctx, o, work, tests, executable)
+	cache, err := artifacts.Open()
+	if err != nil {
+		return err
+	}
+	tools, err := cache.NodeTools(ctx)
+	if err != nil {
+		return err
+	}
+	vm, err := boot(ctx, cache, o, work, tests, bin, tools.Dir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
 	var total tally
 	for _, t := range tests {
-		total.add(runBinary(ctx, vm, o, t, executable, os.Stdout))
+		total.add(runBinary(ctx, vm, o, t, environment(executable, tools), os.Stdout))
 		if ctx.Err() != nil {
 			return errors.New("interrupted")
 		}
@@ -106,11 +116,19 @@ func run(ctx context.Context, o options) (err error) {
 	return nil
 }
 
-func boot(ctx context.Context, o options, work string, tests []testBinary, executable string) (instance.Instance, error) {
-	cache, err := artifacts.Open()
-	if err != nil {
-		return nil, err
+// environment is what test binaries run with.
+func environment(executable string, tools artifacts.Tree) []string {
+	return []string{
+		"TMPDIR=/tmp", executableVariable + "=" + executable,
+		"PATH=" + tools.SearchPath() + ":" + os.Getenv("PATH"), "LD_LIBRARY_PATH=" + tools.LibraryPath(),
+		"XTABLES_LIBDIR=" + filepath.Join(tools.Dir, xtables),
 	}
+}
+
+// xtables is where Debian's iptables has its extensions.
+const xtables = "usr/lib/x86_64-linux-gnu/xtables"
+
+func boot(ctx context.Context, cache *artifacts.Cache, o options, work string, tests []testBinary, keep ...string) (instance.Instance, error) {
 	agent, err := instance.Agent(ctx, cache)
 	if err != nil {
 		return nil, err
@@ -119,7 +137,6 @@ func boot(ctx context.Context, o options, work string, tests []testBinary, execu
 	if err != nil {
 		return nil, err
 	}
-	keep := []string{executable}
 	for _, t := range tests {
 		keep = append(keep, t.path, t.dir)
 	}

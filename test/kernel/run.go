@@ -79,7 +79,7 @@ func (r *results) line(line string) {
 }
 
 // runBinary runs one test binary in the VM. What fails is in the tally, with its whole output shown.
-func runBinary(ctx context.Context, vm instance.Instance, o options, t testBinary, executable string, out io.Writer) tally {
+func runBinary(ctx context.Context, vm instance.Instance, o options, t testBinary, env []string, out io.Writer) tally {
 	began := time.Now()
 	// The binary's own time-out comes first: it tells where each goroutine hangs.
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout+15*time.Second, fmt.Errorf("not done within %v", o.timeout))
@@ -93,7 +93,7 @@ func runBinary(ctx context.Context, vm instance.Instance, o options, t testBinar
 		fmt.Fprintln(out, "=== PKG", t.pkg)
 		res.show = out
 	}
-	r, err := vm.Exec(ctx, instance.Command{Argv: argv, Dir: t.dir, Env: []string{"TMPDIR=/tmp", executableVariable + "=" + executable}, Stdout: res, Stderr: res})
+	r, err := vm.Exec(ctx, instance.Command{Argv: argv, Dir: t.dir, Env: env, Stdout: res, Stderr: res})
 	sum := tally{packages: 1, passed: res.passed}
 	for _, f := range res.failed {
 		sum.failed = append(sum.failed, t.pkg+"."+f)
