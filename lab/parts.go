@@ -39,7 +39,7 @@ func (l *Lab) prepare(ctx context.Context) error {
 		return err
 	}
 	p := parts{cacheDir: c.Dir(), images: filepath.Join(l.BinDir(), "branchline.tar")}
-	var cni, ipamd string
+	var cni, egress, ipamd string
 	for _, s := range []struct {
 		what string
 		make func() error
@@ -50,6 +50,7 @@ func (l *Lab) prepare(ctx context.Context) error {
 		{"the AWS CLI", func() (err error) { p.awscli, err = c.AWSCLI(ctx); return }},
 		{"guest agent", func() (err error) { p.agent, err = instance.Agent(ctx, c); return }},
 		{"aws-cni", func() (err error) { cni, err = c.Go(ctx, "aws-cni", "./cmd/aws-cni", ""); return }},
+		{"egress-cni", func() (err error) { egress, err = c.Go(ctx, "egress-cni", "./cmd/egress-cni", ""); return }},
 		{"ipamd", func() (err error) { ipamd, err = c.Go(ctx, "ipamd", "./cmd/ipamd", ""); return }},
 		{"vpc-controller", func() (err error) {
 			p.controller, err = c.Go(ctx, "vpc-controller", "./cmd/vpc-controller", "")
@@ -64,7 +65,7 @@ func (l *Lab) prepare(ctx context.Context) error {
 	if err := os.MkdirAll(shipped, 0o755); err != nil {
 		return fmt.Errorf("make the folder of the shipped programs: %w", err)
 	}
-	programs := map[string]string{"ipamd": ipamd, "aws-cni": cni, "vpc-controller": p.controller}
+	programs := map[string]string{"ipamd": ipamd, "aws-cni": cni, "egress-cni": egress, "vpc-controller": p.controller}
 	for _, core := range product.CorePlugins() {
 		path, err := c.Go(ctx, core.Name, core.Package, "")
 		if err != nil {

@@ -31,7 +31,7 @@ func CorePlugins() []Program {
 }
 
 // NodePlugins are our own executables that go onto the host.
-func NodePlugins() []string { return []string{"aws-cni"} }
+func NodePlugins() []string { return []string{"aws-cni", "egress-cni"} }
 
 // AgentImage is the image of the DaemonSet aws-node, for the node agent and for
 // its init container, from executables in folder bin.

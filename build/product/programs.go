@@ -48,6 +48,12 @@ func Programs() []Program {
 				"k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/controller-runtime", "github.com/aws/",
 			}, noTemplates...),
 		},
+		{
+			Name: "egress-cni", Package: "cmd/egress-cni", MaxBytes: 7_000_000,
+			NoLink: append([]string{
+				"google.golang.org/grpc", "k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/controller-runtime", "github.com/aws/",
+			}, noTemplates...),
+		},
 		{Name: "ipamd", Package: "cmd/ipamd", MaxBytes: 45_000_000, NoLink: noTemplates},
 		{Name: "vpc-controller", Package: "cmd/vpc-controller", NoLink: noTemplates},
 	}
@@ -77,7 +83,7 @@ func Build(ctx context.Context, root, arch, version, out string, programs ...Pro
 	var built []Binary
 	for _, p := range programs {
 		b := Binary{Program: p, Arch: arch, Path: filepath.Join(out, p.Name)}
-		ldflags := "-s -w -X " + Module + "/rpc.Version=" + version
+		ldflags := "-s -w -X " + Module + "/rpc.Version=" + version + " -X " + Module + "/plugins/egress.Version=" + version
 		pkg := p.Package
 		if !strings.Contains(strings.SplitN(pkg, "/", 2)[0], ".") { // of ours, not of a dependency
 			pkg = "./" + pkg
