@@ -2,6 +2,7 @@
 //
 //	ipamd run       serves the CNI executable on this node
 //	ipamd install   what the init container does: executables and node-wide kernel settings
+//	ipamd uninstall takes what this product has put onto a drained node away again
 //	ipamd health    asks the running agent whether it can wire pods (for exec probes)
 package main
 
@@ -22,7 +23,7 @@ import (
 	"github.com/branchline-cni/branchline/rpc"
 )
 
-const usage = `usage: ipamd run | install | health | version   (-h after each for its flags)
+const usage = `usage: ipamd run | install | uninstall | health | version   (-h after each for its flags)
 The environment variables are those of the aws-node DaemonSet; see docs/configuration.md.
 `
 
@@ -55,6 +56,8 @@ func command(ctx context.Context, args []string) error {
 		return runCommand(ctx, flags, rest)
 	case "install":
 		return installCommand(ctx, flags, rest)
+	case "uninstall":
+		return uninstallCommand(ctx, flags, rest)
 	case "health":
 		return healthCommand(ctx, flags, rest)
 	case "version":
