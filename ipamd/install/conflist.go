@@ -54,8 +54,8 @@ type capable struct {
 	SNAT         bool            `json:"snat,omitempty"`
 }
 
-// egress are upstream's keys, addresses and folders, so that a pod which upstream wired gives its address back to us.
-type egress struct {
+// egressEntry has upstream's keys, addresses and folders, so that a pod which upstream wired gives its address back to us.
+type egressEntry struct {
 	Type          string `json:"type"`
 	Name          string `json:"name"`
 	MTU           string `json:"mtu"`
@@ -102,8 +102,8 @@ func Conflist(c *config.Config) ([]byte, error) {
 	return json.MarshalIndent(l, "", "  ")
 }
 
-func egressOf(c *config.Config) egress {
-	e := egress{
+func egressOf(c *config.Config) egressEntry {
+	e := egressEntry{
 		Type: EgressPlugin, Name: "aws-cni", MTU: strconv.Itoa(c.MTUOfPods()), Enabled: "true", RandomizeSNAT: "prng", LogLevel: c.PluginLogLevel,
 		IPAM: ipam{
 			Type: "host-local", DataDir: "/run/cni/v4pd/egress-v6-ipam",

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/branchline-cni/branchline/ipamd/config"
+	"github.com/branchline-cni/branchline/plugins/egress"
 	"github.com/branchline-cni/branchline/plugins/eni"
 )
 
@@ -174,6 +175,35 @@ func TestTheChainFollowsTheConfiguration(t *testing.T) {
 		}
 		if !slices.Equal(chain, tc.chain) {
 			t.Errorf("%v, IPv6 %t: %q, want %q", tc.env, tc.ipv6, chain, tc.chain)
+		}
+	}
+}
+
+func TestEgressTakesItsPartOfTheConflist(t *testing.T) {
+	for ipv6, want := range map[bool]egress.Config{
+		false: {Family: egress.IPv6, DataDir: "/run/cni/v4pd/egress-v6-ipam", LogFile: "/var/log/x6"},
+		true:  {Family: egress.IPv4, DataDir: "/run/cni/v6pd/egress-v4-ipam", LogFile: "/var/log/x4"},
+	} {
+		c := cfg(t, map[string]string{
+			"ENABLE_V6_EGRESS": "true", "AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE": "/var/log/x4", "AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE": "/var/log/x6",
+		})
+		c.IPv6 = ipv6
+		b, err := Conflist(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list struct{ Plugins []json.RawMessage }
+		if err := json.Unmarshal(b, &list); err != nil {
+			t.Fatal(err)
+		}
+		got, err := egress.ParseConfig(list.Plugins[1])
+		if err != nil || got.Family != want.Family || got.DataDir != want.DataDir || got.LogFile != want.LogFile || !got.Enabled || got.MTU != c.MTUOfPods() {
+			t.Errorf("IPv6 %t: %+v, %v", ipv6, got, err)
+		}
+		for _, v := range append(header(true).CNIVersions, header(true).CNIVersion) {
+			if !slices.Contains(egress.Versions().SupportedVersions(), v) {
+				t.Errorf("egress-cni does not know %s", v)
+			}
 		}
 	}
 }
