@@ -50,6 +50,10 @@ func vethRequest(s AddVeth, podNS int) *request {
 		r.text(unix.IFLA_IFNAME, name)
 		r.attr(unix.IFLA_ADDRESS, mac)
 		r.number(unix.IFLA_MTU, uint32(s.MTU))
+		// Not asked, the kernel makes one queue per CPU and then takes all but one back, which waits for every packet
+		// under way while no other link of the node can be changed.
+		r.number(unix.IFLA_NUM_TX_QUEUES, 1)
+		r.number(unix.IFLA_NUM_RX_QUEUES, 1)
 	}
 	end(s.Host, s.HostMAC, true)
 	r.number(unix.IFLA_GROUP, linkGroup)

@@ -47,7 +47,7 @@ func main() {
 	flag.StringVar(&o.bins, "bins", "", "folder of test binaries to run instead of compiling packages")
 	flag.StringVar(&o.run, "run", "", "run only tests that match this regular expression")
 	flag.BoolVar(&o.verbose, "v", false, "show all output, as it comes")
-	flag.DurationVar(&o.timeout, "timeout", 5*time.Minute, "time for each test binary")
+	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "time for each test binary")
 	flag.IntVar(&o.memoryMiB, "memory", 2560, "the VM's memory, MiB")
 	flag.IntVar(&o.cpus, "cpus", 2, "the VM's CPUs")
 	flag.Parse()
