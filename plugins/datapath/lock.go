@@ -63,14 +63,23 @@ func (l *Lock) Host(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
+// All waits until no other executable works on anything of any pod, and keeps them from it.
+func (l *Lock) All(ctx context.Context) error {
+	return l.waitRange(ctx, 0, 0, "this node's pods") // a length of 0 reaches to the end
+}
+
 func (l *Lock) wait(ctx context.Context, offset int64, what string) error {
+	return l.waitRange(ctx, offset, 1, what)
+}
+
+func (l *Lock) waitRange(ctx context.Context, offset, length int64, what string) error {
 	// By the raw connection, which keeps the descriptor from being closed, and its number used again, under a waiter.
 	raw, err := l.file.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", what, err)
 	}
 	acquire := func(cmd int) (err error) {
-		flock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: offset, Len: 1}
+		flock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: offset, Len: length}
 		closed := raw.Control(func(fd uintptr) {
 			for {
 				if err = unix.FcntlFlock(fd, cmd, &flock); err != unix.EINTR {

@@ -227,14 +227,19 @@ func deleteRuleRequest(r Rule) *request { return ruleRequest(unix.RTM_DELRULE, 0
 
 func ruleRequest(kind, flags uint16, rule Rule) *request {
 	r := newRequest(kind, flags)
-	src := 0
-	if rule.From.IsValid() {
-		src = rule.From.BitLen()
+	bits := func(a netip.Addr) byte {
+		if !a.IsValid() {
+			return 0
+		}
+		return byte(a.BitLen())
 	}
-	r.bytes(family(rule.IPv6), 0, byte(src), 0, unix.RT_TABLE_UNSPEC, 0, 0, unix.FR_ACT_TO_TBL)
+	r.bytes(family(rule.IPv6), bits(rule.To), bits(rule.From), 0, unix.RT_TABLE_UNSPEC, 0, 0, unix.FR_ACT_TO_TBL)
 	r.uint32(0)
 	if rule.From.IsValid() {
 		r.address(unix.FRA_SRC, rule.From)
+	}
+	if rule.To.IsValid() {
+		r.address(unix.FRA_DST, rule.To)
 	}
 	if rule.Iif != "" {
 		r.text(unix.FRA_IIFNAME, rule.Iif)

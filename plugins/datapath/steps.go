@@ -82,12 +82,12 @@ type (
 	DeleteRule struct{ Rule }
 )
 
-// Rule is a policy routing rule; exactly one of Iif and From is set.
+// Rule is a policy routing rule; exactly one of Iif, From and To is set. Rules of ours have no To.
 type Rule struct {
 	IPv6     bool
 	Priority int
 	Iif      string
-	From     netip.Addr
+	From, To netip.Addr
 	Table    int
 }
 
@@ -98,6 +98,9 @@ func (r Rule) String() string {
 	}
 	if r.From.IsValid() {
 		s += " from " + r.From.String()
+	}
+	if r.To.IsValid() {
+		s += " to " + r.To.String()
 	}
 	if r.Iif != "" {
 		s += " iif " + r.Iif

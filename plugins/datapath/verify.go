@@ -30,25 +30,19 @@ const missing = "missing"
 // Verify compares the kernel with the plan of a sandbox that is wired. The error is the first difference, a *Difference,
 // or says what the kernel could not be asked. Nothing is changed.
 func Verify(ctx context.Context, p Plan, podNS int) error {
-	v := &verifier{ctx: ctx}
+	v, err := openVerifier(ctx, podNS)
+	if err != nil {
+		return err
+	}
 	defer v.close()
-	var err error
-	if v.handles[Host], err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		return fmt.Errorf("open a netlink socket on the host: %w", err)
-	}
-	if v.handles[Pod], err = netlink.NewHandleAt(netns.NsHandle(podNS), unix.NETLINK_ROUTE); err != nil {
-		return fmt.Errorf("open a netlink socket in the pod's network namespace: %w", err)
-	}
-	if end, ok := ctx.Deadline(); ok {
-		for _, h := range v.handles {
-			if err := h.SetSocketTimeout(max(time.Until(end), time.Millisecond)); err != nil {
-				return fmt.Errorf("set the netlink socket's timeout: %w", err)
-			}
-		}
-	}
-	for _, step := range p.Steps {
-		if ctx.Err() != nil {
-			return fmt.Errorf("verify %s: %w", step, context.Cause(ctx))
+	return v.all(p.Steps)
+}
+
+// all returns the first difference.
+func (v *verifier) all(steps []Step) error {
+	for _, step := range steps {
+		if v.ctx.Err() != nil {
+			return fmt.Errorf("verify %s: %w", step, context.Cause(v.ctx))
 		}
 		is, err := v.verify(step)
 		if err != nil {
@@ -59,6 +53,28 @@ func Verify(ctx context.Context, p Plan, podNS int) error {
 		}
 	}
 	return nil
+}
+
+// openVerifier opens a socket on the host and, with podNS >= 0, one in the pod's namespace.
+func openVerifier(ctx context.Context, podNS int) (v *verifier, err error) {
+	v = &verifier{ctx: ctx}
+	if v.handles[Host], err = hostHandle(ctx); err != nil {
+		return nil, err
+	}
+	if podNS < 0 {
+		return v, nil
+	}
+	if v.handles[Pod], err = netlink.NewHandleAt(netns.NsHandle(podNS), unix.NETLINK_ROUTE); err != nil {
+		v.close()
+		return nil, fmt.Errorf("open a netlink socket in the pod's network namespace: %w", err)
+	}
+	if end, ok := ctx.Deadline(); ok {
+		if err := v.handles[Pod].SetSocketTimeout(max(time.Until(end), time.Millisecond)); err != nil {
+			v.close()
+			return nil, fmt.Errorf("set the netlink socket's timeout: %w", err)
+		}
+	}
+	return v, nil
 }
 
 func object(step Step) string {
@@ -302,16 +318,33 @@ func (v *verifier) rule(want Rule) (string, error) {
 		return "", err
 	}
 	for _, r := range list {
-		from := netip.Addr{}
-		if r.Src != nil {
-			from = prefixOf(r.Src).Addr()
-		}
-		plain := r.Dst == nil && r.Mark == 0 && r.OifName == "" && !r.Invert
-		if plain && r.Priority == want.Priority && r.IifName == want.Iif && from == want.From && (want.Table == 0 || r.Table == want.Table) {
+		if is, plain := ruleOf(r); plain && is.matches(want) {
 			return "", nil
 		}
 	}
 	return missing, nil
+}
+
+// ruleOf is a rule of the kernel in our terms; not plain when it selects by more than they can say.
+func ruleOf(r netlink.Rule) (rule Rule, plain bool) {
+	rule = Rule{Priority: r.Priority, Iif: r.IifName, Table: r.Table, IPv6: r.Family == unix.AF_INET6}
+	plain = r.Mark == 0 && r.OifName == "" && !r.Invert
+	for _, side := range []struct {
+		net *net.IPNet
+		to  *netip.Addr
+	}{{r.Src, &rule.From}, {r.Dst, &rule.To}} {
+		if side.net == nil {
+			continue
+		}
+		p := prefixOf(side.net)
+		*side.to, plain = p.Addr(), plain && p.IsSingleIP()
+	}
+	return rule, plain
+}
+
+// matches says whether a rule is the wanted one; a wanted one with Table 0 may have any.
+func (r Rule) matches(want Rule) bool {
+	return r.Priority == want.Priority && r.Iif == want.Iif && r.From == want.From && r.To == want.To && (want.Table == 0 || r.Table == want.Table)
 }
 
 func prefixOf(n *net.IPNet) netip.Prefix {

@@ -32,6 +32,16 @@ const (
 	CodePeer uint = 106
 	// CodePolicy: the network policy agent did not put the pod under its policies; what was made is undone.
 	CodePolicy uint = 107
+	// CodeDifferent: CHECK has found something that is not as it was wired; the first difference is named.
+	CodeDifferent uint = 108
+)
+
+// The codes of STATUS, of the specification from 1.1.0 on: the library does not name them.
+const (
+	// CodeNotAvailable: ADD can't succeed now.
+	CodeNotAvailable uint = 50
+	// CodeLimited: nor can what is wired already be expected to work.
+	CodeLimited uint = 51
 )
 
 func invalidConfig(field, format string, args ...any) error {
@@ -64,7 +74,10 @@ func codeOf(err error) uint {
 	var reply badReply
 	var step *datapath.StepError
 	var policy *policyError
+	var different *datapath.Difference
 	switch {
+	case errors.As(err, &different):
+		return CodeDifferent
 	case errors.Is(err, rpc.ErrPeerRefused):
 		return CodePeer
 	case errors.As(err, &reply), errors.Is(err, datapath.ErrInvalidRequest):

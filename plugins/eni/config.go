@@ -41,7 +41,7 @@ type Config struct {
 	Socket string
 	// PolicyAgent is the network policy agent's part.
 	PolicyAgent PolicyAgent
-	// PrevResult is the result of our ADD, in a DEL; nil when the runtime has none.
+	// PrevResult is the result of our ADD, in a DEL or CHECK; nil when the runtime has none.
 	PrevResult json.RawMessage
 }
 

@@ -26,7 +26,14 @@ func (o *operation) del(ctx context.Context) error {
 		return err
 	}
 	r := o.removal(prev)
-	removed, err := datapath.Teardown(ctx, r, lock)
+	var removed datapath.Removed
+	if u := prev.upstream; u != nil {
+		o.note("wiredBy", "upstream")
+		u.PodNamespace, u.PodName = o.pod.Namespace, o.pod.Name
+		removed, err = datapath.TeardownUpstream(ctx, *u, lock)
+	} else {
+		removed, err = datapath.Teardown(ctx, r, lock)
+	}
 	if err == nil {
 		o.forgetPolicies(r.HostVeths)
 	}

@@ -20,25 +20,27 @@ import (
 
 // Deadlines of the verbs, below kubelet's own for a sandbox, and of the short words to the agent within them.
 const (
-	addDeadline  = 90 * time.Second
-	delDeadline  = 20 * time.Second
-	tellDeadline = 3 * time.Second
+	addDeadline    = 90 * time.Second
+	delDeadline    = 20 * time.Second
+	checkDeadline  = 20 * time.Second
+	statusDeadline = 4 * time.Second
+	gcDeadline     = 100 * time.Second // an ADD that is under way is waited for
+	tellDeadline   = 3 * time.Second
 )
 
-// Versions is what VERSION answers. 1.1.0 is not among them: it would promise STATUS and GC.
+// Versions is what VERSION answers.
 func Versions() cniversion.PluginInfo {
-	return cniversion.PluginSupports("0.3.1", "0.4.0", "1.0.0")
+	return cniversion.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 }
 
-// Funcs are the verbs. CHECK is refused, not passed over: the conflist that the agent writes disables it, and a runtime
-// that asks all the same must not be told that all is well.
+// Funcs are the verbs.
 func Funcs() skel.CNIFuncs {
 	return skel.CNIFuncs{
-		Add: func(a *skel.CmdArgs) error { return run(a, "ADD", addDeadline, (*operation).add) },
-		Del: func(a *skel.CmdArgs) error { return run(a, "DEL", delDeadline, (*operation).del) },
-		Check: func(*skel.CmdArgs) error {
-			return types.NewError(CodeUnsupported, "CHECK is not among this version's verbs: set disableCheck in the network configuration list", "")
-		},
+		Add:    func(a *skel.CmdArgs) error { return run(a, "ADD", addDeadline, (*operation).add) },
+		Del:    func(a *skel.CmdArgs) error { return run(a, "DEL", delDeadline, (*operation).del) },
+		Check:  func(a *skel.CmdArgs) error { return run(a, "CHECK", checkDeadline, (*operation).check) },
+		Status: func(a *skel.CmdArgs) error { return run(a, "STATUS", statusDeadline, (*operation).status) },
+		GC:     func(a *skel.CmdArgs) error { return run(a, "GC", gcDeadline, (*operation).gc) },
 	}
 }
 
@@ -63,7 +65,9 @@ func run(args *skel.CmdArgs, verb string, deadline time.Duration, do func(*opera
 
 	o := &operation{args: args, owner: datapath.Owner{ContainerID: args.ContainerID, IfName: args.IfName}}
 	o.config, o.configErr = ParseConfig(args.StdinData)
-	o.pod, o.podErr = parseArgs(args.Args)
+	if args.ContainerID != "" { // STATUS and GC are about no pod
+		o.pod, o.podErr = parseArgs(args.Args)
+	}
 	var closeLog func()
 	o.log, closeLog = openLog(o.config)
 	defer closeLog()
@@ -74,26 +78,38 @@ func run(args *skel.CmdArgs, verb string, deadline time.Duration, do func(*opera
 	defer func() {
 		if p := recover(); p != nil {
 			o.log.Error("panic", "verb", verb, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			err = types.NewError(CodePanic, fmt.Sprintf("%s of pod %s: the executable has a defect: %v", verb, o.pod, p), "")
+			err = types.NewError(CodePanic, fmt.Sprintf("%s: the executable has a defect: %v", o.attempt(verb), p), "")
 		}
 		o.line(verb, start, err)
 	}()
-	if e := toCNI(fmt.Sprintf("%s of pod %s", verb, o.pod), do(o, ctx)); e != nil {
+	if e := toCNI(o.attempt(verb), do(o, ctx)); e != nil {
 		return e // not toCNI's nil pointer, which would be an error that isn't nil
 	}
 	return nil
 }
 
+// attempt is what the operation tries, for its error.
+func (o *operation) attempt(verb string) string {
+	if o.args.ContainerID == "" {
+		return verb + " of network " + o.config.Name
+	}
+	return verb + " of pod " + o.pod.String()
+}
+
 func (o *operation) line(verb string, start time.Time, err error) {
-	attrs := append([]any{
-		"pod", o.pod.String(), "uid", o.pod.UID, "sandbox", o.args.ContainerID, "interface", o.args.IfName, "version", rpc.Version,
-		"duration", time.Since(start).Round(time.Microsecond).String(),
-	}, o.attrs...)
+	attrs := []any{"version", rpc.Version, "duration", time.Since(start).Round(time.Microsecond).String()}
+	level := slog.LevelInfo
+	if o.args.ContainerID != "" {
+		attrs = append([]any{"pod", o.pod.String(), "uid", o.pod.UID, "sandbox", o.args.ContainerID, "interface", o.args.IfName}, attrs...)
+	} else if verb == "STATUS" {
+		level = slog.LevelDebug // every few seconds
+	}
+	attrs = append(attrs, o.attrs...)
 	if err != nil {
 		o.log.Error(verb+" failed", append(attrs, "error", err.Error())...)
 		return
 	}
-	o.log.Info(verb, attrs...)
+	o.log.Log(context.Background(), level, verb, attrs...)
 }
 
 func (o *operation) note(attrs ...any) { o.attrs = append(o.attrs, attrs...) }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -35,17 +37,27 @@ func newResult(w wiring, netns string) *current.Result {
 	return r
 }
 
-// previous is what DEL takes from an earlier result.
+// previous is what DEL and CHECK take from an earlier result.
 type previous struct {
 	known    bool
 	hostVeth string
 	vlan     int
 	address  netip.Addr
+	// interfaces and addresses are all that the result names, those of chained plugins too.
+	interfaces []previousInterface
+	addresses  []netip.Addr
+	// upstream is set when the plugin of before has made the result.
+	upstream *datapath.Upstream
 }
 
-// parsePrevious reads a result of ours. The two lists that matter are spelt alike in every version that we declare, and
-// the library's conversion panics on a null among the interfaces. A result that can't be read counts as missing, with
-// the reason for the log: DEL does without.
+type previousInterface struct {
+	name, mac, sandbox string
+	mtu                int // 0: not told
+}
+
+// parsePrevious reads a result of ours, or of the plugin of before. The two lists that matter are spelt alike in every
+// version that we declare, and the library's conversion panics on a null among the interfaces. A result that can't be
+// read counts as missing, with the reason for the log: DEL does without.
 func parsePrevious(raw json.RawMessage, ifName string) (previous, error) {
 	if len(raw) == 0 {
 		return previous{}, nil
@@ -53,6 +65,8 @@ func parsePrevious(raw json.RawMessage, ifName string) (previous, error) {
 	var result struct {
 		Interfaces []struct {
 			Name    string `json:"name"`
+			Mac     any    `json:"mac"`
+			MTU     any    `json:"mtu"`
 			Sandbox string `json:"sandbox"`
 		} `json:"interfaces"`
 		IPs []struct {
@@ -64,22 +78,52 @@ func parsePrevious(raw json.RawMessage, ifName string) (previous, error) {
 	}
 	p := previous{known: len(result.Interfaces) > 0}
 	for _, i := range result.Interfaces {
+		mac, _ := i.Mac.(string)
+		mtu, _ := i.MTU.(float64)
+		p.interfaces = append(p.interfaces, previousInterface{i.Name, mac, i.Sandbox, int(mtu)})
 		if i.Sandbox != "" || len(i.Name) > maxLinkName || i.Name == "" {
 			continue
 		}
 		if id, ok := datapath.VLANLinkID(i.Name); ok {
 			p.vlan = id
-		} else if p.hostVeth == "" && i.Name != ifName {
+		} else if p.hostVeth == "" && i.Name != ifName && !strings.HasPrefix(i.Name, upstreamDummy) {
 			p.hostVeth = i.Name
 		}
 	}
 	for _, ip := range result.IPs {
 		if prefix, err := netip.ParsePrefix(ip.Address); err == nil && datapath.Usable(prefix.Addr()) {
-			p.address = prefix.Addr()
-			break
+			p.addresses = append(p.addresses, prefix.Addr())
 		}
 	}
+	if len(p.addresses) > 0 {
+		p.address = p.addresses[0]
+	}
+	p.upstream = p.ofUpstream(ifName)
 	return p, nil
+}
+
+// upstreamDummy starts the name of an interface that is none: the plugin of before keeps numbers in it.
+const upstreamDummy = "dummy"
+
+// ofUpstream reads the encoding of the plugin of before: beside the two ends of the veth there is an interface
+// dummy<hash>, with the VLAN id as its MAC ("0" for a regular pod); the pod's end has the routing table as its MAC.
+func (p previous) ofUpstream(ifName string) *datapath.Upstream {
+	u := &datapath.Upstream{HostVeth: p.hostVeth, IfName: ifName, Address: p.address}
+	found := false
+	for _, i := range p.interfaces {
+		n, err := strconv.Atoi(i.mac)
+		switch {
+		case err != nil || n < 0:
+		case strings.HasPrefix(i.name, upstreamDummy):
+			u.VLAN, found = n, n <= datapath.MaxVLAN
+		case i.name == ifName && i.sandbox != "":
+			u.Table = n
+		}
+	}
+	if !found || u.HostVeth == "" || !u.Address.IsValid() {
+		return nil
+	}
+	return u
 }
 
 // maxLinkName is IFNAMSIZ - 1 of the kernel.
