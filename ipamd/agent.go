@@ -67,7 +67,11 @@ type Options struct {
 	MetricsAddr string
 	Version     string
 	Log         *slog.Logger
-	Now         func() time.Time
+	// NoteReady is called at the first readiness and every rpc.ReadyEvery from then on; nil: never.
+	NoteReady func() error
+	// Sweeper removes from the kernel what sandboxes have left that are over; nil: nobody does.
+	Sweeper Sweeper
+	Now     func() time.Time
 
 	joinTimeout time.Duration // zero: the constant of that name
 }
@@ -114,6 +118,9 @@ type Agent struct {
 	unmarked    string // why not, as it was said last
 	kubeletAway string // why the kubelet's connections don't stay on the node, as it was said last
 	branches    bool   // something of a branch pod is left on this node
+
+	routeErr   error // why the host's routing is not in place
+	routeSince time.Time
 }
 
 // New opens the store and builds the agent. It does not reach out yet.
@@ -196,6 +203,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(a.runReleases)
 	background(a.runReclaim)
 	background(a.runLimits)
+	background(a.runReady)
+	background(a.runSweep)
 	g.Go(func() error { return a.serve(ctx) })
 	g.Go(func() error { return a.serveMetrics(ctx) })
 	g.Go(func() error { return a.serveIntrospection(ctx) })

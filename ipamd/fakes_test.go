@@ -355,17 +355,19 @@ func (r *routing) localAt() (out []int) {
 
 // world is everything around one agent; it survives the agent's restarts.
 type world struct {
-	t       *testing.T
-	dir     string
-	cloud   *cloud
-	routing *routing
-	api     client.WithWatch
-	env     map[string]string
-	typ     string
-	noGet   atomic.Bool  // the API server answers no questions; watches go on
-	ledgers atomic.Bool  // the API server knows branch ledgers
-	later   atomic.Int64 // how far the agent's clock is ahead
-	join    time.Duration
+	t         *testing.T
+	dir       string
+	cloud     *cloud
+	routing   *routing
+	api       client.WithWatch
+	env       map[string]string
+	typ       string
+	noGet     atomic.Bool  // the API server answers no questions; watches go on
+	ledgers   atomic.Bool  // the API server knows branch ledgers
+	later     atomic.Int64 // how far the agent's clock is ahead
+	join      time.Duration
+	noteReady func() error
+	sweeper   Sweeper
 }
 
 // pass moves the agent's clock.
@@ -436,6 +438,7 @@ func (w *world) start() (s service, stop func()) {
 		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
 		Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
+		NoteReady: w.noteReady, Sweeper: w.sweeper,
 	})
 	if err != nil {
 		w.t.Fatal(err)

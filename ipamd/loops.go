@@ -146,7 +146,8 @@ func (a *Agent) refresh(ctx context.Context) (settled bool, err error) {
 }
 
 // route puts the host's routing in place.
-func (a *Agent) route(ctx context.Context) error {
+func (a *Agent) route(ctx context.Context) (err error) {
+	defer func() { a.noteRouteError(err) }()
 	all := a.inventory.ENIs()
 	if len(all) == 0 {
 		return nil
@@ -357,6 +358,7 @@ func (a *Agent) checkReady() error {
 	if !a.hasListed() || !a.opt.Kube.PodsSynced() || len(a.candidates()) == 0 && len(a.store.View().Allocations) == 0 {
 		return nil
 	}
+	a.noteReady() // before the runtime sees a network and asks for its status
 	written, err := install.WriteConflist(a.opt.Config)
 	if err != nil {
 		return err

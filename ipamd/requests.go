@@ -311,9 +311,14 @@ func (a *Agent) exhausted(ctx context.Context) error {
 	return nil
 }
 
+// reply is the answer to an executable that is going to wire the sandbox.
 func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, error) {
 	a.noteAsked(al.Key)
 	defer a.noteAsked(al.Key) // it may wait for the trunk's link
+	return a.answer(ctx, al)
+}
+
+func (a *Agent) answer(ctx context.Context, al store.Allocation) (*rpc.AddReply, error) {
 	r := &rpc.AddReply{Version: a.opt.Version}
 	if al.Regular != nil {
 		r.Interface = &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{

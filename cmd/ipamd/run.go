@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -100,6 +101,7 @@ func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, st
 		Config: c, Identity: identity, Type: kind, Kube: k, Metadata: imds, EC2: ec2, Links: links, Routing: routing,
 		StatePath: state, Listener: listener, Credentials: rpc.NewServerCredentials(),
 		Metrics: registry, MetricsAddr: metricsAddr, Version: rpc.Version, Log: log,
+		NoteReady: func() error { return rpc.NoteReady(socket) }, Sweeper: sweeper{filepath.Join(filepath.Dir(socket), "cni.lock")},
 	})
 	if err != nil {
 		return err

@@ -26,7 +26,9 @@ type fakeAgent struct {
 	held    map[string]string // container id/interface -> pod
 	dels    []*rpc.DelRequest
 	after   *rpc.HostSettings // what Del answers with
-	hang    chan struct{}     // while set, Add is told of on it and then waits for its caller's end
+	status  *rpc.StatusReply  // what Status answers with
+	gcs     []*rpc.GcRequest
+	hang    chan struct{} // while set, Add is told of on it and then waits for its caller's end
 	server  *grpc.Server
 }
 
@@ -101,6 +103,35 @@ func (a *fakeAgent) Del(_ context.Context, r *rpc.DelRequest) (*rpc.DelReply, er
 	_, found := a.held[key]
 	delete(a.held, key)
 	return &rpc.DelReply{Version: rpc.Version, Found: found, Host: a.after}, nil
+}
+
+func (a *fakeAgent) Check(_ context.Context, r *rpc.CheckRequest) (*rpc.AddReply, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	pod, ok := a.held[r.GetAttachment().GetContainerId()+"/"+r.GetAttachment().GetIfName()]
+	if !ok {
+		return nil, status.Error(codes.NotFound, "the node agent holds nothing for this sandbox")
+	}
+	return a.pods[pod], nil
+}
+
+func (a *fakeAgent) Status(context.Context, *rpc.StatusRequest) (*rpc.StatusReply, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.status, nil
+}
+
+func (a *fakeAgent) Gc(_ context.Context, r *rpc.GcRequest) (*rpc.GcReply, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gcs = append(a.gcs, r)
+	return &rpc.GcReply{Version: rpc.Version}, nil
+}
+
+func (a *fakeAgent) says(r *rpc.StatusReply) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.status = r
 }
 
 func (a *fakeAgent) set(pod string, reply *rpc.AddReply) {

@@ -62,7 +62,7 @@ func wantPodSide(t *testing.T, host, pod *nstest.NS, hostVeth, address string) {
 }
 
 func TestBranchPodHasTheContractsWiringInEveryVersion(t *testing.T) {
-	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0"} {
+	for _, version := range specVersions {
 		t.Run(version, func(t *testing.T) {
 			n := newNode(t)
 			n.agent.start(t)
