@@ -78,6 +78,7 @@ func parseAttachments(stdin []byte) (valid []datapath.Owner, said bool, err erro
 	if err := json.Unmarshal(stdin, &raw); err != nil {
 		return nil, false, types.NewError(types.ErrDecodingFailure, "network configuration is not JSON: "+err.Error(), "")
 	}
+	seen := map[datapath.Owner]bool{}
 	for _, l := range []struct {
 		key  string
 		text json.RawMessage
@@ -94,7 +95,9 @@ func parseAttachments(stdin []byte) (valid []datapath.Owner, said bool, err erro
 				// What it stands for would be taken for garbage.
 				return nil, false, invalidConfig(l.key, "an attachment lacks its containerID or its ifname")
 			}
-			valid = append(valid, datapath.Owner{ContainerID: a.ContainerID, IfName: a.IfName})
+			if o := (datapath.Owner{ContainerID: a.ContainerID, IfName: a.IfName}); !seen[o] {
+				seen[o], valid = true, append(valid, o)
+			}
 		}
 		said = true
 	}

@@ -139,7 +139,7 @@ func TestStandardPodHasItsWiring(t *testing.T) {
 }
 
 func TestIPv6BranchPodHasItsWiringInEveryVersion(t *testing.T) {
-	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0"} {
+	for _, version := range specVersions {
 		t.Run(version, func(t *testing.T) {
 			n := newNode(t)
 			n.agent.start(t)

@@ -48,12 +48,20 @@ func (o *operation) status(ctx context.Context) error {
 		return err
 	}
 	age, serr := rpc.SinceReady(o.config.Socket)
+	if err := unavailable(why, age, serr); err != nil {
+		return err
+	}
+	o.note("grace", why, "lastReady", age.Round(time.Second).String())
+	return nil
+}
+
+// unavailable is what STATUS says of an agent that can't be asked or is not ready; nil within the grace.
+func unavailable(why string, age time.Duration, unknown error) error {
 	switch {
-	case serr != nil:
-		return types.NewError(CodeNotAvailable, fmt.Sprintf("%s; it has not been ready since this node's boot (%v): look at the pod aws-node of this node", why, serr), "")
+	case unknown != nil:
+		return types.NewError(CodeNotAvailable, fmt.Sprintf("%s; it has not been ready since this node's boot (%v): look at the pod aws-node of this node", why, unknown), "")
 	case age > statusGrace:
 		return types.NewError(CodeNotAvailable, fmt.Sprintf("%s; it was ready %s ago, longer than the %s that a restart may take: look at the pod aws-node of this node", why, age.Round(time.Second), statusGrace), "")
 	}
-	o.note("grace", why, "lastReady", age.Round(time.Second).String())
 	return nil
 }

@@ -169,10 +169,6 @@ func TestCHECKNamesTheFirstDifference(t *testing.T) {
 					t.Errorf("agent away %t: after a change of the configuration: %v", away, err)
 				}
 				n.config["mtu"], n.config["vethPrefix"] = "9001", "eni"
-				harmed := func(what string, harm, mend error, parts ...string) {
-					t.Helper()
-				}
-				_ = harmed
 				if kind.rule != nil {
 					r := netlink.NewRule()
 					kind.rule(r)
@@ -264,16 +260,11 @@ func TestSTATUSKnowsAnAgentThatIsReplacedFromOneThatIsAway(t *testing.T) {
 	if err := n.status(); err != nil {
 		t.Errorf("away for a moment: %v", err)
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		t.Fatal(err)
-	}
 	stamp := filepath.Join(filepath.Dir(n.agent.socket), "last-ready")
 	if err := os.WriteFile(stamp, []byte("of-another-boot 1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	wantCode(t, n.status(), CodeNotAvailable, "another boot")
-	_ = boot
 	if strings.Contains(n.logged(), `"level":"INFO","msg":"STATUS"`) {
 		t.Error("STATUS fills the log")
 	}
