@@ -154,6 +154,20 @@ func TestIPv6BranchPodHasItsWiringInEveryVersion(t *testing.T) {
 			if res.Version() != version {
 				t.Errorf("result of version %s, want %s", res.Version(), version)
 			}
+			for _, away := range []bool{false, true} {
+				if version == "0.3.1" {
+					break // has no CHECK
+				}
+				if away {
+					n.agent.stop()
+				}
+				if err := n.check(version, s); err != nil {
+					t.Errorf("CHECK, agent away %t: %v", away, err)
+				}
+			}
+			if version != "0.3.1" {
+				n.agent.start(t)
+			}
 			veth, vlan := "vlan"+goldenHash, "vlan.eth.7"
 			for _, l := range []string{veth, vlan} {
 				if got := n.host.ReadSysctl(t, "ipv6/conf/"+l+"/accept_ra"); got != "0" {
