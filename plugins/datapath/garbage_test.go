@@ -105,7 +105,7 @@ func TestUpstreamsTeardownNamesOnlyItsOwn(t *testing.T) {
 	regular := Upstream{HostVeth: "eniaa", IfName: "eth0", Address: a}
 	strict := Upstream{HostVeth: "vlanaa", IfName: "eth0", Address: a, VLAN: 7}
 	unmarked := func(i int) observed { return observed{holder: other, index: i, kind: "veth"} }
-	marked := func(i int) observed { return observed{holder: other, index: i, alias: "branchline:x/eth0"} }
+	marked := func(i int) observed { return observed{holder: other, index: i, mark: Mark{Owner: Owner{"x", "eth0"}}} }
 	toPod, fromPod := "delete rule 512 to 192.168.10.90 lookup 254", "delete rule 1536 from 192.168.10.90"
 	iifVLAN, iifVeth := "delete rule 10 iif vlan.eth.7 lookup 107", "delete rule 10 iif vlanaa lookup 107"
 	for name, tc := range map[string]struct {

@@ -68,7 +68,7 @@ type addressRoute struct {
 // steps decides what goes. A link without any mark is the sandbox's only if no other address than the sandbox's leads
 // over it: names and VLAN ids are used again, and this DEL may be late.
 func (u Upstream) steps(v upstreamView) []Step {
-	unmarked := func(o observed) bool { return o.index != 0 && o.alias == "" }
+	unmarked := func(o observed) bool { return o.index != 0 && o.mark.ContainerID == "" }
 	leadsTo := func(index, table int) (own, others bool) {
 		for _, r := range v.routes {
 			if r.index == index && (table == 0 || r.table == table) {
@@ -281,7 +281,7 @@ func (v *verifier) upstreamVeth(u Upstream) (netlink.Link, *Difference, error) {
 	}
 	is := attributesOf(host.Attrs(), host.Attrs().HardwareAddr, 0)
 	switch {
-	case host.Attrs().Alias != "":
+	case marked(host):
 		is = fmt.Sprintf("is marked %q: another sandbox has the name", host.Attrs().Alias)
 	case host.Type() != "veth" || host.Attrs().ParentIndex != pod.Attrs().Index:
 		is = fmt.Sprintf("its peer is not %s of this pod", u.IfName)
@@ -294,6 +294,11 @@ func (v *verifier) upstreamVeth(u Upstream) (netlink.Link, *Difference, error) {
 		return nil, &Difference{what, is}, nil
 	}
 	return host, nil, nil
+}
+
+func marked(l netlink.Link) bool {
+	_, err := ParseMark(l.Attrs().Alias)
+	return err == nil
 }
 
 func (v *verifier) upstreamVLAN(u Upstream) (*Difference, error) {
@@ -310,7 +315,7 @@ func (v *verifier) upstreamVLAN(u Upstream) (*Difference, error) {
 		is = "is a " + l.Type()
 	case vlan.VlanId != u.VLAN:
 		is = fmt.Sprintf("has id %d", vlan.VlanId)
-	case vlan.Alias != "":
+	case marked(vlan):
 		is = fmt.Sprintf("is marked %q: another sandbox has the VLAN id", vlan.Alias)
 	default:
 		is = attributesOf(vlan.Attrs(), vlan.HardwareAddr, 0)
