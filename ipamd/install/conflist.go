@@ -15,25 +15,17 @@ import (
 // ConflistName is the file that the container runtime finds the network by.
 const ConflistName = "10-aws.conflist"
 
-// wholeSpec says that every executable of the chain knows CNI 1.1.0 with CHECK. While ours doesn't, the runtime is told
-// to leave CHECK out and is offered no 1.1.0.
-const wholeSpec = false
-
 type conflist struct {
-	CNIVersion   string   `json:"cniVersion"`
-	CNIVersions  []string `json:"cniVersions"`
-	Name         string   `json:"name"`
-	DisableCheck bool     `json:"disableCheck,omitempty"`
-	Plugins      []any    `json:"plugins"`
+	CNIVersion  string   `json:"cniVersion"`
+	CNIVersions []string `json:"cniVersions"`
+	Name        string   `json:"name"`
+	Plugins     []any    `json:"plugins"`
 }
 
-// header is what the list says of itself. A runtime that does not know cniVersions goes by cniVersion.
-func header(whole bool) conflist {
-	l := conflist{CNIVersion: "1.0.0", CNIVersions: []string{"0.4.0", "1.0.0"}, Name: "aws-cni", DisableCheck: !whole}
-	if whole {
-		l.CNIVersions = append(l.CNIVersions, "1.1.0")
-	}
-	return l
+// header is what the list says of itself: an old runtime goes by cniVersion, one that knows cniVersions takes the newest
+// of them.
+func header() conflist {
+	return conflist{CNIVersion: "1.0.0", CNIVersions: []string{"0.4.0", "1.0.0", "1.1.0"}, Name: "aws-cni"}
 }
 
 type plugin struct {
@@ -83,7 +75,7 @@ type route struct {
 
 // Conflist renders the CNI configuration: our plugin, then egress by the other family, host ports and bandwidth.
 func Conflist(c *config.Config) ([]byte, error) {
-	l := header(wholeSpec)
+	l := header()
 	ours := plugin{
 		Type: Plugin, Name: "aws-cni", VethPrefix: c.VethPrefix, MTU: strconv.Itoa(c.MTUOfPods()),
 		EnforcingMode: c.EnforcingMode, LogFile: c.PluginLogFile, LogLevel: c.PluginLogLevel,

@@ -115,19 +115,11 @@ func TestConflistIsWholeAndWrittenOnce(t *testing.T) {
 
 // What the list promises every executable of the chain must keep: a runtime takes the newest version that it is offered.
 func TestTheConflistOffersWhatTheExecutablesKnow(t *testing.T) {
-	for _, whole := range []bool{false, wholeSpec} {
-		l := header(whole)
-		for _, v := range append(l.CNIVersions, l.CNIVersion) {
-			if !slices.Contains(eni.Versions().SupportedVersions(), v) {
-				t.Errorf("%s: the executable knows %q", v, eni.Versions().SupportedVersions())
-			}
+	l := header()
+	for _, v := range append(l.CNIVersions, l.CNIVersion) {
+		if !slices.Contains(eni.Versions().SupportedVersions(), v) || !slices.Contains(egress.Versions().SupportedVersions(), v) {
+			t.Errorf("%s: aws-cni knows %q, egress-cni %q", v, eni.Versions().SupportedVersions(), egress.Versions().SupportedVersions())
 		}
-	}
-	if l := header(true); l.DisableCheck || !slices.Equal(l.CNIVersions, []string{"0.4.0", "1.0.0", "1.1.0"}) || l.CNIVersion != "1.0.0" {
-		t.Errorf("the whole specification: %+v", l)
-	}
-	if !header(false).DisableCheck {
-		t.Error("CHECK is asked of executables that have none")
 	}
 }
 
@@ -200,7 +192,7 @@ func TestEgressTakesItsPartOfTheConflist(t *testing.T) {
 		if err != nil || got.Family != want.Family || got.DataDir != want.DataDir || got.LogFile != want.LogFile || !got.Enabled || got.MTU != c.MTUOfPods() {
 			t.Errorf("IPv6 %t: %+v, %v", ipv6, got, err)
 		}
-		for _, v := range append(header(true).CNIVersions, header(true).CNIVersion) {
+		for _, v := range append(header().CNIVersions, header().CNIVersion) {
 			if !slices.Contains(egress.Versions().SupportedVersions(), v) {
 				t.Errorf("egress-cni does not know %s", v)
 			}

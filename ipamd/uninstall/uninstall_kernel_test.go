@@ -54,7 +54,7 @@ func newNode(t *testing.T) *node {
 	n.host.Veth(t, "trunk", cable, "p2")
 	n.host.Address(t, "eth1", "192.168.10.10/19")
 	n.upstreamsPod()
-	n.host.Sysctl(t, "tcp_early_demux", "1")
+	n.host.Sysctl(t, "ipv4/tcp_early_demux", "1")
 	n.before = n.host.Snapshot(t)
 
 	bin, conf := t.TempDir(), t.TempDir()
@@ -73,7 +73,7 @@ func newNode(t *testing.T) *node {
 	if _, err := install.WriteConflist(c); err != nil {
 		t.Fatal(err)
 	}
-	n.host.Sysctl(t, "tcp_early_demux", "0")
+	n.host.Sysctl(t, "ipv4/tcp_early_demux", "0")
 	n.host.Do(t, n.setUp)
 	l, err := rpc.Listen(filepath.Join(n.opt.RunDir, "ipamd.sock"))
 	if err != nil {
@@ -186,7 +186,7 @@ func (n *node) wantNothingOfOurs() {
 			n.t.Errorf("gone from the host: %s", l)
 		}
 	}
-	if got := n.host.ReadSysctl(n.t, "tcp_early_demux"); got != "1" {
+	if got := n.host.ReadSysctl(n.t, "ipv4/tcp_early_demux"); got != "1" {
 		n.t.Errorf("tcp_early_demux is %s", got)
 	}
 	if got := n.tables(); !slices.Equal(got, []string{"branchlines", "somebodys"}) {

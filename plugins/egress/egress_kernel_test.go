@@ -48,7 +48,7 @@ func newNode(t *testing.T, f Family) *node {
 		n.address(n.internet, "p0", "192.168.10.1/24")
 		n.address(n.internet, "lo", n.far+"/32")
 		n.host.Route(t, netlink.Route{Dst: ipNet(f.Default()), Gw: net.ParseIP("192.168.10.1")})
-		n.host.Sysctl(t, "ip_forward", "1")
+		n.host.Sysctl(t, "ipv4/ip_forward", "1")
 	} else {
 		n.own, n.far, subnet, prevAddress = "2600::10", "2600:1::1", "fd00::ac:00/118", "192.168.10.77/32"
 		n.address(n.host, "eth0", n.own+"/64")

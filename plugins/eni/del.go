@@ -30,6 +30,7 @@ func (o *operation) del(ctx context.Context) error {
 	if u := prev.upstream; u != nil {
 		o.note("wiredBy", "upstream")
 		u.PodNamespace, u.PodName = o.pod.Namespace, o.pod.Name
+		r.HostVeths = append(r.HostVeths, u.HostVeth)
 		removed, err = datapath.TeardownUpstream(ctx, *u, lock)
 	} else {
 		removed, err = datapath.Teardown(ctx, r, lock)
