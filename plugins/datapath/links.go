@@ -70,10 +70,26 @@ func (k *kernel) claim(name string, owner Owner) (freed bool, err error) {
 			return false, fmt.Errorf("%w: %s is this sandbox's interface %s already, a pod gets one interface from this network", ErrConflict, name, o.mark.IfName)
 		}
 	}
+	if err := k.dropAddressRule(o); err != nil {
+		return false, err
+	}
 	if err := k.one(Host, deleteLinkRequest(o.index)); err != nil && !errors.Is(err, unix.ENODEV) {
 		return false, fmt.Errorf("replace link %s of sandbox %s: %w", name, o.mark.Owner, err)
 	}
 	return true, nil
+}
+
+// dropAddressRule deletes the rule for the address of a regular pod whose link is about to be replaced. The link's mark
+// is the last that knows the address when the runtime has lost the result; the rule is another's when the address is.
+func (k *kernel) dropAddressRule(o observed) error {
+	a := o.mark.Address
+	if o.kind != "veth" || o.mark.VLAN != 0 || !a.IsValid() {
+		return nil
+	}
+	if held, err := k.localPodLink(a); err != nil || held != o.index {
+		return err
+	}
+	return k.deleteRules(Rule{IPv6: a.Is6(), Priority: PriorityFromPod, From: a})
 }
 
 func (k *kernel) addVLAN(s AddVLAN) error {
