@@ -179,6 +179,8 @@ func TestResultTellsDELEverythingInEveryVersion(t *testing.T) {
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.0.0","name":"aws-cni","mtu":"9001","vethPrefix":"eni","prevResult":{"cniVersion":"1.0.0"}}`))
 	f.Add([]byte(`{"mtu":{},"ipamdSocket":"/a"}`))
+	f.Add([]byte(`{"cniVersion":"1.1.0","name":"aws-cni","type":"aws-cni","podSGEnforcingMode":"standard","pluginLogFile":"stderr","cni.dev/attachments":[{"containerID":"a","ifname":"eth0"}]}`))
+	f.Add([]byte(`{"cniVersion":"0.3.1","mtu":"575","vethPrefix":"vlan","pluginLogLevel":7,"runtimeConfig":null,"prevResult":null}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		c, err := ParseConfig(in)
 		if err != nil {
@@ -194,6 +196,8 @@ func FuzzArgs(f *testing.F) {
 	f.Add("IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_UID=c")
 	f.Add("CommonArgs=1;IgnoreUnknown=x")
 	f.Add(";;=;==")
+	f.Add("IgnoreUnknown=1;K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=coredns-57ff979f67-qqbdh;K8S_POD_INFRA_CONTAINER_ID=0123;K8S_POD_UID=4b6d")
+	f.Add("K8S_POD_NAMESPACE=a/b;K8S_POD_NAME=c=d")
 	f.Fuzz(func(t *testing.T, in string) {
 		p, err := parseArgs(in)
 		if err != nil {
@@ -211,6 +215,11 @@ func FuzzPrevResult(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"0.3.1","interfaces":[null],"ips":[{"version":"4","address":"10.0.0.1/32"},null]}`))
 	f.Add([]byte(`{"ip4":{"ip":"10.0.0.1/32"}}`))
 	f.Add([]byte(`[]`))
+	// Upstream's, of a branch and of a regular pod: its numbers are in the Mac fields.
+	f.Add([]byte(`{"cniVersion":"0.4.0","interfaces":[{"name":"vlanb5faff8a083"},{"name":"eth0","mac":"107","sandbox":"/x"},{"name":"dummyb5faff8a083","mac":"7"}],"ips":[{"version":"4","interface":1,"address":"192.168.47.64/32"}]}`))
+	f.Add([]byte(`{"cniVersion":"0.4.0","interfaces":[{"name":"enib5faff8a083"},{"name":"eth0","mac":"2","sandbox":"/x"},{"name":"dummyb5faff8a083","mac":"0","sandbox":"1"}],"ips":[{"version":"4","interface":1,"address":"192.168.10.77/32"}]}`))
+	// Other plugins': of ptp, and of a later spec version.
+	f.Add([]byte(`{"cniVersion":"1.1.0","interfaces":[{"name":"veth1","mac":"2a:0:0:0:0:1","mtu":1500,"socketPath":"/s"},{"name":"eth0","sandbox":"/x"}],"ips":[{"interface":1,"address":"2001:db8::5/64"}],"routes":[{"dst":"::/0","mtu":1400}],"dns":{}}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		p, err := parsePrevious(in, "eth0")
 		if err != nil && p.known {
