@@ -1,0 +1,12 @@
+//go:build kernel
+
+package datapath
+
+import (
+	"os"
+	"testing"
+
+	"github.com/branchline-cni/branchline/plugins/nstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
