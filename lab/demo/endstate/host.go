@@ -70,7 +70,9 @@ func (h host) lines(n names) (own, pods []string) {
 		for _, o := range part.all {
 			var pairs []string
 			for _, k := range slices.Sorted(maps.Keys(o)) {
-				if !slices.Contains(chance, k) {
+				// A pod's own address of its veth is made from its random sandbox id.
+				ofPod := k == "lladdr" && strings.HasPrefix(n.of(text(o["dst"])), "ip(pod:")
+				if !slices.Contains(chance, k) && !ofPod {
 					pairs = append(pairs, k+"="+named(o[k]))
 				}
 			}
