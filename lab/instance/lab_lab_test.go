@@ -67,6 +67,7 @@ func (p parts) spec(t *testing.T, id string) Spec {
 	}
 	return Spec{
 		ID: id + "-" + run, StateDir: filepath.Join(t.TempDir(), "state"), Agent: p.agent, Kernel: p.kernel, MemoryMiB: 1024, MaxENIs: 3,
+		Keep:         []string{p.busybox},
 		SearchDomain: "us-west-2.compute.internal", Modules: []string{"8021q"},
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}

@@ -48,7 +48,7 @@ func TestVMAndNamespaceOnTheFabric(t *testing.T) {
 	t.Run("tagged frames on the trunk come from the branch ENI and carry its groups", func(t *testing.T) { checkBranch(t, p.busybox, f, i, db) })
 	t.Run("detach takes the link away and frees its slot", func(t *testing.T) { checkDetach(t, f, i, eniTrunk) })
 	t.Run("commands", func(t *testing.T) { checkCommands(t, i) })
-	t.Run("masks", func(t *testing.T) { checkMasks(t, i) })
+	t.Run("masks", func(t *testing.T) { checkMasks(t, i, p.busybox) })
 	t.Run("close leaves nothing behind", func(t *testing.T) {
 		dir := i.(*vm).plan.runDir
 		if err := errors.Join(i.Close(), db.Close(), f.Close()); err != nil {
