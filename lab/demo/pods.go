@@ -254,8 +254,9 @@ func (w *walk) greenWiring(ctx context.Context) error {
 	if _, err := w.Await(ctx, 30*time.Second, "that table leads out by the VLAN and back to the pod", contains("default via", link, w.green.ip), node, "ip", "route", "show", "table", table); err != nil {
 		return err
 	}
+	// -Z root: Debian's tcpdump would become a user that only its package's installation makes.
 	_, err := w.Await(ctx, time.Minute, "the trunk's port carries the green pod's packets with its 802.1Q tag", contains("5432"), w.Local,
-		w.lab.Tool("tcpdump"), "-nn", "-e", "-c", "4", "-r", w.lab.Pcap(w.trunk), fmt.Sprintf("vlan %d and tcp port 5432", w.green.vlanID))
+		w.lab.Tool("tcpdump"), "-Z", "root", "-nn", "-e", "-c", "4", "-r", w.lab.Pcap(w.trunk), fmt.Sprintf("vlan %d and tcp port 5432", w.green.vlanID))
 	return err
 }
 
