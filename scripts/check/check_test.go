@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 
 func newWork(t *testing.T, out *bytes.Buffer) *work {
 	dir := t.TempDir()
-	return &work{runner: &runner{root: dir, tmp: dir, logs: dir, out: out}, log: &lineWriter{w: out}}
+	return &work{runner: &runner{root: dir, tmp: dir, logs: dir, out: &console{w: out}, lanes: 1}, log: &lineWriter{w: out}}
 }
 
 func TestGoTestEventsAreCounted(t *testing.T) {
@@ -94,7 +95,7 @@ func TestLaterPartsRunUnlessTheyNeedOneThatFailed(t *testing.T) {
 		t.Errorf("ran %q, want abe", ran)
 	}
 	var table bytes.Buffer
-	if summarize(&table, results, []string{"part x: not named"}, "logs") {
+	if summarize(&table, results, []string{"part x: not named"}, "logs", time.Minute) {
 		t.Error("a failed part makes no failed run")
 	}
 	lines := strings.Split(strings.TrimSpace(table.String()), "\n")
@@ -105,6 +106,55 @@ func TestLaterPartsRunUnlessTheyNeedOneThatFailed(t *testing.T) {
 		if !strings.Contains(table.String(), want) {
 			t.Errorf("the summary lacks %q:\n%s", want, &table)
 		}
+	}
+}
+
+func TestPartsRunBesideEachOtherButForThoseAlone(t *testing.T) {
+	var out bytes.Buffer
+	w := newWork(t, &out)
+	w.lanes = 2
+	var mu sync.Mutex
+	now, most := map[string]bool{}, 0
+	met := make(chan bool)
+	one := func(name string, alone bool, after ...string) part {
+		return part{name: name, alone: alone, after: after, deadline: time.Minute, run: func(ctx context.Context, w *work) error {
+			mu.Lock()
+			now[name] = true
+			most = max(most, len(now))
+			beside := len(now)
+			mu.Unlock()
+			defer func() {
+				mu.Lock()
+				defer mu.Unlock()
+				delete(now, name)
+			}()
+			switch {
+			case alone && beside > 1:
+				return fmt.Errorf("%s runs beside another: %v", name, now)
+			case name == "c": // ends only when d has begun, and d only when c has
+				select {
+				case met <- true:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			case name == "d":
+				select {
+				case <-met:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			return nil
+		}}
+	}
+	results := w.runAll(t.Context(), []part{one("a", true), one("b", false, "a"), one("c", false), one("d", false), one("e", false, "c"), one("f", true), one("g", false, "e")})
+	for i, r := range results {
+		if r.err != nil || r.part.name != string(rune('a'+i)) {
+			t.Errorf("result %d is of %q: %v", i, r.part.name, r.err)
+		}
+	}
+	if most != 2 {
+		t.Errorf("at most %d parts ran at once, want 2", most)
 	}
 }
 

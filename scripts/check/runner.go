@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +27,7 @@ type part struct {
 	after      []string // parts that must have passed
 	packages   []string // Debian packages that must be installed
 	heavy      bool     // needs root, memory and devices
+	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
 	run        func(ctx context.Context, w *work) error
 }
 
@@ -35,6 +37,7 @@ type work struct {
 	log   *lineWriter
 	tests tally
 	notes []string // for the summary: what was left out, and why
+	cpu   time.Duration
 }
 
 // result is how a part ended.
@@ -42,6 +45,7 @@ type result struct {
 	part  part
 	err   error
 	took  time.Duration
+	cpu   time.Duration // of the programs that it ran, and of theirs
 	tests tally
 	notes []string
 }
@@ -49,38 +53,73 @@ type result struct {
 type runner struct {
 	root, tmp, logs string
 	cache           *artifacts.Cache
-	out             io.Writer
+	out             io.Writer // written to by several parts at once
+	lanes           int       // how many parts may run at once
 }
 
 var errNotRun = errors.New("not run")
 
+// runAll runs the parts, r.lanes of them at a time, each as soon as those before
+// it are under way and those that it needs are over. The results are in the
+// order of the parts.
 func (r *runner) runAll(ctx context.Context, parts []part) []result {
-	var results []result
-	failed := map[string]bool{}
 	if err := os.MkdirAll(r.logs, 0o755); err != nil {
 		fmt.Fprintln(r.out, "check:", err)
 	}
-	for i, p := range parts {
-		res := result{part: p}
-		var missing []string
-		for _, a := range p.after {
-			if failed[a] {
-				missing = append(missing, a)
+	results := make([]result, len(parts))
+	ended := make(chan int)
+	var waiting, running []int
+	failed := map[string]bool{}
+	for i := range parts {
+		waiting = append(waiting, i)
+	}
+	for len(waiting)+len(running) > 0 {
+		for {
+			n := next(parts, waiting, running, r.lanes)
+			if n < 0 {
+				break
 			}
+			i := waiting[n]
+			waiting = slices.Delete(waiting, n, n+1)
+			running = append(running, i)
+			p, prefix := parts[i], fmt.Sprintf("[%2d/%d] %-10s", i+1, len(parts), parts[i].name)
+			missing := slices.DeleteFunc(slices.Clone(p.after), func(name string) bool { return !failed[name] })
+			go func() {
+				switch {
+				case ctx.Err() != nil:
+					results[i] = result{part: p, err: fmt.Errorf("%w: interrupted", errNotRun)}
+				case len(missing) > 0:
+					results[i] = result{part: p, err: fmt.Errorf("%w: it needs %s, which failed", errNotRun, strings.Join(missing, ", "))}
+					fmt.Fprintf(r.out, "%s %v\n", prefix, results[i].err)
+				default:
+					results[i] = r.runOne(ctx, prefix, p)
+				}
+				ended <- i
+			}()
 		}
-		switch {
-		case ctx.Err() != nil:
-			res.err = fmt.Errorf("%w: interrupted", errNotRun)
-		case len(missing) > 0:
-			res.err = fmt.Errorf("%w: it needs %s, which failed", errNotRun, strings.Join(missing, ", "))
-			fmt.Fprintf(r.out, "[%2d/%d] %-10s %v\n", i+1, len(parts), p.name, res.err)
-		default:
-			res = r.runOne(ctx, fmt.Sprintf("[%2d/%d] %-10s", i+1, len(parts), p.name), p)
-		}
-		failed[p.name] = res.err != nil
-		results = append(results, res)
+		i := <-ended
+		running = slices.DeleteFunc(running, func(j int) bool { return j == i })
+		failed[parts[i].name] = results[i].err != nil
 	}
 	return results
+}
+
+// next returns which of the waiting parts may start beside the running ones, as
+// an index into waiting, or -1.
+func next(parts []part, waiting, running []int, lanes int) int {
+	if len(running) >= lanes || slices.ContainsFunc(running, func(i int) bool { return parts[i].alone }) {
+		return -1
+	}
+	for n, i := range waiting {
+		if parts[i].alone && len(running) > 0 {
+			return -1 // or it would never get the machine for itself
+		}
+		open := func(j int) bool { return slices.Contains(parts[i].after, parts[j].name) }
+		if !slices.ContainsFunc(waiting, open) && !slices.ContainsFunc(running, open) {
+			return n
+		}
+	}
+	return -1
 }
 
 func (r *runner) runOne(ctx context.Context, prefix string, p part) result {
@@ -126,7 +165,7 @@ func (r *runner) runOne(ctx context.Context, prefix string, p part) result {
 	} else {
 		fmt.Fprintf(r.out, "%s passed in %s%s\n", prefix, took.Round(time.Second), w.tests.brief())
 	}
-	return result{part: p, err: err, took: took, tests: w.tests, notes: w.notes}
+	return result{part: p, err: err, took: took, cpu: w.cpu, tests: w.tests, notes: w.notes}
 }
 
 // command runs a program to its end, with its output in the part's log and, when
@@ -149,6 +188,9 @@ func (w *work) command(ctx context.Context, env []string, lines func(string), ar
 		cmd.Stdout = split
 	}
 	err := cmd.Run()
+	if cmd.ProcessState != nil {
+		w.cpu += cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	}
 	if ctx.Err() != nil && cmd.Process != nil {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what of the group did not end by itself
 	}
@@ -230,4 +272,17 @@ func lastLines(path string, n int) string {
 		lines = lines[len(lines)-n:]
 	}
 	return "    " + strings.Join(lines, "\n    ") + "\n"
+}
+
+// console lets several parts write to one place, a line of one never within a
+// line of another.
+type console struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (c *console) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.w.Write(b)
 }

@@ -9,13 +9,14 @@ import (
 	"time"
 )
 
-// summarize prints the table that ends a run and says whether all is well. The
+// summarize prints the table that ends a run and says whether all is well; took
+// is what a clock on the wall says, as parts run beside each other. The
 // counts of its last line are of tests, plus one for each part that is more than
 // its tests (a linter, a build) or that failed without a test to blame.
-func summarize(w io.Writer, results []result, left []string, logs string) bool {
-	fmt.Fprintf(w, "\n%-10s  %-7s  %7s  %6s  %6s  %7s\n", "part", "result", "minutes", "passed", "failed", "skipped")
+func summarize(w io.Writer, results []result, left []string, logs string, took time.Duration) bool {
+	fmt.Fprintf(w, "\n%-10s  %-7s  %7s  %7s  %6s  %6s  %7s\n", "part", "result", "minutes", "of CPU", "passed", "failed", "skipped")
 	passed, failed := 0, 0
-	var total time.Duration
+	var cpu time.Duration
 	var reasons []string
 	ok := true
 	for _, r := range results {
@@ -26,8 +27,9 @@ func summarize(w io.Writer, results []result, left []string, logs string) bool {
 		case r.err != nil:
 			verdict = "FAILED"
 		}
-		fmt.Fprintf(w, "%-10s  %-7s  %7s  %6d  %6d  %7d\n", r.part.name, verdict, minutes(r.took), r.tests.passed, r.tests.failed, len(r.tests.skipped))
-		total += r.took
+		fmt.Fprintf(w, "%-10s  %-7s  %7s  %7s  %6d  %6d  %7d\n",
+			r.part.name, verdict, minutes(r.took), minutes(r.cpu), r.tests.passed, r.tests.failed, len(r.tests.skipped))
+		cpu += r.cpu
 		passed += r.tests.passed
 		failed += r.tests.failed
 		if r.err != nil {
@@ -44,7 +46,7 @@ func summarize(w io.Writer, results []result, left []string, logs string) bool {
 		}
 		left = append(left, r.notes...)
 	}
-	fmt.Fprintf(w, "%-10s  %-7s  %7s\n", "all", "", minutes(total))
+	fmt.Fprintf(w, "%-10s  %-7s  %7s  %7s\n", "all", "", minutes(took), minutes(cpu))
 	if len(left) > 0 {
 		fmt.Fprintf(w, "\nleft out:\n  %s\n", strings.Join(left, "\n  "))
 	}

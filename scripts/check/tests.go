@@ -41,9 +41,15 @@ func unit(ctx context.Context, w *work) error {
 	return errors.Join(errs...)
 }
 
-// fuzzTime is a number of inputs, a few seconds each. With a time, Go sometimes
-// fails a target for the deadline itself ("context deadline exceeded").
-const fuzzTime = "10000x"
+// inputs is how many inputs a fuzz target gets: what takes a second, or ten for
+// what a runtime hands to the CNI executable. With a time instead of a number, Go
+// sometimes fails a target for the deadline itself ("context deadline exceeded").
+func inputs(dir string) string {
+	if dir == "plugins/eni" {
+		return "150000x"
+	}
+	return "10000x"
+}
 
 func fuzz(ctx context.Context, w *work) error {
 	targets, err := findTests(w.root, "", "Fuzz")
@@ -59,7 +65,7 @@ func fuzz(ctx context.Context, w *work) error {
 			if ctx.Err() != nil {
 				return errors.Join(append(errs, context.Cause(ctx))...)
 			}
-			err := w.command(ctx, nil, nil, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", fuzzTime, "-timeout", "3m", "./"+t.dir)
+			err := w.command(ctx, nil, nil, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", inputs(t.dir), "-timeout", "5m", "./"+t.dir)
 			action := "pass"
 			if err != nil {
 				action = "fail"
