@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/branchline-cni/branchline/rpc/policyagent"
+	"github.com/branchline-cni/branchline/rpc/policyagent/backend"
 )
 
 // policyAgentPatience is how long the network policy agent waits for its answer before it ends.
@@ -16,7 +17,7 @@ const policyAgentPatience = 30 * time.Second
 
 // policyBackend answers the AWS network policy agent, which asks once, when it starts.
 type policyBackend struct {
-	policyagent.UnimplementedConfigServerBackendServer
+	backend.UnimplementedConfigServerBackendServer
 	a *Agent
 }
 

@@ -34,6 +34,7 @@ import (
 	labec2 "github.com/branchline-cni/branchline/lab/ec2"
 	"github.com/branchline-cni/branchline/plugins/nstest"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 // node is an instance with the agent's executable on it.
@@ -82,9 +83,9 @@ func (n *node) kill() {
 
 func (n *node) socket() string { return filepath.Join(n.dir, "s") }
 
-func (n *node) dial() *rpc.Conn {
+func (n *node) dial() *nodeagent.Conn {
 	n.t.Helper()
-	c, err := rpc.Dial(n.socket())
+	c, err := nodeagent.Dial(n.socket())
 	must(n.t, err)
 	return c
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 const (
@@ -44,7 +45,7 @@ func within(ctx context.Context, most time.Duration) (context.Context, context.C
 
 // service is the gRPC face of the agent.
 type service struct {
-	rpc.UnimplementedNodeAgentServer
+	nodeagent.UnimplementedNodeAgentServer
 	a *Agent
 }
 

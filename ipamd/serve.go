@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
-	"github.com/branchline-cni/branchline/rpc"
-	"github.com/branchline-cni/branchline/rpc/policyagent"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
+	"github.com/branchline-cni/branchline/rpc/policyagent/backend"
 )
 
 // Live is the health service that only says that the agent runs. The empty name says that it can wire pods.
@@ -28,18 +28,18 @@ func (a *Agent) serve(ctx context.Context) error {
 	s := grpc.NewServer(grpc.Creds(a.opt.Credentials), grpc.MaxConcurrentStreams(maxStreams), grpc.MaxRecvMsgSize(1<<20))
 	h := health.NewServer()
 	h.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
-	h.SetServingStatus(rpc.NodeAgent_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
+	h.SetServingStatus(nodeagent.NodeAgent_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
 	h.SetServingStatus(Live, healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(s, h)
-	rpc.RegisterNodeAgentServer(s, service{a: a})
-	policyagent.RegisterConfigServerBackendServer(s, policyBackend{a: a})
+	nodeagent.RegisterNodeAgentServer(s, service{a: a})
+	backend.RegisterConfigServerBackendServer(s, policyBackend{a: a})
 	failed := make(chan error, 1)
 	go func() { failed <- s.Serve(a.opt.Listener) }()
 	for announced := false; ; {
 		changed, inventory := a.changed.C(), a.inventory.Changed.C()
 		if !announced && a.ready.Load() {
 			h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-			h.SetServingStatus(rpc.NodeAgent_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
+			h.SetServingStatus(nodeagent.NodeAgent_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
 			announced = true
 		}
 		select {

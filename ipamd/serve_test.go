@@ -13,6 +13,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 func TestP17HealthServesOnlyOnceAPodCanBeWired(t *testing.T) {
@@ -40,6 +41,6 @@ func TestP17HealthServesOnlyOnceAPodCanBeWired(t *testing.T) {
 	w.cloud.failed = nil
 	w.cloud.mu.Unlock()
 	eventually(t, "serving", func() bool { return status("") == healthpb.HealthCheckResponse_SERVING })
-	_, err = rpc.NewNodeAgentClient(cc).Add(ctx, &rpc.AddRequest{})
+	_, err = nodeagent.NewNodeAgentClient(cc).Add(ctx, &rpc.AddRequest{})
 	wantCode(t, err, codes.InvalidArgument, "container_id")
 }

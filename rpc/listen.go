@@ -9,10 +9,9 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
-)
 
-// maxSocketPath is what fits into sockaddr_un with its terminating zero byte (unix(7)).
-const maxSocketPath = 107
+	"github.com/branchline-cni/branchline/rpc/unary"
+)
 
 // Listen creates the agent's socket at path: in a private directory first, with mode 0600, and only then published
 // under its name by rename. So nobody can connect before the mode is right, and a socket left by an agent that was
@@ -31,8 +30,8 @@ func Listen(path string) (net.Listener, error) {
 	}
 	defer os.RemoveAll(private)
 	born := filepath.Join(private, "s")
-	if len(born) > maxSocketPath || len(path) > maxSocketPath {
-		return nil, fmt.Errorf("socket path %s: with a temporary name beside it longer than the %d bytes that unix sockets allow", path, maxSocketPath)
+	if len(born) > unary.MaxSocketPath || len(path) > unary.MaxSocketPath {
+		return nil, fmt.Errorf("socket path %s: with a temporary name beside it longer than the %d bytes that unix sockets allow", path, unary.MaxSocketPath)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: born, Net: "unix"})
 	if err != nil {

@@ -39,19 +39,20 @@ type Program struct {
 // Programs are all executables that ship.
 //
 // The CNI executable starts once or twice per pod: client-go or the AWS SDK
-// would cost each pod milliseconds and the node tens of megabytes.
+// would cost each pod milliseconds and the node tens of megabytes, the gRPC
+// library more than all that the executable does in the kernel.
 func Programs() []Program {
 	return []Program{
 		{
 			Name: "aws-cni", Package: "cmd/aws-cni", MaxBytes: 11_000_000,
 			NoLink: append([]string{
-				"k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/controller-runtime", "github.com/aws/",
+				"google.golang.org/grpc", "net/http", "k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/controller-runtime", "github.com/aws/",
 			}, noTemplates...),
 		},
 		{
 			Name: "egress-cni", Package: "cmd/egress-cni", MaxBytes: 7_000_000,
 			NoLink: append([]string{
-				"google.golang.org/grpc", "k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/controller-runtime", "github.com/aws/",
+				"google.golang.org/grpc", "net/http", "k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/controller-runtime", "github.com/aws/",
 			}, noTemplates...),
 		},
 		{Name: "ipamd", Package: "cmd/ipamd", MaxBytes: 45_000_000, NoLink: noTemplates},

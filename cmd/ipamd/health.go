@@ -10,6 +10,7 @@ import (
 
 	"github.com/branchline-cni/branchline/ipamd"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 // healthCommand is for exec probes. Liveness must only ask whether the agent runs: one that waits for its first address
@@ -27,7 +28,7 @@ func healthCommand(ctx context.Context, flags *flag.FlagSet, args []string) erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	conn, err := rpc.Dial(*socket)
+	conn, err := nodeagent.Dial(*socket)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/install"
 	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 // Options say where things are.
@@ -140,7 +141,7 @@ func (o Options) names() map[string]string {
 func agentRuns(ctx context.Context, socket string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	conn, err := rpc.Dial(socket)
+	conn, err := nodeagent.Dial(socket)
 	if err != nil {
 		return false
 	}

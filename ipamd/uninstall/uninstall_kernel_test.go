@@ -28,11 +28,12 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/plugins/nstest"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 // node is a node with our files on it, and an agent that gives out what it is told to.
 type node struct {
-	rpc.UnimplementedNodeAgentServer
+	nodeagent.UnimplementedNodeAgentServer
 	t      *testing.T
 	host   *nstest.NS
 	opt    Options
@@ -79,8 +80,8 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.server = grpc.NewServer(grpc.Creds(rpc.NewServerCredentials()))
-	rpc.RegisterNodeAgentServer(n.server, n)
+	n.server = grpc.NewServer(grpc.Creds(nodeagent.NewServerCredentials()))
+	nodeagent.RegisterNodeAgentServer(n.server, n)
 	go n.server.Serve(l)
 	t.Cleanup(n.server.Stop)
 	return n

@@ -6,12 +6,10 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/plugins/datapath"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/unary"
 )
 
 // add asks the agent what the sandbox gets, wires it and prints the result. When any of it fails nothing is left, and
@@ -90,12 +88,12 @@ func (o *operation) add(ctx context.Context) (err error) {
 
 // ask asks again while the agent, or the connection to it, is Unavailable: an agent that is replaced takes the calls under
 // way with it, and the question is idempotent.
-func (o *operation) ask(ctx context.Context, client *rpc.Conn) (*rpc.AddReply, error) {
+func (o *operation) ask(ctx context.Context, client *rpc.Client) (*rpc.AddReply, error) {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		reply, err := client.Add(ctx, &rpc.AddRequest{
 			Version: rpc.Version, Pod: o.pod.message(), Attachment: o.attachment(),
-		}, grpc.WaitForReady(true))
-		if status.Code(err) != codes.Unavailable {
+		})
+		if unary.CodeOf(err) != unary.Unavailable {
 			return reply, err
 		}
 		again := time.NewTimer(pause)
@@ -128,7 +126,7 @@ func (o *operation) lockFor(ctx context.Context, w wiring) (*datapath.Lock, erro
 // undone tells the agent of an ADD whose wiring is gone again. Where it is not (left says why), the agent must go on holding
 // the address: it ends the allocation once the kernel shows nothing of it, as after a DEL that it has not heard. With a lock
 // the agent's answer is acted on, see tell.
-func (o *operation) undone(client *rpc.Conn, lock *datapath.Lock, reason string, left error) {
+func (o *operation) undone(client *rpc.Client, lock *datapath.Lock, reason string, left error) {
 	if left != nil {
 		o.note("undoError", left.Error())
 		return

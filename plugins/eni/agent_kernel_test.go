@@ -13,11 +13,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 // fakeAgent is a small node agent with state: which pod gets what, and who holds it.
 type fakeAgent struct {
-	rpc.UnimplementedNodeAgentServer
+	nodeagent.UnimplementedNodeAgentServer
 	socket string
 
 	mu      sync.Mutex
@@ -53,8 +54,8 @@ func (a *fakeAgent) serve() error {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(grpc.Creds(rpc.NewServerCredentials()))
-	rpc.RegisterNodeAgentServer(server, a)
+	server := grpc.NewServer(grpc.Creds(nodeagent.NewServerCredentials()))
+	nodeagent.RegisterNodeAgentServer(server, a)
 	a.mu.Lock()
 	a.server = server
 	a.mu.Unlock()

@@ -10,11 +10,10 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/plugins/datapath"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/unary"
 )
 
 // askCheck is how long the agent's answer to a CHECK is waited for: an agent that is away is done without.
@@ -77,7 +76,7 @@ func (o *operation) plansOfToday(ctx context.Context, prev previous) ([]wiring, 
 	}
 	reply, err := o.askToday(ctx)
 	switch {
-	case status.Code(err) == codes.Unavailable || status.Code(err) == codes.DeadlineExceeded || status.Code(err) == codes.Unimplemented:
+	case slices.Contains([]unary.Code{unary.Unavailable, unary.DeadlineExceeded, unary.Unimplemented}, unary.CodeOf(err)):
 		o.note("agent", "away or older: compared with the marks and prevResult alone ("+messageOf(err)+")")
 		w, err := o.recall(ctx, c)
 		return []wiring{w}, err

@@ -7,11 +7,10 @@ import (
 	"os"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/plugins/datapath"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/unary"
 )
 
 // Error codes of our own; below 100 are the CNI specification's ("Error", well-known codes).
@@ -94,38 +93,42 @@ func codeOf(err error) uint {
 		}
 		return CodeWiring
 	}
-	s, ok := status.FromError(err)
-	if !ok {
+	var call *unary.Error
+	if !errors.As(err, &call) {
 		return CodeWiring
 	}
-	switch s.Code() {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Canceled, codes.Aborted:
+	switch call.Code {
+	case unary.Unavailable, unary.DeadlineExceeded, unary.ResourceExhausted, unary.Canceled, unary.Aborted:
 		return types.ErrTryAgainLater
-	case codes.NotFound:
+	case unary.NotFound:
 		return types.ErrUnknownContainer
-	case codes.InvalidArgument:
+	case unary.InvalidArgument:
 		return types.ErrInvalidEnvironmentVariables
-	case codes.FailedPrecondition, codes.PermissionDenied, codes.Unauthenticated:
+	case unary.FailedPrecondition, unary.PermissionDenied, unary.Unauthenticated:
 		return CodeRefused
-	case codes.Unimplemented:
+	case unary.Unimplemented:
 		return CodeUnsupported
 	}
 	return types.ErrInternal
 }
 
-// messageOf leaves out gRPC's own preamble ("rpc error: code = …"): the code is in the CNI error already.
+// messageOf is the agent's own word where there is one: what was called is in the CNI error already.
 func messageOf(err error) string {
-	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
-		return fmt.Sprintf("%s (%s)", s.Message(), s.Code())
+	var call *unary.Error
+	if errors.As(err, &call) && call.Answered {
+		return fmt.Sprintf("%s (%s)", call.Message, call.Code)
 	}
 	return err.Error()
 }
 
 // definite says that the agent has answered, and so holds nothing for us: any other failed call may have reached it.
 func definite(err error) bool {
-	switch status.Code(err) {
-	case codes.FailedPrecondition, codes.NotFound, codes.InvalidArgument, codes.ResourceExhausted, codes.Unimplemented, codes.PermissionDenied:
-		return true
+	var call *unary.Error
+	if errors.As(err, &call) && call.Answered {
+		switch call.Code {
+		case unary.FailedPrecondition, unary.NotFound, unary.InvalidArgument, unary.ResourceExhausted, unary.Unimplemented, unary.PermissionDenied:
+			return true
+		}
 	}
 	return errors.Is(err, rpc.ErrPeerRefused)
 }

@@ -25,6 +25,15 @@ func (o *operation) del(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	client, err := rpc.Dial(o.config.Socket)
+	if err != nil {
+		o.note("agentNotTold", err.Error())
+	} else {
+		defer client.Close()
+		// The kernel waits for its grace periods while a link goes: the connection comes up meanwhile. An agent that isn't
+		// there now may be when it is told.
+		_ = client.Connect()
+	}
 	r := o.removal(prev)
 	var removed datapath.Removed
 	if u := prev.upstream; u != nil {
@@ -46,15 +55,9 @@ func (o *operation) del(ctx context.Context) error {
 		o.note("vlan", removed.VLAN)
 	}
 	o.note("links", removed.Links)
-	if err != nil {
+	if err != nil || client == nil {
 		return err
 	}
-	client, err := rpc.Dial(o.config.Socket)
-	if err != nil {
-		o.note("agentNotTold", err.Error())
-		return nil
-	}
-	defer client.Close()
 	if removed.VLAN == 0 {
 		o.tell(client, nil, false, "")
 		return nil

@@ -11,11 +11,10 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	cniversion "github.com/containernetworking/cni/pkg/version"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/plugins/datapath"
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/unary"
 )
 
 func cniCode(t testing.TB, err error) uint {
@@ -92,20 +91,20 @@ func TestArgsErrorsNameTheKey(t *testing.T) {
 
 func TestErrorsOfTheAgentHaveTheSpecificationsCodes(t *testing.T) {
 	for err, want := range map[error]uint{
-		status.Error(codes.Unavailable, "starting"):                          types.ErrTryAgainLater,
-		status.Error(codes.DeadlineExceeded, "no annotation yet"):            types.ErrTryAgainLater,
-		status.Error(codes.ResourceExhausted, "no address"):                  types.ErrTryAgainLater,
-		status.Error(codes.NotFound, "pod unknown"):                          types.ErrUnknownContainer,
-		status.Error(codes.InvalidArgument, "no name"):                       types.ErrInvalidEnvironmentVariables,
-		status.Error(codes.FailedPrecondition, "refused"):                    CodeRefused,
-		status.Error(codes.Unimplemented, "what"):                            CodeUnsupported,
-		status.Error(codes.Internal, "bug"):                                  types.ErrInternal,
-		fmt.Errorf("dial: %w", rpc.ErrPeerRefused):                           CodePeer,
-		badReply{errors.New("vlan id 0")}:                                    CodeBadReply,
-		fmt.Errorf("claim: %w", datapath.ErrConflict):                        CodeConflict,
-		&datapath.StepError{Step: datapath.AddVLAN{}, Err: context.Canceled}: types.ErrTryAgainLater,
-		&datapath.StepError{Step: datapath.AddVLAN{}, Err: errors.New("no")}: CodeWiring,
-		types.NewError(types.ErrInvalidNetworkConfig, "mtu", ""):             types.ErrInvalidNetworkConfig,
+		&unary.Error{Code: unary.Unavailable, Message: "starting"}:               types.ErrTryAgainLater,
+		&unary.Error{Code: unary.DeadlineExceeded, Message: "no annotation yet"}: types.ErrTryAgainLater,
+		&unary.Error{Code: unary.ResourceExhausted, Message: "no address"}:       types.ErrTryAgainLater,
+		&unary.Error{Code: unary.NotFound, Message: "pod unknown"}:               types.ErrUnknownContainer,
+		&unary.Error{Code: unary.InvalidArgument, Message: "no name"}:            types.ErrInvalidEnvironmentVariables,
+		&unary.Error{Code: unary.FailedPrecondition, Message: "refused"}:         CodeRefused,
+		&unary.Error{Code: unary.Unimplemented, Message: "what"}:                 CodeUnsupported,
+		&unary.Error{Code: unary.Internal, Message: "bug"}:                       types.ErrInternal,
+		fmt.Errorf("dial: %w", rpc.ErrPeerRefused):                               CodePeer,
+		badReply{errors.New("vlan id 0")}:                                        CodeBadReply,
+		fmt.Errorf("claim: %w", datapath.ErrConflict):                            CodeConflict,
+		&datapath.StepError{Step: datapath.AddVLAN{}, Err: context.Canceled}:     types.ErrTryAgainLater,
+		&datapath.StepError{Step: datapath.AddVLAN{}, Err: errors.New("no")}:     CodeWiring,
+		types.NewError(types.ErrInvalidNetworkConfig, "mtu", ""):                 types.ErrInvalidNetworkConfig,
 	} {
 		if got := toCNI("ADD of pod a/b", err); got.Code != want {
 			t.Errorf("%v: code %d, want %d", err, got.Code, want)

@@ -123,7 +123,7 @@ func (o *operation) attachment() *rpc.Attachment {
 // tell lets the agent know that nothing of the sandbox is left. It is a courtesy with a short deadline: what the agent
 // doesn't hear from us it finds out by itself. It has its own deadline, as the operation's may just have ended. For a
 // branch pod's end lock is given: the answer may be a word on the whole node's settings.
-func (o *operation) tell(client *rpc.Conn, lock *datapath.Lock, addFailed bool, reason string) {
+func (o *operation) tell(client *rpc.Client, lock *datapath.Lock, addFailed bool, reason string) {
 	ctx, cancel := context.WithTimeout(context.Background(), tellDeadline)
 	defer cancel()
 	var settings func(*rpc.HostSettings)

@@ -8,10 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/branchline-cni/branchline/plugins/datapath"
-	"github.com/branchline-cni/branchline/rpc"
 	"github.com/branchline-cni/branchline/rpc/policyagent"
 )
 
@@ -78,14 +75,14 @@ func (o *operation) enforcePolicies(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, enforceDeadline)
 	defer cancel()
-	conn, err := rpc.Connect(p.Socket)
+	client, err := policyagent.Dial(p.Socket)
 	if err != nil {
 		return &policyError{o.pod, p, err}
 	}
-	defer conn.Close()
-	reply, err := policyagent.NewNPBackendClient(conn).EnforceNpToPod(ctx, &policyagent.EnforceNpRequest{
+	defer client.Close()
+	reply, err := client.EnforceNpToPod(ctx, &policyagent.EnforceNpRequest{
 		K8S_POD_NAME: o.pod.Name, K8S_POD_NAMESPACE: o.pod.Namespace, NETWORK_POLICY_MODE: p.Mode, InterfaceCount: 1,
-	}, grpc.WaitForReady(true))
+	})
 	if err == nil && !reply.GetSuccess() {
 		err = errNotEnforced
 	}
@@ -110,13 +107,13 @@ func (o *operation) forgetPolicies(hostVeths []string) {
 		o.note("networkPolicyKept", fmt.Sprintf("another sandbox of the pod is wired (%t, %v)", held, err))
 		return
 	}
-	conn, err := rpc.Connect(p.Socket)
+	client, err := policyagent.Dial(p.Socket)
 	if err != nil {
 		o.note("policyAgentNotTold", err.Error())
 		return
 	}
-	defer conn.Close()
-	_, err = policyagent.NewNPBackendClient(conn).DeletePodNp(ctx, &policyagent.DeleteNpRequest{
+	defer client.Close()
+	_, err = client.DeletePodNp(ctx, &policyagent.DeleteNpRequest{
 		K8S_POD_NAME: o.pod.Name, K8S_POD_NAMESPACE: o.pod.Namespace,
 	})
 	if err != nil {

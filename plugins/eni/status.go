@@ -6,10 +6,9 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/unary"
 )
 
 const (
@@ -33,16 +32,16 @@ func (o *operation) status(ctx context.Context) error {
 	defer cancel()
 	reply, err := client.Status(ask, &rpc.StatusRequest{Version: rpc.Version})
 	why := ""
-	switch code := status.Code(err); {
+	switch code := unary.CodeOf(err); {
 	case err == nil && reply.GetDataPathBroken():
 		return types.NewError(CodeLimited, "the data path of this node is broken: "+reply.GetMessage(), "")
 	case err == nil && reply.GetReady():
 		return nil
 	case err == nil:
 		why = "the node agent is not ready: " + reply.GetMessage()
-	case code == codes.Unimplemented:
+	case code == unary.Unimplemented:
 		return nil // of a release before STATUS: it wrote our configuration only once it was ready
-	case code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Canceled:
+	case code == unary.Unavailable || code == unary.DeadlineExceeded || code == unary.Canceled:
 		why = "the node agent can't be reached: " + messageOf(err)
 	default:
 		return err

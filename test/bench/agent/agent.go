@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 // PodNamespace is the Kubernetes namespace that the benchmark's pods say they are in.
@@ -47,7 +48,7 @@ func Address(n int) netip.Addr {
 
 // Agent serves one host namespace's executables.
 type Agent struct {
-	rpc.UnimplementedNodeAgentServer
+	nodeagent.UnimplementedNodeAgentServer
 	server *grpc.Server
 	done   chan error
 	trunk  uint32
@@ -63,10 +64,10 @@ func Start(socket string, trunkIfindex int) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		server: grpc.NewServer(grpc.Creds(rpc.NewServerCredentials())), done: make(chan error, 1), trunk: uint32(trunkIfindex),
+		server: grpc.NewServer(grpc.Creds(nodeagent.NewServerCredentials())), done: make(chan error, 1), trunk: uint32(trunkIfindex),
 		held: map[string]string{},
 	}
-	rpc.RegisterNodeAgentServer(a.server, a)
+	nodeagent.RegisterNodeAgentServer(a.server, a)
 	go func() { a.done <- a.server.Serve(l) }()
 	return a, nil
 }
@@ -87,7 +88,7 @@ func (a *Agent) Held() int {
 	return len(a.held)
 }
 
-// Add implements rpc.NodeAgentServer.
+// Add implements nodeagent.NodeAgentServer.
 func (a *Agent) Add(_ context.Context, r *rpc.AddRequest) (*rpc.AddReply, error) {
 	name := r.GetPod().GetName()
 	kind, number, _ := strings.Cut(name, "-")
@@ -115,7 +116,7 @@ func (a *Agent) Add(_ context.Context, r *rpc.AddRequest) (*rpc.AddReply, error)
 	return reply, nil
 }
 
-// Del implements rpc.NodeAgentServer.
+// Del implements nodeagent.NodeAgentServer.
 func (a *Agent) Del(_ context.Context, r *rpc.DelRequest) (*rpc.DelReply, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/rpc/nodeagent"
 )
 
 const deadline = 90 * time.Second
@@ -30,7 +31,7 @@ func run(args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	client, err := rpc.Dial(args[0])
+	client, err := nodeagent.Dial(args[0])
 	if err != nil {
 		return err
 	}

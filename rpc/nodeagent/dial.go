@@ -1,4 +1,4 @@
-package rpc
+package nodeagent
 
 import (
 	"context"
@@ -11,6 +11,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"github.com/branchline-cni/branchline/rpc/peercred"
+	"github.com/branchline-cni/branchline/rpc/unary"
 )
 
 // Conn is a connection to the node agent. Nothing is dialled before the first call.
@@ -22,23 +25,12 @@ type Conn struct {
 
 // Dial prepares a connection to the agent's socket. A call with grpc.WaitForReady(true) waits, within its deadline,
 // for an agent that is restarting; a call without it fails at once when nobody listens. An agent that is not root
-// fails every call at once with ErrPeerRefused.
+// fails every call at once with rpc.ErrPeerRefused.
 func Dial(socket string) (*Conn, error) { return dial(socket, 0) }
 
 func dial(socket string, uid uint32) (*Conn, error) {
-	cc, err := connect(socket, uid)
-	if err != nil {
-		return nil, err
-	}
-	return &Conn{NodeAgentClient: NewNodeAgentClient(cc), ClientConn: cc}, nil
-}
-
-// Connect is Dial for another agent of the node (the network policy agent) and its services.
-func Connect(socket string) (*grpc.ClientConn, error) { return connect(socket, 0) }
-
-func connect(socket string, uid uint32) (*grpc.ClientConn, error) {
-	if !filepath.IsAbs(socket) || len(socket) > maxSocketPath {
-		return nil, fmt.Errorf("agent socket %q: want an absolute path of at most %d bytes", socket, maxSocketPath)
+	if !filepath.IsAbs(socket) || len(socket) > unary.MaxSocketPath {
+		return nil, fmt.Errorf("agent socket %q: want an absolute path of at most %d bytes", socket, unary.MaxSocketPath)
 	}
 	var refusal refusal
 	cc, err := grpc.NewClient("passthrough:///"+socket,
@@ -60,7 +52,7 @@ func connect(socket string, uid uint32) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare a connection to the agent at %s: %w", socket, err)
 	}
-	return cc, nil
+	return &Conn{NodeAgentClient: NewNodeAgentClient(cc), ClientConn: cc}, nil
 }
 
 // refusal ends the calls that wait for a connection once the peer is known to be the wrong one: gRPC itself would
@@ -74,7 +66,7 @@ type refusal struct {
 func (r *refusal) set(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !errors.Is(err, ErrPeerRefused) {
+	if !errors.Is(err, peercred.ErrRefused) {
 		return
 	}
 	r.err = err
@@ -102,7 +94,7 @@ func (r *refusal) intercept(ctx context.Context, method string, req, reply any, 
 		r.mu.Unlock()
 	}()
 	err := invoke(ctx, method, req, reply, cc, opts...)
-	if cause := context.Cause(ctx); err != nil && errors.Is(cause, ErrPeerRefused) {
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, peercred.ErrRefused) {
 		return cause
 	}
 	return err

@@ -1,9 +1,8 @@
-package rpc
+package nodeagent
 
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -13,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/branchline-cni/branchline/rpc"
 )
 
 type agent struct {
@@ -20,15 +21,15 @@ type agent struct {
 	seen Peer
 }
 
-func (a *agent) Add(ctx context.Context, _ *AddRequest) (*AddReply, error) {
+func (a *agent) Add(ctx context.Context, _ *rpc.AddRequest) (*rpc.AddReply, error) {
 	p, _ := peer.FromContext(ctx)
 	a.seen, _ = p.AuthInfo.(Peer)
-	return &AddReply{Version: Version}, nil
+	return &rpc.AddReply{Version: rpc.Version}, nil
 }
 
 func serve(t *testing.T, path string, uid uint32) *agent {
 	t.Helper()
-	l, err := Listen(path)
+	l, err := rpc.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +49,7 @@ func call(t *testing.T, path string, uid uint32, opts ...grpc.CallOption) error 
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	_, err = c.Add(ctx, &AddRequest{}, opts...)
+	_, err = c.Add(ctx, &rpc.AddRequest{}, opts...)
 	return err
 }
 
@@ -76,19 +77,11 @@ func TestAStrangerIsRefusedAtOnceByEitherEnd(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.sock")
 	serve(t, path, me)
 	began := time.Now()
-	if err := call(t, path, me+1, grpc.WaitForReady(true)); !errors.Is(err, ErrPeerRefused) {
+	if err := call(t, path, me+1, grpc.WaitForReady(true)); !errors.Is(err, rpc.ErrPeerRefused) {
 		t.Errorf("client: %v", err)
 	}
 	if time.Since(began) > 5*time.Second {
 		t.Error("the client waited for the deadline")
-	}
-	cc, err := connect(path, me+1) // as the network policy agent is connected to
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cc.Close()
-	if _, err := NewNodeAgentClient(cc).Add(t.Context(), &AddRequest{}, grpc.WaitForReady(true)); !errors.Is(err, ErrPeerRefused) {
-		t.Errorf("client of another agent: %v", err)
 	}
 	other := filepath.Join(t.TempDir(), "b.sock")
 	serve(t, other, me+1)
@@ -108,43 +101,5 @@ func TestACallWaitsForTheAgentOnlyWhenToldTo(t *testing.T) {
 	serve(t, path, me)
 	if err := <-done; err != nil {
 		t.Errorf("the agent came: %v", err)
-	}
-}
-
-func TestListenTakesOverASocketAndLeavesASuccessorsAlone(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "a.sock")
-	first, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first.Close()
-	c, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatalf("the successor's socket is gone: %v", err)
-	}
-	c.Close()
-	second.Close()
-	if entries, _ := os.ReadDir(filepath.Dir(path)); len(entries) != 0 {
-		t.Errorf("left behind: %v", entries)
-	}
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Listen(path); err == nil {
-		t.Error("a file was replaced by a socket")
-	}
-}
-
-func TestListenRefusesADirectoryThatOthersCanWriteTo(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Listen(filepath.Join(dir, "a.sock")); err == nil {
-		t.Error("accepted")
 	}
 }
