@@ -3,9 +3,9 @@
 //   - aws-cni as it ships, against an agent in this process that answers over the real rpc room: regular pods, and branch
 //     pods where the kernel has 802.1Q, else in the lab's virtual machine;
 //   - containernetworking's ptp and vlan with host-local;
-//   - a bare netlink loop that makes the same kernel objects, and an empty process with one gRPC call: the budget is a
-//     multiple of their sum;
-//   - an empty process.
+//   - a bare netlink loop that makes the same kernel objects, and an empty process with one gRPC call by the gRPC library:
+//     the budget is a multiple of their sum;
+//   - an empty process, and one with the same call by the client that aws-cni has in the library's place.
 //
 // It compares ADD and DEL at several concurrencies, then how ADD grows with the pods of a node, then counts failures.
 // Contenders take turns within each round. Everything happens in network namespaces without a name, which end with this

@@ -47,7 +47,7 @@ const (
 // native and branched are the contenders for regular pods, and those that need 802.1Q; virtual are those of the first
 // that the second are set beside in the virtual machine, where everything takes longer.
 var (
-	native   = []string{contender.Ours, contender.PTP, contender.Bare, contender.OneCall, contender.Empty}
+	native   = []string{contender.Ours, contender.PTP, contender.Bare, contender.OneCall, contender.LeanCall, contender.Empty}
 	branched = []string{contender.OursBranch, contender.VLAN}
 	virtual  = []string{contender.Ours, contender.Bare, contender.OneCall}
 )

@@ -19,6 +19,7 @@ const (
 	VLAN       = "vlan"
 	Bare       = "bare loop"
 	OneCall    = "one call"
+	LeanCall   = "lean call"
 	Empty      = "empty"
 )
 
@@ -28,7 +29,7 @@ func Programs() map[string]string {
 	const cni, bench = "github.com/containernetworking/plugins/plugins/", "test/bench/"
 	return map[string]string{
 		"ptp": cni + "main/ptp", "vlan": cni + "main/vlan", "host-local": cni + "ipam/host-local",
-		"bare": bench + "bare", "onecall": bench + "onecall", "empty": bench + "empty", "peak": bench + "peak",
+		"bare": bench + "bare", "onecall": bench + "onecall", "leancall": bench + "leancall", "empty": bench + "empty", "peak": bench + "peak",
 	}
 }
 
@@ -77,7 +78,7 @@ func New(name, bin, dir string, host *world.Namespace) (*Contender, error) {
 		return nil, fmt.Errorf("prepare the host namespace of %s: %w", name, err)
 	}
 	switch name {
-	case Ours, OursBranch, OneCall:
+	case Ours, OursBranch, OneCall, LeanCall:
 		return withAgent(name, bin, dir, host)
 	case PTP, VLAN:
 		return reference(name, bin, dir, host)
@@ -110,10 +111,11 @@ func withAgent(name, bin, dir string, host *world.Namespace) (*Contender, error)
 	}
 	c := &Contender{Name: name, close: a.Close}
 	switch name {
-	case OneCall:
+	case OneCall, LeanCall:
+		program := map[string]string{OneCall: "onecall", LeanCall: "leancall"}[name]
 		call := func(verb string, p Pod) (Invocation, error) {
 			return Invocation{Argv: []string{
-				filepath.Join(bin, "onecall"), socket, verb, agent.PodNamespace, agent.PodName(agent.Regular, p.N), p.ContainerID,
+				filepath.Join(bin, program), socket, verb, agent.PodNamespace, agent.PodName(agent.Regular, p.N), p.ContainerID,
 			}}, nil
 		}
 		c.Add = func(p Pod) (Invocation, error) { return call("ADD", p) }

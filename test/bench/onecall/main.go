@@ -1,5 +1,5 @@
-// Command onecall is the benchmark's process with nothing but one call to the node agent, by the client that the CNI
-// executable uses:
+// Command onecall is the benchmark's process with nothing but one call to the node agent, by the gRPC library's client: what
+// whoever writes such an executable would take.
 //
 //	onecall SOCKET ADD|DEL NAMESPACE POD CONTAINER-ID
 package main

@@ -67,7 +67,7 @@ func TestVerdictsNameWhatIsOverItsBudget(t *testing.T) {
 	}
 	got := strings.Join(p.Verdicts(), "\n")
 	for _, want := range []string{
-		"ADD takes 1.75 (1.50-2.00) of (bare loop + one call), at most 2.0: within the budget", "2.10 of (loop alone + one call)",
+		"ADD at 1 at a time takes 1.75 (1.50-2.00) of (bare loop + one call), at most 2.0: within the budget", "2.10 of (loop alone + one call)",
 		"an ADD at 8 at a time takes 10.00", "over the budget",
 		"ADD of pod 700 takes 1.05", "1 of 6 ADDs failed: over the budget",
 	} {

@@ -30,10 +30,10 @@ func (p Place) Verdicts() []string {
 		if c.Contender != contender.Ours || c.Verb != series.ADD {
 			continue
 		}
-		if c.Concurrency == 1 && c.OfBasis.Rounds > 0 {
-			say(c.OfBasis.Median <= mostOfBasis, "ADD takes %s of (%s), at most %.1f", ratio(c.OfBasis), Basis, mostOfBasis)
+		if c.OfBasis.Rounds > 0 {
+			say(c.OfBasis.Median <= mostOfBasis, "ADD at %d at a time takes %s of (%s), at most %.1f", c.Concurrency, ratio(c.OfBasis), Basis, mostOfBasis)
 			out = append(out, fmt.Sprintf("  and %s of its CPU time", ratio(c.CPUOfBasis)))
-			if s, ok := p.against(StrictBasis); ok {
+			if s, ok := p.against(StrictBasis, c.Concurrency); ok {
 				out = append(out, fmt.Sprintf("  and %s of (%s), which has one process less", s, StrictBasis))
 			}
 		}
@@ -57,12 +57,12 @@ func (p Place) Verdicts() []string {
 	return out
 }
 
-// against is aws-cni's ADD at concurrency 1 divided by a sum's, as one ratio of the two medians: the document has no
+// against is aws-cni's ADD at a concurrency divided by a sum's, as one ratio of the two medians: the document has no
 // rounds of the sum.
-func (p Place) against(name string) (string, bool) {
+func (p Place) against(name string, concurrency int) (string, bool) {
 	var ours, basis float64
 	for _, c := range p.Cells {
-		if c.Verb == series.ADD && c.Concurrency == 1 {
+		if c.Verb == series.ADD && c.Concurrency == concurrency {
 			switch c.Contender {
 			case contender.Ours:
 				ours = c.OfBasis.Median
