@@ -19,7 +19,8 @@ type Found struct {
 	Names map[string]bool
 	// Rules are those of priorities and kinds that pods' rules have.
 	Rules []Rule
-	// Routed says by which links some table leads to an address.
+	// Routed says by which links a table leads to an address, but for the tables of strict pods, whose addresses no rule
+	// is from.
 	Routed map[netip.Addr][]string
 }
 
@@ -41,9 +42,9 @@ func Valid(list []Owner) func(Owner) bool {
 }
 
 // Garbage decides what goes: our links of sandboxes that are not valid, with their rules; rules of links that are not
-// there any more; rules from addresses that no table leads to by a link that stays. Routes, addresses and neighbours go
-// with their links. No unmarked link of another program is named, and no rule that such a link, or the address of such a
-// pod, needs.
+// there any more; rules from addresses that no table of others than strict pods leads to by a link that stays. Routes,
+// addresses and neighbours go with their links. No unmarked link of another program is named, and no rule that such a
+// link, or the address of such a pod, needs.
 //
 // Nobody may be wiring pods while it is decided and done: the unmarked would be somebody's work.
 func Garbage(f Found, valid func(Owner) bool) []Step {
@@ -150,7 +151,7 @@ func find(ctx context.Context) (Found, error) {
 			return f, fmt.Errorf("list the routes: %w", err)
 		}
 		for _, r := range routes {
-			if r.Dst == nil || r.Table == unix.RT_TABLE_LOCAL {
+			if r.Dst == nil || r.Table == unix.RT_TABLE_LOCAL || ofStrictPods(r.Table) {
 				continue
 			}
 			if p := prefixOf(r.Dst); p.IsSingleIP() {
@@ -159,6 +160,11 @@ func find(ctx context.Context) (Found, error) {
 		}
 	}
 	return f, nil
+}
+
+// ofStrictPods says whether a table has single addresses of strict pods alone.
+func ofStrictPods(table int) bool {
+	return table == StrictPodsTable || table > VLANTable(0) && table <= VLANTable(MaxVLAN)
 }
 
 // hostHandle opens the library's socket, which waits no longer than the context.

@@ -109,6 +109,8 @@ func (k *kernel) do(step Step) error {
 		k.queue = append(k.queue, queued{step, Host, []*request{deleteRuleRequest(stale), addRuleRequest(s.Rule)}, []unix.Errno{unix.ENOENT, unix.EEXIST}})
 	case DeleteRule:
 		k.queue = append(k.queue, queued{step, Host, []*request{deleteRuleRequest(s.Rule)}, []unix.Errno{unix.ENOENT}})
+	case DeleteRoute:
+		k.queue = append(k.queue, queued{step, Host, []*request{deleteRouteRequest(s)}, []unix.Errno{unix.ESRCH}})
 	case AwaitAddress:
 		if err := k.flush(); err != nil {
 			return err

@@ -198,6 +198,15 @@ func routeRequest(s AddRoute, index int) *request {
 	return r
 }
 
+func deleteRouteRequest(s DeleteRoute) *request {
+	r := newRequest(unix.RTM_DELROUTE, 0)
+	r.bytes(family(s.Address.Is6()), byte(s.Address.BitLen()), 0, 0, unix.RT_TABLE_UNSPEC, 0, unix.RT_SCOPE_NOWHERE, unix.RTN_UNICAST)
+	r.uint32(0)
+	r.address(unix.RTA_DST, s.Address)
+	r.number(unix.RTA_TABLE, uint32(s.Table))
+	return r
+}
+
 func fibMatchRequest(a netip.Addr) *request {
 	r := newRequest(unix.RTM_GETROUTE, 0)
 	r.bytes(family(a.Is6()), byte(a.BitLen()), 0, 0, 0, 0, 0, 0)

@@ -111,8 +111,14 @@ func (p *Plan) routes(r Request, one netip.Prefix) {
 		return Rule{IPv6: ipv6, Priority: priority, Iif: link, Table: table}
 	}
 	// Rules that an older sandbox with the same name, VLAN id or address may have left, whose DEL is still to come and
-	// will find that what they select is not its own any more, are deleted here.
+	// will find that what they select is not its own any more, are deleted here. So is its way to the address, if its pods'
+	// table is the other one: what it leads to would go on to reach the older sandbox.
 	fromPod := Rule{IPv6: ipv6, Priority: PriorityFromPod, From: r.Address}
+	stale := DeleteRoute{StrictPodsTable, r.Address}
+	if r.strict() {
+		stale.Table = LocalPodsTable
+	}
+	p.add(stale)
 	if b == nil {
 		p.add(local, DeleteRule{by(PriorityStandard, p.HostVeth.Host, 0)})
 		if t := r.Regular.RouteTable; t == MainTable || t == 0 {

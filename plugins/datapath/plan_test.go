@@ -16,12 +16,12 @@ import (
 // they hang on. It knows what the kernel takes away along with a link.
 type model struct {
 	links  map[string]string // name -> mark
-	rules  map[string]bool
+	rules  map[string]Rule
 	routes map[string]string // table and destination -> link
 }
 
 func newModel() *model {
-	return &model{map[string]string{}, map[string]bool{}, map[string]string{}}
+	return &model{map[string]string{}, map[string]Rule{}, map[string]string{}}
 }
 
 func (m *model) do(s Step) {
@@ -38,13 +38,15 @@ func (m *model) do(s Step) {
 		any := s.Rule
 		any.Table = 0
 		m.do(DeleteRule{any})
-		m.rules[s.Rule.String()] = true
+		m.rules[s.Rule.String()] = s.Rule
 	case DeleteRule:
 		for r := range m.rules {
 			if r == s.Rule.String() || s.Table == 0 && strings.HasPrefix(r, s.Rule.String()+" lookup ") {
 				delete(m.rules, r)
 			}
 		}
+	case DeleteRoute:
+		delete(m.routes, fmt.Sprint(s.Table, " ", single(s.Address)))
 	case DeleteLink:
 		delete(m.links, s.Name)
 		maps.DeleteFunc(m.routes, func(_, link string) bool { return link == s.Name })

@@ -80,6 +80,11 @@ type (
 	DeleteLink struct{ Name string }
 	// DeleteRule removes a host rule; Table 0 means whatever its table.
 	DeleteRule struct{ Rule }
+	// DeleteRoute removes a host route to a single address, whatever link it is by.
+	DeleteRoute struct {
+		Table   int
+		Address netip.Addr
+	}
 )
 
 // Rule is a policy routing rule; exactly one of Iif, From and To is set. Rules of ours have no To.
@@ -141,6 +146,9 @@ func (s AddRoute) object() string {
 	return fmt.Sprintf("route %s%s dev %s table %d (%s)", dst, via, s.Link, s.Table, s.Side)
 }
 func (s AddRule) object() string { return s.Rule.String() }
+func (s DeleteRoute) object() string {
+	return fmt.Sprintf("route %s table %d", single(s.Address), s.Table)
+}
 func (s AwaitAddress) object() string {
 	return fmt.Sprintf("local route to %s dev %s (pod)", s.Address, s.Link)
 }
@@ -155,3 +163,4 @@ func (s AddRule) String() string      { return "add " + s.object() }
 func (s AwaitAddress) String() string { return "await " + s.object() }
 func (s DeleteLink) String() string   { return "delete link " + s.Name }
 func (s DeleteRule) String() string   { return "delete " + s.Rule.String() }
+func (s DeleteRoute) String() string  { return "delete " + s.object() }

@@ -126,6 +126,12 @@ func (v *verifier) verify(step Step) (is string, err error) {
 			return "", err
 		}
 		return "is there: a sandbox of before has left it, and it sends this one's packets elsewhere", nil
+	case DeleteRoute:
+		list, err := v.routesTo(Host, s.Table, single(s.Address))
+		if err != nil || len(list) == 0 {
+			return "", err
+		}
+		return "is there: a sandbox of before has left it, and it leads what is for this one elsewhere", nil
 	case AwaitAddress:
 		return "", nil // the address itself was looked at
 	}
@@ -282,21 +288,12 @@ func (v *verifier) route(s AddRoute) (string, error) {
 	if l == nil || err != nil {
 		return missing, err
 	}
-	list, err := dumped(v.ctx, func() ([]netlink.Route, error) {
-		return v.handles[s.Side].RouteListFiltered(int(family(s.Dst.Addr().Is6())), &netlink.Route{Table: s.Table}, netlink.RT_FILTER_TABLE)
-	})
+	list, err := v.routesTo(s.Side, s.Table, s.Dst)
 	if err != nil {
 		return "", err
 	}
 	is := missing
 	for _, r := range list {
-		dst := everywhere(s.Dst.Addr())
-		if r.Dst != nil {
-			dst = prefixOf(r.Dst)
-		}
-		if dst != s.Dst || r.Type != unix.RTN_UNICAST {
-			continue
-		}
 		gateway, _ := netip.AddrFromSlice(r.Gw)
 		switch gateway = gateway.Unmap(); {
 		case r.LinkIndex != l.Attrs().Index:
@@ -310,6 +307,23 @@ func (v *verifier) route(s AddRoute) (string, error) {
 		}
 	}
 	return is, nil
+}
+
+// routesTo are a table's routes to exactly this destination.
+func (v *verifier) routesTo(side Side, table int, to netip.Prefix) (out []netlink.Route, err error) {
+	list, err := dumped(v.ctx, func() ([]netlink.Route, error) {
+		return v.handles[side].RouteListFiltered(int(family(to.Addr().Is6())), &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	})
+	for _, r := range list {
+		dst := everywhere(to.Addr())
+		if r.Dst != nil {
+			dst = prefixOf(r.Dst)
+		}
+		if dst == to && r.Type == unix.RTN_UNICAST {
+			out = append(out, r)
+		}
+	}
+	return out, err
 }
 
 func (v *verifier) rule(want Rule) (string, error) {

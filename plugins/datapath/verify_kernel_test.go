@@ -70,6 +70,10 @@ func TestVerifyNamesTheFirstDifference(t *testing.T) {
 					stale.Table = 77
 					host.Do(t, func() error { return justDo(t.Context(), AddRule{stale}) })
 					is = "is there"
+				case DeleteRoute:
+					l := host.Link(t, plan.HostVeth.Host)
+					must(host.Handle.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Table: s.Table, Dst: ipNet(s.Address), Scope: netlink.SCOPE_LINK}))
+					is = "is there"
 				case AwaitAddress:
 					continue
 				}
