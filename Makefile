@@ -2,7 +2,7 @@
 GO ?= go
 
 .DEFAULT_GOAL := help
-.PHONY: demo test build image lint generate bench packets clean help
+.PHONY: demo test build image lint generate bench packets mutants clean help
 
 demo: ## the walk-through: two pods, one gets into the database (about 30 minutes the first time, then 6)
 	$(GO) run ./cmd/vpclab demo
@@ -27,6 +27,9 @@ bench: ## the CNI executable beside others of its kind (about 8 minutes)
 
 packets: ## what a packet costs on a node with up to 700 regular and 120 branch pods (about 4 minutes, root)
 	$(GO) run ./test/bench/packets -json out/packets.json
+
+mutants: ## show that the kernel tests see each of the faults in plugins/eni/testdata/mutants.txt (about 15 minutes, root)
+	$(GO) run ./test/kernel -mutants plugins/eni/testdata/mutants.txt ./plugins/eni
 
 clean: ## remove out/ (the cache outside the checkout stays; its folder is named)
 	rm -rf out

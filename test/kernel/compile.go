@@ -88,9 +88,16 @@ func compile(ctx context.Context, patterns []string, dir string) ([]testBinary, 
 	return tests, nil
 }
 
-// executableVariable tells a test binary where the CNI executable is, built as it ships. The other executables of the
-// chain are beside it.
-const executableVariable = "BRANCHLINE_AWS_CNI"
+// What tells a test binary where the CNI executable is, built as it ships, with the other executables of the chain beside
+// it; where Debian's strace is unpacked; and how much more than usual it is to try (see the command's flag -soak).
+const (
+	executableVariable = "BRANCHLINE_AWS_CNI"
+	straceVariable     = "BRANCHLINE_STRACE"
+	soakVariable       = "BRANCHLINE_SOAK"
+)
+
+// awsCNI is the executable that the tests are about.
+const awsCNI = product.Module + "/cmd/aws-cni"
 
 // buildExecutables builds the CNI executables into dir, under the names that they have on a node, and returns the path
 // of aws-cni.
@@ -103,15 +110,25 @@ func buildExecutables(ctx context.Context, dir string) (path string, err error) 
 		packages[p.Name] = p.Package
 	}
 	for _, name := range slices.Sorted(maps.Keys(packages)) {
-		fmt.Fprintln(os.Stderr, "build", name)
-		c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", product.Tags, "-o", filepath.Join(dir, name), packages[name])
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
-		c.Stderr, c.Stdout = os.Stderr, os.Stderr
-		if err := c.Run(); err != nil {
-			return "", fmt.Errorf("build the CNI executable %s: %w", name, err)
+		if err := buildExecutable(ctx, filepath.Join(dir, name), packages[name]); err != nil {
+			return "", err
 		}
 	}
 	return filepath.Join(dir, "aws-cni"), nil
+}
+
+// buildExecutable builds a CNI executable as it ships.
+func buildExecutable(ctx context.Context, path, pkg string, flags ...string) error {
+	name := filepath.Base(path)
+	fmt.Fprintln(os.Stderr, "build", name)
+	args := append([]string{"build", "-trimpath", "-tags", product.Tags, "-o", path}, flags...)
+	c := exec.CommandContext(ctx, "go", append(args, pkg)...)
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	c.Stderr, c.Stdout = os.Stderr, os.Stderr
+	if err := c.Run(); err != nil {
+		return fmt.Errorf("build the CNI executable %s: %w", name, err)
+	}
+	return nil
 }
 
 // listBinaries finds the test binaries in dir. Beside NAME.test a file NAME.test.dir may name the folder to run it in.

@@ -3,9 +3,12 @@
 //
 //	go run ./test/kernel ./plugins/... ./ipamd/...     compile what has *_kernel_test.go files, and run it
 //	go run ./test/kernel -bins DIR                     run the test binaries (*.test) in DIR
+//	go run ./test/kernel -soak 50 -timeout 5h -run TestP1RandomInterleavings ./plugins/eni    more of what is random
+//	go run ./test/kernel -mutants FILE ./plugins/eni   show that the tests see each of the faults that FILE lists
 //
 // The CNI executables are built, too: aws-cni's path is given to each test binary in BRANCHLINE_AWS_CNI, the others of
-// the chain are in the same folder. PATH leads to what a node has beside them (iptables, nft, ip).
+// the chain are in the same folder. PATH leads to what a node has beside them (iptables, nft, ip), BRANCHLINE_STRACE to
+// the folder that strace is unpacked in.
 //
 // It ends with one line that says what ran. A test that skips itself counts as failed: nothing is left out in silence.
 package main
@@ -35,6 +38,8 @@ var modules = []string{
 
 type options struct {
 	bins, run string
+	mutants   string
+	soak      int
 	verbose   bool
 	timeout   time.Duration
 	memoryMiB int
@@ -46,8 +51,10 @@ func main() {
 	var o options
 	flag.StringVar(&o.bins, "bins", "", "folder of test binaries to run instead of compiling packages")
 	flag.StringVar(&o.run, "run", "", "run only tests that match this regular expression")
+	flag.StringVar(&o.mutants, "mutants", "", "file that lists faults: each is seeded alone into aws-cni, and a test must fail")
+	flag.IntVar(&o.soak, "soak", 1, "how many times as much as usual the tests of interleavings and crashes try")
 	flag.BoolVar(&o.verbose, "v", false, "show all output, as it comes")
-	flag.DurationVar(&o.timeout, "timeout", 8*time.Minute, "time for each test binary")
+	flag.DurationVar(&o.timeout, "timeout", 12*time.Minute, "time for each test binary")
 	flag.IntVar(&o.memoryMiB, "memory", 2560, "the VM's memory, MiB")
 	flag.IntVar(&o.cpus, "cpus", 2, "the VM's CPUs")
 	flag.Parse()
@@ -97,14 +104,32 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	vm, err := boot(ctx, cache, o, work, tests, bin, tools.Dir)
+	strace, err := cache.Strace(ctx)
+	if err != nil {
+		return err
+	}
+	var mutants []mutant
+	faulty := filepath.Join(work, "mutants")
+	if err := os.Mkdir(faulty, 0o755); err != nil {
+		return err
+	}
+	if o.mutants != "" {
+		if mutants, err = buildMutants(ctx, o.mutants, faulty); err != nil {
+			return err
+		}
+	}
+	vm, err := boot(ctx, cache, o, work, tests, bin, faulty, tools.Dir, strace.Dir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
+	env := func(executable string) []string { return environment(executable, tools, strace, o.soak) }
+	if mutants != nil {
+		return runMutants(ctx, vm, o, tests, mutants, seers(o.run), env, executable, os.Stdout)
+	}
 	var total tally
 	for _, t := range tests {
-		total.add(runBinary(ctx, vm, o, t, environment(executable, tools), os.Stdout))
+		total.add(runBinary(ctx, vm, o, t, env(executable), os.Stdout))
 		if ctx.Err() != nil {
 			return errors.New("interrupted")
 		}
@@ -117,9 +142,9 @@ func run(ctx context.Context, o options) (err error) {
 }
 
 // environment is what test binaries run with.
-func environment(executable string, tools artifacts.Tree) []string {
+func environment(executable string, tools, strace artifacts.Tree, soak int) []string {
 	return []string{
-		"TMPDIR=/tmp", executableVariable + "=" + executable,
+		"TMPDIR=/tmp", executableVariable + "=" + executable, straceVariable + "=" + strace.Dir, fmt.Sprintf("%s=%d", soakVariable, soak),
 		"PATH=" + tools.SearchPath() + ":" + os.Getenv("PATH"), "LD_LIBRARY_PATH=" + tools.LibraryPath(),
 		"XTABLES_LIBDIR=" + filepath.Join(tools.Dir, xtables),
 	}

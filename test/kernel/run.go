@@ -78,13 +78,12 @@ func (r *results) line(line string) {
 	}
 }
 
-// runBinary runs one test binary in the VM. What fails is in the tally, with its whole output shown.
-func runBinary(ctx context.Context, vm instance.Instance, o options, t testBinary, env []string, out io.Writer) tally {
-	began := time.Now()
+// execute runs one test binary in the VM.
+func execute(ctx context.Context, vm instance.Instance, o options, t testBinary, env []string, out io.Writer, args ...string) (*results, tally) {
 	// The binary's own time-out comes first: it tells where each goroutine hangs.
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout+15*time.Second, fmt.Errorf("not done within %v", o.timeout))
 	defer cancel()
-	argv := []string{t.path, "-test.v", "-test.timeout=" + o.timeout.String()}
+	argv := append([]string{t.path, "-test.v", "-test.timeout=" + o.timeout.String()}, args...)
 	if o.run != "" {
 		argv = append(argv, "-test.run="+o.run)
 	}
@@ -104,6 +103,13 @@ func runBinary(ctx context.Context, vm instance.Instance, o options, t testBinar
 	case r.ExitCode != 0 && len(res.failed) == 0:
 		sum.failed = append(sum.failed, fmt.Sprintf("%s (exit code %d)", t.pkg, r.ExitCode))
 	}
+	return res, sum
+}
+
+// runBinary runs one test binary in the VM. What fails is in the tally, with its whole output shown.
+func runBinary(ctx context.Context, vm instance.Instance, o options, t testBinary, env []string, out io.Writer) tally {
+	began := time.Now()
+	res, sum := execute(ctx, vm, o, t, env, out)
 	if len(sum.failed) > 0 && !o.verbose {
 		fmt.Fprintln(out, "=== PKG", t.pkg)
 		out.Write(res.all.Bytes())
