@@ -222,11 +222,18 @@ func (n *node) mustAdd(s sandbox) *current.Result {
 	return r
 }
 
-func (n *node) mustDel(s sandbox) {
+func (n *node) del(s sandbox) error {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	n.host.Do(n.t, func() error { return n.cni().DelNetworkList(ctx, n.list("1.0.0"), s.runtimeConf()) })
+	return n.host.Try(func() error { return n.cni().DelNetworkList(ctx, n.list("1.0.0"), s.runtimeConf()) })
+}
+
+func (n *node) mustDel(s sandbox) {
+	n.t.Helper()
+	if err := n.del(s); err != nil {
+		n.t.Fatalf("DEL of %s of pod %s: %v", s.id, s.name, err)
+	}
 }
 
 // forget loses the runtime's cached results.
