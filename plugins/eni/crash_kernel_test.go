@@ -1,0 +1,275 @@
+//go:build kernel
+
+package eni
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/branchline-cni/branchline/plugins/nstest"
+	"github.com/branchline-cni/branchline/rpc"
+)
+
+// kinds are the ways in which a sandbox can be wired. Those of IPv6 make the same calls, but for a strict pod's, and the
+// others' are for soaking.
+func kinds(trunk, soak int) map[string]*rpc.AddReply {
+	all := map[string]*rpc.AddReply{
+		"regular":        regularReply(regularIP, 2),
+		"strict":         branchReply(7, branchMAC, branchIP, trunk),
+		"strict of IPv6": branchReply6(7, branchMAC, branchIP6, trunk),
+		"standard":       standard(branchReply(7, branchMAC, branchIP, trunk)),
+	}
+	if soak > 1 {
+		all["regular of IPv6"] = regularReply(regularIP6, 2)
+		all["standard of IPv6"] = standard(branchReply6(7, branchMAC, branchIP6, trunk))
+	}
+	return all
+}
+
+// crashing is a node with a sandbox that an executable dies at, and those that come after it with the same name, VLAN id
+// and address.
+type crashing struct {
+	*node
+	first, second, neighbour sandbox
+	pods                     map[sandbox]*nstest.NS
+	alone, wired             map[sandbox][]string // the host's and the pod's snapshots with this sandbox alone
+}
+
+func newCrashing(t *testing.T, kind string) *crashing {
+	t.Helper()
+	c := &crashing{
+		node: newNode(t), pods: map[sandbox]*nstest.NS{}, alone: map[sandbox][]string{}, wired: map[sandbox][]string{},
+	}
+	c.agent.start(t)
+	reply := kinds(c.trunk(), soak(t))[kind]
+	for _, b := range []struct {
+		s       *sandbox
+		id, pod string
+	}{{&c.first, "sandbox-1", goldenPod}, {&c.second, "sandbox-2", goldenPod}, {&c.neighbour, "sandbox-3", "shop/next"}} {
+		pod := nstest.New(t)
+		s := newSandbox(b.id, b.pod, pod)
+		*b.s, c.pods[s] = s, pod
+		c.agent.set(b.pod, reply)
+		c.mustAdd(s)
+		c.alone[s], c.wired[s] = c.host.Snapshot(t), pod.Snapshot(t)
+		c.mustDel(s)
+		c.wantNothing("before anything is harmed")
+	}
+	return c
+}
+
+// wantNothing: neither the node nor the pods have anything of a sandbox.
+func (c *crashing) wantNothing(when string) {
+	c.t.Helper()
+	if after := c.host.Snapshot(c.t); !slices.Equal(c.before, after) {
+		c.t.Errorf("%s: left behind on the host:\n%s", when, difference(c.before, after))
+	}
+	for s, pod := range c.pods {
+		if pod.Link(c.t, s.ifName) != nil {
+			c.t.Errorf("%s: the pod of %s still has its interface", when, s.id)
+		}
+	}
+}
+
+// wantAlone: the node has this sandbox and nothing else, and the sandbox is whole.
+func (c *crashing) wantAlone(when string, s sandbox) {
+	c.t.Helper()
+	if after := c.host.Snapshot(c.t); !slices.Equal(c.alone[s], after) {
+		c.t.Errorf("%s: with %s alone on the host:\n%s", when, s.id, difference(c.alone[s], after))
+	}
+	if after := c.pods[s].Snapshot(c.t); !slices.Equal(c.wired[s], after) {
+		c.t.Errorf("%s: in the pod of %s:\n%s", when, s.id, difference(c.wired[s], after))
+	}
+}
+
+// wantUp: no link of the node is down, whatever has happened to its maker.
+func (c *crashing) wantUp(when string) {
+	c.t.Helper()
+	for _, line := range c.host.Snapshot(c.t) {
+		if strings.HasPrefix(line, "link ") && strings.HasSuffix(line, "up=false") {
+			c.t.Errorf("%s: %s", when, line)
+		}
+	}
+}
+
+type repair struct {
+	name string
+	do   func(c *crashing, when string)
+}
+
+// repairs are the calls that may come after a verb that was killed, or has failed. A runtime's DEL of a sandbox whose ADD
+// has failed always comes, be it late. Each leaves nothing. Another verb that repairs is one more row.
+var repairs = []repair{
+	{"the same ADD", func(c *crashing, when string) {
+		c.mustAdd(c.first)
+		c.wantAlone(when, c.first)
+		if err := c.check("1.0.0", c.first); err != nil {
+			c.t.Errorf("%s, and CHECK: %v", when, err)
+		}
+		c.mustDel(c.first)
+	}},
+	{"DEL", func(c *crashing, _ string) { c.mustDel(c.first) }},
+	{"DEL, the result being lost", func(c *crashing, _ string) {
+		c.forget()
+		c.mustDel(c.first)
+	}},
+	{"GC", func(c *crashing, when string) {
+		if err := c.gc(); err != nil {
+			c.t.Errorf("%s: %v", when, err)
+		}
+	}},
+	{"GC that has the sandbox for a valid one, and DEL", func(c *crashing, when string) {
+		if err := c.gc(c.first); err != nil {
+			c.t.Errorf("%s: %v", when, err)
+		}
+		c.wantUp(when)
+		c.mustDel(c.first)
+	}},
+	{"ADD of the pod's next sandbox", func(c *crashing, when string) {
+		c.mustAdd(c.second)
+		c.wantAlone(when, c.second)
+		c.mustDel(c.first)
+		c.wantAlone(when+", and its DEL", c.second)
+		c.mustDel(c.second)
+	}},
+	{"ADD of the next pod", func(c *crashing, when string) {
+		c.mustAdd(c.neighbour)
+		c.wantUp(when)
+		c.mustDel(c.first)
+		c.wantAlone(when+", and its DEL", c.neighbour)
+		c.mustDel(c.neighbour)
+	}},
+}
+
+// repair has the i-th of the repairs done.
+func (c *crashing) repair(i int, when string) {
+	c.t.Helper()
+	c.wantUp(when)
+	r := repairs[i%len(repairs)]
+	when += ", then " + r.name
+	r.do(c, when)
+	c.wantNothing(when)
+}
+
+// tidy ends the sandbox, wherever it is.
+func (c *crashing) tidy(when string) {
+	c.t.Helper()
+	c.mustDel(c.first)
+	c.wantNothing(when)
+}
+
+// rounds is how many of the repairs meet each send, other ones each: more of them for a strict pod, which has most that
+// can be left, and all when soaking.
+func (c *crashing) rounds(kind string) int {
+	switch {
+	case soak(c.t) > 1:
+		return len(repairs)
+	case kind == "strict":
+		return 3
+	}
+	return 1
+}
+
+// everyKind runs f on a node of its own for each way of wiring.
+func everyKind(t *testing.T, f func(*testing.T, string, *crashing)) {
+	for kind := range kinds(0, soak(t)) {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			f(t, kind, newCrashing(t, kind))
+		})
+	}
+}
+
+// TestADDKilledBetweenAnyTwoNetlinkCallsIsRepaired kills the executable as it ships before each of its sends to netlink,
+// and once it has made its last and not heard of it.
+func TestADDKilledBetweenAnyTwoNetlinkCallsIsRepaired(t *testing.T) {
+	everyKind(t, func(t *testing.T, kind string, c *crashing) {
+		add := func(x traced) {
+			_ = x.run(c.node, func() error { _, err := c.add("1.0.0", c.first); return err })
+		}
+		atEachSend(t, "signal=KILL", c.rounds(kind), add, c.repair, c.tidy)
+	})
+}
+
+// TestDELKilledBetweenAnyTwoNetlinkCallsIsRepaired is the same for DEL.
+func TestDELKilledBetweenAnyTwoNetlinkCallsIsRepaired(t *testing.T) {
+	everyKind(t, func(t *testing.T, kind string, c *crashing) {
+		del := func(x traced) {
+			c.mustAdd(c.first)
+			_ = x.run(c.node, func() error { return c.del(c.first) })
+		}
+		atEachSend(t, "signal=KILL", c.rounds(kind), del, func(i int, when string) { c.repair(i, "in DEL "+when) }, c.tidy)
+	})
+}
+
+// TestGCKilledBetweenAnyTwoNetlinkCallsIsRepaired is the same for GC, which works the same for all kinds.
+func TestGCKilledBetweenAnyTwoNetlinkCallsIsRepaired(t *testing.T) {
+	c := newCrashing(t, "strict")
+	gc := func(x traced) {
+		c.mustAdd(c.first)
+		_ = x.run(c.node, func() error { return c.gc() })
+	}
+	atEachSend(t, "signal=KILL", 1, gc, func(i int, when string) { c.repair(i, "in GC "+when) }, c.tidy)
+}
+
+// harms are what sends fail with, and what the error says of it; "" where it is done again.
+func harms(kind string, soak int) map[string]string {
+	all := map[string]string{"ENOBUFS": "no buffer space", "ENOMEM": "cannot allocate memory", "EINTR": ""}
+	if kind != "strict" && soak == 1 {
+		delete(all, "ENOMEM")
+		delete(all, "EINTR")
+	}
+	return all
+}
+
+// TestNetlinkCallThatFailsIsACNIErrorAndLeavesNothing: what is interrupted is done again, what lacks memory is an error
+// with a code, and the undo leaves nothing.
+func TestNetlinkCallThatFailsIsACNIErrorAndLeavesNothing(t *testing.T) {
+	everyKind(t, func(t *testing.T, kind string, c *crashing) {
+		for errno, text := range harms(kind, soak(t)) {
+			var failed error
+			add := func(x traced) {
+				failed = x.run(c.node, func() error { _, err := c.add("1.0.0", c.first); return err })
+			}
+			atEachSend(t, "error="+errno, 1, add, func(_ int, when string) {
+				if text == "" {
+					if failed != nil {
+						t.Errorf("%s: %v", when, failed)
+					}
+					c.wantAlone(when, c.first)
+				} else {
+					wantCode(t, failed, CodeWiring, goldenPod, text)
+					c.wantNothing(when)
+				}
+				c.tidy(when + ", then DEL")
+			}, c.tidy)
+		}
+	})
+}
+
+// TestDELThatANetlinkCallFailsIsACNIErrorAndIsRepaired: a runtime repeats a DEL that has failed, and one that has not is
+// over.
+func TestDELThatANetlinkCallFailsIsACNIErrorAndIsRepaired(t *testing.T) {
+	everyKind(t, func(t *testing.T, kind string, c *crashing) {
+		for errno, text := range harms(kind, soak(t)) {
+			var failed error
+			del := func(x traced) {
+				c.mustAdd(c.first)
+				failed = x.run(c.node, func() error { return c.del(c.first) })
+			}
+			atEachSend(t, "error="+errno, 1, del, func(i int, when string) {
+				when = "in DEL " + when
+				if text == "" {
+					if failed != nil {
+						t.Errorf("%s: %v", when, failed)
+					}
+					c.wantNothing(when)
+					return
+				}
+				wantCode(t, failed, CodeWiring, goldenPod, text)
+				c.repair(i, when)
+			}, c.tidy)
+		}
+	})
+}

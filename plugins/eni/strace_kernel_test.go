@@ -1,0 +1,179 @@
+//go:build kernel
+
+package eni
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/branchline-cni/branchline/lab/artifacts"
+)
+
+// traced is the CNI executable as it ships under strace, which harms one of its system calls.
+type traced struct {
+	dir string // of the wrapper that the runtime's library runs in the executable's place
+	log string // a line for each system call of the traced kinds
+}
+
+// newTraced makes the wrapper. The injection is strace's: "sendto:signal=KILL:when=3". By sendto and recvfrom the
+// executable talks to netlink, and to nobody else.
+func newTraced(t *testing.T, inject string) traced {
+	t.Helper()
+	tree := artifacts.Tree{Dir: os.Getenv("BRANCHLINE_STRACE")}
+	strace, err := tree.Path("strace")
+	if err != nil {
+		t.Fatalf("BRANCHLINE_STRACE: %v: run these tests by go run ./test/kernel ./plugins/...", err)
+	}
+	dir := t.TempDir()
+	x := traced{dir: dir, log: filepath.Join(dir, "strace.log")}
+	filter := "--seccomp-bpf" // stops at the traced calls only
+	if strings.Contains(inject, "signal=") {
+		filter = "" // with it strace 6.1 injects no signals
+	}
+	// strace counts the calls of each thread: with processors to spare Go stays on one where it can.
+	script := fmt.Sprintf("#!/bin/sh\nGOMAXPROCS=1 GOGC=off GODEBUG=asyncpreemptoff=1 LD_LIBRARY_PATH=%s exec %s -f -q %s -o %s -e trace=sendto,recvfrom -e inject=%s %s\n",
+		tree.LibraryPath(), strace, filter, x.log, inject, executable(t))
+	// A process that another test forks meanwhile would hold the script open for writing, and it could not be run.
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(filepath.Join(dir, "aws-cni"), []byte(script), 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// run runs verbs of a node with this executable in the place of the plain one.
+func (x traced) run(n *node, verb func() error) error {
+	n.t.Helper()
+	plain := n.bin
+	n.bin = x.dir
+	defer func() { n.bin = plain }()
+	err := verb()
+	if _, none := os.Stat(x.log); none != nil {
+		n.t.Fatalf("strace has not run: %v; the verb: %v", none, err)
+	}
+	return err
+}
+
+// call is one system call that strace has logged.
+type call struct {
+	thread string
+	send   bool
+}
+
+// met says where the executable was harmed.
+type met struct {
+	calls  []call // those that it had begun until then, the harmed one included
+	harmed int    // how often: a thread that takes over from another begins to count at one
+}
+
+func (m met) sends() (n int) {
+	for _, c := range m.calls {
+		if c.send {
+			n++
+		}
+	}
+	return n
+}
+
+// ordinal is the number, among the calls of its thread and kind, that strace gives to the n-th send, or, with one more than
+// there are, to the last answer. 0: the executable has not come so far.
+func (m met) ordinal(n, sends int) int {
+	seen := map[call]int{}
+	sent := 0
+	for i, c := range m.calls {
+		seen[c]++
+		if c.send {
+			sent++
+		}
+		if c.send && sent == n || !c.send && sent == sends && n > sends && i == len(m.calls)-1 {
+			return seen[c]
+		}
+	}
+	return 0
+}
+
+func (x traced) met(t testing.TB) (m met) {
+	t.Helper()
+	log, err := os.ReadFile(x.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		thread, _, _ := strings.Cut(line, " ")
+		send, receive := strings.Contains(line, " sendto("), strings.Contains(line, " recvfrom(")
+		injected := strings.Contains(line, "(INJECTED)")
+		if (send || receive) && !strings.Contains(line, "nlmsg_") && !injected && !strings.Contains(line, "unfinished") {
+			t.Errorf("the executable talks to something else than netlink by these calls: %s", line)
+		}
+		if m.harmed == 0 && (send || receive) {
+			m.calls = append(m.calls, call{thread, send})
+		}
+		if injected || m.harmed == 0 && strings.Contains(line, "+++ killed by SIGKILL") {
+			m.harmed++
+		}
+	}
+	if bytes.Contains(log, []byte("SIGSEGV")) {
+		t.Fatalf("the executable has broken down:\n%s", log)
+	}
+	return m
+}
+
+// atEachSend has do run the executable with one of its sends to netlink harmed, or, as the last of them, the answer to
+// the last one. After each, mend is called, rounds times for each send, with numbers that follow each other, another first
+// one for each send; it leaves nothing. So does tidy, which is called where nothing was harmed, or something that was
+// before.
+//
+// strace counts the calls of each thread, and Go may move to another one between two calls: where the executable was
+// harmed is what strace's log says, and what is still missing is tried again, as the threads of the last run suggest.
+func atEachSend(t *testing.T, harm string, rounds int, do func(traced), mend func(i int, when string), tidy func(when string)) {
+	t.Helper()
+	plain := newTraced(t, "sendto:"+harm+":when=9999")
+	do(plain)
+	tidy("not harmed")
+	whole := plain.met(t)
+	sends := whole.sends()
+	if sends == 0 || whole.harmed != 0 {
+		t.Fatalf("the executable makes %d sends", sends)
+	}
+	done := make([]int, sends+2) // by the send, counted from 1; the last one is the answer to the last send
+	tries := 0
+	for at := 1; at < len(done); at++ {
+		count := whole.ordinal(at, sends)
+		for done[at] < rounds {
+			if tries++; tries > 4*rounds*len(done) {
+				t.Fatalf("send %d of %d is not met in %d tries: %v", at, sends, tries, done)
+			}
+			name := "sendto"
+			if at > sends {
+				name = "recvfrom"
+			}
+			x := newTraced(t, fmt.Sprintf("%s:%s:when=%d", name, harm, count))
+			do(x)
+			last := x.met(t)
+			n := last.sends()
+			if name == "recvfrom" {
+				n++ // what the sends until now have done is done
+			}
+			what := fmt.Sprintf("%s harmed by %s at send %d of %d", name, harm, n, sends)
+			if last.harmed == 1 && n < len(done) && done[n] < rounds {
+				mend(n+done[n], what)
+				done[n]++
+			} else {
+				tidy(what)
+			}
+			if o := last.ordinal(at, sends); o > 0 {
+				count = o
+			} else {
+				count++ // one thread has made what several made before
+			}
+		}
+	}
+	t.Logf("%s at each of %d sends and the last answer, %d times each, in %d tries", harm, sends, rounds, tries)
+}
