@@ -52,12 +52,12 @@ func (n *node) chained(plugins ...map[string]any) *libcni.NetworkConfigList {
 	return list
 }
 
-// sayHello serves one line on a port of the namespace until the test ends.
-func sayHello(t *testing.T, ns *nstest.NS, port int, line string) {
+// sayHello serves one line on a port of the namespace, by tcp4 or tcp6, until the test ends.
+func sayHello(t *testing.T, ns *nstest.NS, network string, port int, line string) {
 	t.Helper()
 	var l net.Listener
 	ns.Do(t, func() (err error) {
-		l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port))
+		l, err = net.Listen(network, fmt.Sprintf(":%d", port))
 		return err
 	})
 	t.Cleanup(func() { l.Close() })
@@ -76,7 +76,7 @@ func sayHello(t *testing.T, ns *nstest.NS, port int, line string) {
 func hear(ns *nstest.NS, address string) (line string, err error) {
 	err = ns.Try(func() error {
 		d := net.Dialer{Timeout: 3 * time.Second}
-		c, err := d.Dial("tcp4", address)
+		c, err := d.Dial("tcp", address)
 		if err != nil {
 			return err
 		}
@@ -89,40 +89,36 @@ func hear(ns *nstest.NS, address string) (line string, err error) {
 	return line, err
 }
 
-// What users call hostPort: portmap behind our ADD, with the tool that the node has.
-func TestHostPortsReachThePod(t *testing.T) {
-	for name, prepare := range map[string]func(*testing.T){"iptables": withIptables, "nftables": func(*testing.T) {}} {
-		t.Run(name, func(t *testing.T) {
-			prepare(t)
-			n := newNode(t)
-			n.agent.start(t)
-			n.agent.set(goldenPod, regularReply(regularIP, 254))
-			pod := nstest.New(t)
-			s := newSandbox("sandbox-1", goldenPod, pod)
-			list := n.chained(map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}, "snat": true})
-			rc := s.runtimeConf()
-			rc.CapabilityArgs = map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}}
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			defer cancel()
-			n.host.Do(t, func() error {
-				_, err := n.cni().AddNetworkList(ctx, list, rc)
-				return err
-			})
-			sayHello(t, pod, 80, "hello")
-			at := net.JoinHostPort(nodeAddress, "8080")
-			if got, err := hear(n.vpc, at); err != nil || got != "hello" {
-				t.Errorf("from elsewhere: %q, %v", got, err)
-			}
-			if got, err := hear(n.host, at); err != nil || got != "hello" {
-				t.Errorf("from the node: %q, %v", got, err)
-			}
-			for range 2 {
-				n.host.Do(t, func() error { return n.cni().DelNetworkList(ctx, list, rc) })
-			}
-			if got, err := hear(n.vpc, at); err == nil {
-				t.Errorf("after DEL: %q", got)
-			}
-			n.wantClean()
-		})
+// What users call hostPort: portmap behind our ADD, on a node with iptables. TestTheWholeChainPassesEveryVerb has nft.
+func TestHostPortsReachThePodByIptables(t *testing.T) {
+	withIptables(t)
+	n := newNode(t)
+	n.agent.start(t)
+	n.agent.set(goldenPod, regularReply(regularIP, 254))
+	pod := nstest.New(t)
+	s := newSandbox("sandbox-1", goldenPod, pod)
+	list := n.chained(map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}, "snat": true})
+	rc := s.runtimeConf()
+	rc.CapabilityArgs = map[string]any{"portMappings": []map[string]any{{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}}}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	n.host.Do(t, func() error {
+		_, err := n.cni().AddNetworkList(ctx, list, rc)
+		return err
+	})
+	sayHello(t, pod, "tcp4", 80, "hello")
+	at := net.JoinHostPort(nodeAddress, "8080")
+	if got, err := hear(n.vpc, at); err != nil || got != "hello" {
+		t.Errorf("from elsewhere: %q, %v", got, err)
 	}
+	if got, err := hear(n.host, at); err != nil || got != "hello" {
+		t.Errorf("from the node: %q, %v", got, err)
+	}
+	for range 2 {
+		n.host.Do(t, func() error { return n.cni().DelNetworkList(ctx, list, rc) })
+	}
+	if got, err := hear(n.vpc, at); err == nil {
+		t.Errorf("after DEL: %q", got)
+	}
+	n.wantClean()
 }
