@@ -87,7 +87,7 @@ func (l *Lab) startNode(ctx context.Context, name, instanceType string, out *Mac
 	cfg := kube.NodeConfig{
 		Dir: filepath.Join(l.stateDir(m.ID), "kube"), Name: m.Hostname(), Address: m.Address,
 		InstanceID: m.ID, InstanceType: m.Type, Zone: AvailabilityZone, Nameserver: dnsAddr,
-		Programs: l.parts.node, Images: []string{l.parts.images},
+		Programs: l.parts.node, Containerd: l.parts.containerd, Images: []string{l.parts.images},
 	}
 	if _, err := l.kube.StartNode(ctx, host, cfg); err != nil {
 		return err
@@ -101,9 +101,9 @@ func (l *Lab) installAddons(ctx context.Context) error {
 	if err := l.kube.Apply(ctx, config.AWSNode()); err != nil {
 		return err
 	}
-	// The only thing that the agent is told of the lab. The rest of the manifest is what users apply.
-	if _, err := l.kube.Kubectl(ctx, "-n", "kube-system", "set", "env", "daemonset", "aws-node",
-		"AWS_EC2_ENDPOINT="+vpcEndpoint, "CLUSTER_NAME="+ClusterName); err != nil {
+	// The first two are all that the agent is told of the lab. The rest of the manifest is what users apply.
+	env := append([]string{"AWS_EC2_ENDPOINT=" + vpcEndpoint, "CLUSTER_NAME=" + ClusterName}, l.opt.AgentEnv...)
+	if _, err := l.kube.Kubectl(ctx, append([]string{"-n", "kube-system", "set", "env", "daemonset", "aws-node"}, env...)...); err != nil {
 		return err
 	}
 	// The cool-down's floor, so that a walk-through doesn't take minutes longer than it needs to.

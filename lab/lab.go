@@ -35,6 +35,10 @@ type Options struct {
 	// OneNode leaves the t3.medium out and makes the m5.large share this machine's kernel: up in a third of the time, but
 	// branch pods are wired only where that kernel has 802.1Q.
 	OneNode bool
+	// Containerd2 has the nodes run containerd 2, which runs the conflist at CNI 1.1.0, in place of Debian's 1.6.
+	Containerd2 bool
+	// AgentEnv are further variables of the DaemonSet aws-node, as NAME=value.
+	AgentEnv []string
 }
 
 // Lab is a running lab.

@@ -24,7 +24,8 @@ const (
 type parts struct {
 	cacheDir   string
 	node       kube.Programs
-	agent      string // the guest agent
+	containerd artifacts.Tree // in place of the one in node, if it is set
+	agent      string         // the guest agent
 	kernel     artifacts.Kernel
 	postgres   artifacts.PostgreSQL
 	awscli     artifacts.AWSCLI
@@ -45,6 +46,12 @@ func (l *Lab) prepare(ctx context.Context) error {
 		make func() error
 	}{
 		{"Kubernetes and what its nodes run", func() (err error) { p.node, err = kube.LoadPrograms(ctx, c, l.BinDir()); return }},
+		{"containerd 2", func() (err error) {
+			if l.opt.Containerd2 {
+				p.containerd, err = c.Containerd2(ctx)
+			}
+			return
+		}},
 		{"kernel", func() (err error) { p.kernel, err = c.Kernel(ctx); return }},
 		{"PostgreSQL", func() (err error) { p.postgres, err = c.PostgreSQL(ctx); return }},
 		{"the AWS CLI", func() (err error) { p.awscli, err = c.AWSCLI(ctx); return }},

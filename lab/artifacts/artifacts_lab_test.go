@@ -45,6 +45,10 @@ func TestUnpackedProgramsRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	containerd2, err := c.Containerd2(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		tree Tree
 		argv []string
@@ -53,12 +57,14 @@ func TestUnpackedProgramsRun(t *testing.T) {
 		{containerd, []string{"containerd", "--version"}, "1.6."},
 		{containerd, []string{"ctr", "--version"}, "1.6."},
 		{containerd, []string{"runc", "--version"}, "runc version"},
+		{containerd2, []string{"containerd", "--version"}, " v2."},
+		{containerd2, []string{"containerd-shim-runc-v2", "-v"}, " v2."},
 		{tools, []string{"xtables-nft-multi", "iptables", "--version"}, "nf_tables"},
 		{tools, []string{"nft", "--version"}, "nftables"},
 		{tools, []string{"conntrack", "--version"}, "conntrack"},
 		{tools, []string{"tcpdump", "--version"}, "tcpdump"},
 	} {
-		t.Run(tc.argv[0], func(t *testing.T) {
+		t.Run(tc.argv[0]+" "+tc.want, func(t *testing.T) {
 			path, err := tc.tree.Path(tc.argv[0])
 			if err != nil {
 				t.Fatal(err)

@@ -1,6 +1,6 @@
 // Package artifacts is the cache of the things that the lab runs and that we
-// neither ship nor keep in the repository: Kubernetes and CoreDNS, built from
-// their Go modules; a kernel with 802.1Q, containerd, PostgreSQL and the like,
+// neither ship nor keep in the repository: Kubernetes, CoreDNS and containerd 2,
+// built from their Go modules; a kernel with 802.1Q, containerd 1.6, PostgreSQL and the like,
 // unpacked from Debian packages; our own programs as the lab starts them.
 //
 // Each entry is named by a hash of its inputs, is built in a temporary folder

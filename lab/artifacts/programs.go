@@ -55,7 +55,7 @@ func (t Tree) SearchPath() string {
 	return strings.Join(dirs, ":")
 }
 
-// Containerd is Debian's containerd (containerd, containerd-shim-runc-v2, ctr)
+// Containerd is Debian's containerd 1.6 (containerd, containerd-shim-runc-v2, ctr)
 // with runc.
 func (c *Cache) Containerd(ctx context.Context) (Tree, error) {
 	dir, err := c.debianClosure(ctx, "containerd and runc", nil, "containerd", "runc")

@@ -59,7 +59,7 @@ func (c *ControlPlane) StartNode(ctx context.Context, m Machine, cfg NodeConfig)
 		return nil, err
 	}
 	n.components = map[Component]*component{
-		Containerd: n.component(Containerd, filepath.Join(cfg.Programs.Runtime.Dir, "usr/bin/containerd"), "--config="+n.path("containerd.toml")),
+		Containerd: n.component(Containerd, filepath.Join(cfg.Containerd.Dir, "usr/bin/containerd"), "--config="+n.path("containerd.toml")),
 		Kubelet:    n.component(Kubelet, n.path("bin", "kubelet"), cfg.kubeletFlags()...),
 		KubeProxy:  n.component(KubeProxy, n.path("bin", "kube-proxy"), cfg.proxyFlags()...),
 	}

@@ -14,6 +14,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/branchline-cni/branchline/lab/artifacts"
 	"github.com/branchline-cni/branchline/lab/kube/images"
 )
 
@@ -45,6 +46,8 @@ type NodeConfig struct {
 	Nameserver netip.Addr
 
 	Programs Programs
+	// Containerd holds containerd and its shim, in place of Programs.Runtime's; runc and ctr stay that one's.
+	Containerd artifacts.Tree
 	// Images are tarballs with further images, imported before the kubelet starts. The Machine sees them under the same
 	// path.
 	Images []string
@@ -60,6 +63,9 @@ func (n *NodeConfig) setDefaults() {
 	}
 	if n.TmpfsSize == "" {
 		n.TmpfsSize = "2G"
+	}
+	if n.Containerd.Dir == "" {
+		n.Containerd = n.Programs.Runtime
 	}
 	if n.MaxPods == 0 {
 		n.MaxPods = 110
@@ -215,7 +221,7 @@ func (n *NodeConfig) proxyFlags() []string {
 // they were unpacked. env sets it, for an instance has a PATH of its own, and of two the first would count.
 func (n *NodeConfig) argv(program string, args ...string) []string {
 	runtime, tools := n.Programs.Runtime, n.Programs.Tools
-	path := []string{filepath.Join(n.Dir, "bin"), runtime.SearchPath(), tools.SearchPath(),
+	path := []string{filepath.Join(n.Dir, "bin"), n.Containerd.SearchPath(), runtime.SearchPath(), tools.SearchPath(),
 		"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 	return append([]string{
 		"/usr/bin/env",

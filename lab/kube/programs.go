@@ -15,7 +15,7 @@ import (
 type Programs struct {
 	// Hyperkube is the multi-call binary of lab/kube/hyperkube.
 	Hyperkube string
-	// Runtime holds containerd and runc, Tools what kube-proxy calls.
+	// Runtime holds containerd 1.6 and runc, Tools what kube-proxy calls.
 	Runtime, Tools artifacts.Tree
 	// Loopback is the CNI plugin of that name, which containerd 1.6 needs for every pod. It is a part of a node's
 	// image, not of a network plugin.

@@ -18,7 +18,7 @@ const (
 func allParts() []part {
 	return []part{
 		{
-			name: "artifacts", what: "Kubernetes, CoreDNS, a kernel and Debian packages into the cache",
+			name: "artifacts", what: "Kubernetes, CoreDNS, containerd 2, a kernel and Debian packages into the cache",
 			cold: 20 * minute, warm: 10 * second, deadline: 50 * minute, alone: true,
 			packages: []string{"kmod"}, run: makeArtifacts,
 		},
@@ -46,7 +46,7 @@ func allParts() []part {
 		},
 		{
 			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
-			cold: 6 * minute, warm: 4 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			cold: 7 * minute, warm: 5 * minute, deadline: 20 * minute, after: []string{"artifacts"},
 			heavy: true, run: labTests,
 		},
 		{

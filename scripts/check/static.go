@@ -24,6 +24,7 @@ func makeArtifacts(ctx context.Context, w *work) error {
 		}},
 		{"kernel", func() error { _, err := w.cache.Kernel(ctx); return err }},
 		{"CoreDNS", func() error { _, err := w.cache.CoreDNS(ctx); return err }},
+		{"containerd 2", func() error { _, err := w.cache.Containerd2(ctx); return err }},
 		{"Kubernetes", func() error { _, err := w.cache.Hyperkube(ctx); return err }},
 	}
 	var errs []error
