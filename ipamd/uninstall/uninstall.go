@@ -112,8 +112,12 @@ func (o Options) removeRouting(ctx context.Context, k *kernel) error {
 	removed, err = host.Remove(ctx, others)
 	o.removed(removed)
 	errs = append(errs, err)
-	if !others && o.Config.TCPEarlyDemux != config.DemuxOff {
-		errs = append(errs, install.Settings(o.SysctlDir, []install.Setting{{Path: "net/ipv4/tcp_early_demux", Value: "1"}}, o.Log))
+	if !others {
+		demux := []install.Setting{{Path: "net/ipv4/udp_early_demux", Value: "1"}}
+		if o.Config.TCPEarlyDemux != config.DemuxOff {
+			demux = append(demux, install.Setting{Path: "net/ipv4/tcp_early_demux", Value: "1"})
+		}
+		errs = append(errs, install.Settings(o.SysctlDir, demux, o.Log))
 	}
 	return errors.Join(errs...)
 }

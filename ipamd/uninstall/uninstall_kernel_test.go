@@ -56,6 +56,7 @@ func newNode(t *testing.T) *node {
 	n.host.Address(t, "eth1", "192.168.10.10/19")
 	n.upstreamsPod()
 	n.host.Sysctl(t, "ipv4/tcp_early_demux", "1")
+	n.host.Sysctl(t, "ipv4/udp_early_demux", "1")
 	n.before = n.host.Snapshot(t)
 
 	bin, conf := t.TempDir(), t.TempDir()
@@ -75,6 +76,7 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	n.host.Sysctl(t, "ipv4/tcp_early_demux", "0")
+	n.host.Sysctl(t, "ipv4/udp_early_demux", "0")
 	n.host.Do(t, n.setUp)
 	l, err := rpc.Listen(filepath.Join(n.opt.RunDir, "ipamd.sock"))
 	if err != nil {
@@ -187,8 +189,10 @@ func (n *node) wantNothingOfOurs() {
 			n.t.Errorf("gone from the host: %s", l)
 		}
 	}
-	if got := n.host.ReadSysctl(n.t, "ipv4/tcp_early_demux"); got != "1" {
-		n.t.Errorf("tcp_early_demux is %s", got)
+	for _, s := range []string{"ipv4/tcp_early_demux", "ipv4/udp_early_demux"} {
+		if got := n.host.ReadSysctl(n.t, s); got != "1" {
+			n.t.Errorf("%s is %s", s, got)
+		}
 	}
 	if got := n.tables(); !slices.Equal(got, []string{"branchlines", "somebodys"}) {
 		n.t.Errorf("nftables has %q", got)

@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/branchline-cni/branchline/plugins/datapath"
 	"github.com/branchline-cni/branchline/rpc"
 )
 
-const earlyDemux = "/proc/sys/net/ipv4/tcp_early_demux"
+// earlyDemux are the settings that follow the agent's word. It is about TCP, for whose sake users know them, but UDP's goes
+// with it: with either on, a strict pod's answer to a socket of its node is lost.
+var earlyDemux = []string{"/proc/sys/net/ipv4/tcp_early_demux", "/proc/sys/net/ipv4/udp_early_demux"}
 
 // setHost writes what the agent wants of the node. Two executables may hold words of the agent that contradict each
 // other, the end of the last strict pod and the beginning of the next; the newer must win. So the word that takes
@@ -38,14 +41,18 @@ func (o *operation) writeHost(h *rpc.HostSettings) error {
 	if h.GetTcpEarlyDemux() {
 		want = []byte("1")
 	}
-	if now, err := os.ReadFile(earlyDemux); err == nil && bytes.Equal(bytes.TrimSpace(now), want) {
-		return nil
+	var errs []error
+	for _, setting := range earlyDemux {
+		if now, err := os.ReadFile(setting); err == nil && bytes.Equal(bytes.TrimSpace(now), want) {
+			continue
+		}
+		if err := os.WriteFile(setting, want, 0); err != nil {
+			errs = append(errs, fmt.Errorf("set %s to %s, as the node agent asks: %w", filepath.Base(setting), want, err))
+			continue
+		}
+		o.note(filepath.Base(setting), string(want))
 	}
-	if err := os.WriteFile(earlyDemux, want, 0); err != nil {
-		return fmt.Errorf("set tcp_early_demux to %s, as the node agent asks: %w", want, err)
-	}
-	o.note("tcpEarlyDemux", string(want))
-	return nil
+	return errors.Join(errs...)
 }
 
 // restoreHost is writeHost for what is over: nobody waits for it, and a kernel without the setting needs none.

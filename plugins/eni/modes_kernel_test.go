@@ -251,22 +251,29 @@ func TestP1ASwitchOfModesNeverLeavesAnotherSandboxesRules(t *testing.T) {
 
 func TestP31EarlyDemuxFollowsTheAgentsWord(t *testing.T) {
 	n := newNode(t)
-	n.host.Sysctl(t, "ipv4/tcp_early_demux", "1")
+	settings := []string{"ipv4/tcp_early_demux", "ipv4/udp_early_demux"}
+	for _, s := range settings {
+		n.host.Sysctl(t, s, "1")
+	}
 	n.agent.start(t)
 	reply := branchReply(7, branchMAC, branchIP, n.trunk())
 	reply.Host = &rpc.HostSettings{TcpEarlyDemux: proto.Bool(false)}
 	n.agent.set(goldenPod, reply)
 	s := newSandbox("sandbox-1", goldenPod, nstest.New(t))
 	n.mustAdd(s)
-	if v := n.host.ReadSysctl(t, "ipv4/tcp_early_demux"); v != "0" {
-		t.Errorf("tcp_early_demux is %s with a strict pod", v)
+	for _, s := range settings {
+		if v := n.host.ReadSysctl(t, s); v != "0" {
+			t.Errorf("%s is %s with a strict pod", s, v)
+		}
 	}
 	n.agent.mu.Lock()
 	n.agent.after = &rpc.HostSettings{TcpEarlyDemux: proto.Bool(true)}
 	n.agent.mu.Unlock()
 	n.mustDel(s)
-	if v := n.host.ReadSysctl(t, "ipv4/tcp_early_demux"); v != "1" {
-		t.Errorf("tcp_early_demux is %s after the last strict pod", v)
+	for _, s := range settings {
+		if v := n.host.ReadSysctl(t, s); v != "1" {
+			t.Errorf("%s is %s after the last strict pod", s, v)
+		}
 	}
 	n.wantClean()
 }
