@@ -43,7 +43,7 @@ func (p vmPlan) args() []string {
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "file:" + p.consoleLogFile,
 		"-kernel", p.image, "-initrd", p.initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on",
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check",
 		"-chardev", "socket,id=qmp,fd=" + strconv.Itoa(qmpFD), "-mon", "chardev=qmp,mode=control",
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,fd=" + strconv.Itoa(agentFD),
