@@ -43,6 +43,8 @@ type Routing interface {
 	Reconcile(ctx context.Context, d hostnet.Desired) (hostnet.Result, error)
 	// Pods returns the addresses that are wired, whoever remembers them.
 	Pods() ([]netip.Addr, error)
+	// Forget deletes the connections of addresses that the kernel tracks.
+	Forget(ctx context.Context, addresses []netip.Addr) (forgotten int, err error)
 	// Watch calls changed whenever somebody changed what Reconcile made, until ctx ends.
 	Watch(ctx context.Context, changed func())
 }
@@ -95,6 +97,7 @@ type Agent struct {
 	releaser  *podeni.Releaser
 	metrics   *metrics
 	sandboxes keyed
+	past      past
 
 	links   signal.Signal // an ENI's link came, changed or went
 	meddled signal.Signal // somebody changed the host's routing
@@ -205,6 +208,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(a.runLimits)
 	background(a.runReady)
 	background(a.runSweep)
+	background(a.runForget)
 	g.Go(func() error { return a.serve(ctx) })
 	g.Go(func() error { return a.serveMetrics(ctx) })
 	g.Go(func() error { return a.serveIntrospection(ctx) })

@@ -288,6 +288,7 @@ type routing struct {
 	broken  error // what Reconcile answers with
 	failed  int
 	noMarks error // what this host says of nftables
+	tracked map[netip.Addr]int
 	meddled signal.Signal
 }
 
@@ -298,7 +299,7 @@ func (r *routing) set(broken error) {
 }
 
 func newRouting() *routing {
-	return &routing{actual: hostnet.Actual{Rules: []hostnet.Rule{{Priority: 0, Table: hostnet.LocalTable}}}}
+	return &routing{tracked: map[netip.Addr]int{}, actual: hostnet.Actual{Rules: []hostnet.Rule{{Priority: 0, Table: hostnet.LocalTable}}}}
 }
 
 func (r *routing) Reconcile(_ context.Context, d hostnet.Desired) (hostnet.Result, error) {
@@ -340,6 +341,27 @@ func (r *routing) Pods() ([]netip.Addr, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.pods), nil
+}
+
+func (r *routing) Forget(_ context.Context, addresses []netip.Addr) (n int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.broken != nil {
+		return 0, r.broken
+	}
+	for _, a := range addresses {
+		n += r.tracked[a]
+		delete(r.tracked, a)
+	}
+	return n, nil
+}
+
+// track has the kernel know of connections of an address, and returns how many it knows of then.
+func (r *routing) track(a netip.Addr, more int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tracked[a] += more
+	return r.tracked[a]
 }
 
 func (r *routing) localAt() (out []int) {

@@ -183,6 +183,7 @@ func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocatio
 	if err != nil {
 		return al, nil, err
 	}
+	a.forgetPast(ctx, al)
 	r, err = a.reply(ctx, al)
 	return al, r, err
 }
