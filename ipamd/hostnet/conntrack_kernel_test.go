@@ -25,10 +25,11 @@ import (
 func TestP7AReusedAddressInheritsNoConnections(t *testing.T) {
 	for _, family := range families() {
 		t.Run(family, func(t *testing.T) {
-			for _, alone := range []bool{true, false} { // the only address, or one of several
-				t.Run(fmt.Sprintf("alone %t", alone), func(t *testing.T) { reused(t, isIPv6(family), true, alone) })
+			t.Run("alone", func(t *testing.T) { reused(t, isIPv6(family), true, true) })
+			if !isIPv6(family) { // where one address is asked for otherwise than several
+				t.Run("with others", func(t *testing.T) { reused(t, false, true, false) })
+				t.Run("what happens otherwise", func(t *testing.T) { reused(t, false, false, false) })
 			}
-			t.Run("what happens otherwise", func(t *testing.T) { reused(t, isIPv6(family), false, false) })
 		})
 	}
 }
