@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/branchline-cni/branchline/lab/ec2"
+	"github.com/branchline-cni/branchline/lab/ec2/account"
 	"github.com/branchline-cni/branchline/lab/instance"
 	"github.com/branchline-cni/branchline/lab/kube"
 	"github.com/branchline-cni/branchline/lab/vpc"
@@ -134,6 +135,9 @@ func (l *Lab) progress(format string, a ...any) {
 
 // Dir is where the lab keeps its files.
 func (l *Lab) Dir() string { return l.opt.Dir }
+
+// Account is the operator's hand in the region, with the administrator's keys.
+func (l *Lab) Account() account.Account { return l.aws.Account }
 
 // BinDir holds kubectl and aws, each for this lab.
 func (l *Lab) BinDir() string { return filepath.Join(l.opt.Dir, "bin") }

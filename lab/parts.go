@@ -17,6 +17,7 @@ import (
 // Names of the images that pods of a walk-through use.
 const (
 	ClientImage = images.App
+	DNSImage    = images.CoreDNS
 	PauseImage  = images.Pause
 )
 
@@ -124,7 +125,7 @@ func (l *Lab) writeTools() error {
 			return err
 		}
 	}
-	return nil
+	return writeScript(l.Tool("busybox"), fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", quoteAll([]string{l.parts.node.Busybox})[0]))
 }
 
 // Tool is the path of a program that the lab brings, the same on the machine and in every instance.

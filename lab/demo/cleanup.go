@@ -27,6 +27,9 @@ func (w *walk) cleanUp(ctx context.Context) error {
 		"aws", "ec2", "describe-network-interfaces", "--filters", "Name=description,Values=aws-k8s-branch-eni", "--query", "NetworkInterfaces[].NetworkInterfaceId", "--output", "text"); err != nil {
 		return err
 	}
+	if _, err := w.Do(ctx, w.Local, "aws", "ec2", "delete-security-group", "--group-id", w.modesGroup); err != nil {
+		return err
+	}
 	if err := w.setPodENI(ctx, false); err != nil {
 		return err
 	}

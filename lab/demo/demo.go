@@ -38,6 +38,7 @@ type walk struct {
 	began time.Time
 
 	podGroup, rdsGroup string // POD_SG and RDS_SG
+	modesGroup         string // MODES_SG
 	db                 lab.Machine
 	small              lab.Machine // the t3.medium
 	node               lab.Machine // the m5.large
@@ -67,6 +68,7 @@ var steps = []step{
 	{"4", "the controller's role needs AmazonEKSVPCResourceController", (*walk).role, false},
 	{"5", "ENABLE_POD_ENI=true: a trunk ENI, a label, a capacity of 9", (*walk).enable, true},
 	{"6", "a SecurityGroupPolicy for app: green-pod", (*walk).policy, false},
+	{"6b", "strict and standard pods side by side: whose security groups apply to what", (*walk).modes, false},
 	{"7", "green reaches the database through its own security group, red is refused", (*walk).pods, true},
 	{"7b", "counter-proofs: the same packets with other rules", (*walk).counterProofs, false},
 	{"7c", "nine branch pods on an m5.large, the tenth waits and is told why", (*walk).tenth, false},

@@ -60,7 +60,7 @@ func (c *ControlPlane) StartNode(ctx context.Context, m Machine, cfg NodeConfig)
 	}
 	n.components = map[Component]*component{
 		Containerd: n.component(Containerd, filepath.Join(cfg.Containerd.Dir, "usr/bin/containerd"), "--config="+n.path("containerd.toml")),
-		Kubelet:    n.component(Kubelet, n.path("bin", "kubelet"), cfg.kubeletFlags()...),
+		Kubelet:    n.ownCgroup(n.component(Kubelet, n.path("bin", "kubelet"), cfg.kubeletFlags()...)),
 		KubeProxy:  n.component(KubeProxy, n.path("bin", "kube-proxy"), cfg.proxyFlags()...),
 	}
 	for _, step := range []func(context.Context) error{n.prepare, n.startRuntime, n.importImages, n.startAgents} {
@@ -106,6 +106,16 @@ func (n *Node) component(name Component, executable string, flags ...string) *co
 		name: string(name), machine: n.machine, log: n.log,
 		command: instance.Command{Argv: n.cfg.argv(executable, flags...), Dir: "/"},
 	}
+}
+
+// ownCgroup has a program run in a cgroup of its own where the instance has the unified hierarchy, as a service manager does.
+func (n *Node) ownCgroup(c *component) *component {
+	const script = `if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+  own=/sys/fs/cgroup/system.slice/$0.service && mkdir -p $own && echo $$ >$own/cgroup.procs || exit
+fi
+exec "$@"`
+	c.command.Argv = append([]string{"/bin/sh", "-c", script, c.name}, c.command.Argv...)
+	return c
 }
 
 func (n *Node) path(elem ...string) string {

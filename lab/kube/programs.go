@@ -22,6 +22,8 @@ type Programs struct {
 	Loopback string
 	// Images is a tarball with the images of package images.
 	Images string
+	// Busybox is the application's, for instances that run no pods.
+	Busybox string
 }
 
 // LoadPrograms takes the programs from the cache, where what is missing is built or downloaded first, and writes the
@@ -55,6 +57,6 @@ func LoadPrograms(ctx context.Context, cache *artifacts.Cache, dir string) (Prog
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return p, fmt.Errorf("make the folder of images: %w", err)
 	}
-	p.Images = filepath.Join(dir, "images.tar")
+	p.Images, p.Busybox = filepath.Join(dir, "images.tar"), filepath.Join(app, "bin/busybox")
 	return p, image.Build(p.Images, images.PauseSpec(pause), images.CoreDNSSpec(coredns), spec)
 }

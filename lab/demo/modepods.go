@@ -1,0 +1,88 @@
+package demo
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/branchline-cni/branchline/lab"
+)
+
+// Ports of probes. The groups let the kubelet in at the first two, and not at the last one.
+const (
+	httpProbePort    = 8400
+	tcpProbePort     = 8401
+	refusedProbePort = 8402
+)
+
+const modesLabel = "modes"
+
+// listenYAML is a pod that listens at every port of the flows and probes.
+func listenYAML(name, node string, hostNetwork, branch bool, probes string) string {
+	var listen []string
+	for _, p := range []ports{direct, byService, byNode} {
+		listen = append(listen, fmt.Sprint(p.allowed), fmt.Sprint(p.notOut), fmt.Sprint(p.notIn))
+	}
+	for _, p := range []int{httpProbePort, tcpProbePort, refusedProbePort} {
+		listen = append(listen, fmt.Sprint(p))
+	}
+	labels := "{step: " + modesLabel + ", who: " + name + "}"
+	if branch {
+		labels = "{step: " + modesLabel + ", who: " + name + ", app: " + modesLabel + "}" // which the policy selects
+	}
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: default, labels: %s}
+spec:
+  nodeSelector: {kubernetes.io/hostname: %s}
+  hostNetwork: %t
+  terminationGracePeriodSeconds: 1
+  automountServiceAccountToken: false
+  containers:
+  - name: listen
+    image: %s
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, 'echo here >/tmp/index.html; for p in %s; do busybox httpd -p $p -h /tmp; done; exec sleep 100000']
+    volumeMounts: [{name: tmp, mountPath: /tmp}]
+%s  volumes: [{name: tmp, emptyDir: {}}]
+`, name, labels, node, hostNetwork, lab.ClientImage, strings.Join(listen, " "), probes)
+}
+
+// probesLetIn are one of each kind at ports where the groups let the kubelet in.
+var probesLetIn = fmt.Sprintf(`    startupProbe: {exec: {command: ["true"]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 60}
+    livenessProbe: {tcpSocket: {port: %d}, periodSeconds: 2, timeoutSeconds: 5, failureThreshold: 30}
+    readinessProbe: {httpGet: {port: %d, path: /}, periodSeconds: 2, timeoutSeconds: 5}
+`, tcpProbePort, httpProbePort)
+
+// probeRefused is one at a port where the pod's group doesn't let the kubelet in.
+var probeRefused = fmt.Sprintf("    readinessProbe: {httpGet: {port: %d, path: /}, periodSeconds: 2, timeoutSeconds: 3}\n", refusedProbePort)
+
+// serviceYAML is a ClusterIP for one of those pods.
+func serviceYAML(name string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: %s, namespace: default, labels: {step: %s}}\nspec:\n  selector: {who: %s}\n  ports:\n", name, modesLabel, name)
+	for _, p := range []uint16{byService.allowed, byService.notOut, byService.notIn} {
+		fmt.Fprintf(&b, "  - {name: p%d, port: %d}\n", p, p)
+	}
+	return b.String()
+}
+
+// nodePortsYAML are the Services of the type NodePort of a branch pod.
+func nodePortsYAML(pod string) string {
+	n, ports := nodePortsOf[pod], []uint16{byNode.allowed, byNode.notOut, byNode.notIn}
+	var b strings.Builder
+	service := func(name, policy string, first uint16, ports ...uint16) {
+		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: %s, namespace: default, labels: {step: %s}}\nspec:\n"+
+			"  type: NodePort\n  externalTrafficPolicy: %s\n  selector: {who: %s}\n  ports:\n", name, modesLabel, policy, pod)
+		for i, p := range ports {
+			fmt.Fprintf(&b, "  - {name: p%d, port: %d, nodePort: %d}\n", p, p, int(first)+i)
+		}
+	}
+	service(pod+"-cluster", "Cluster", n.cluster, ports...)
+	service(pod+"-local", "Local", n.local, ports[0])
+	return b.String()
+}
+
+func hostPortYAML(pod string) string {
+	return fmt.Sprintf("    ports: [{containerPort: %d, hostPort: %d}]\n", byNode.allowed, nodePortsOf[pod].host)
+}
