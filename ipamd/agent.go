@@ -109,6 +109,8 @@ type Agent struct {
 
 	started time.Time
 
+	takenBack map[netip.Addr]bool // leaving addresses that EC2 took back, in this run; the pool's alone
+
 	mu          sync.Mutex
 	asked       map[store.Key]time.Time // when an executable was last told of an allocation, in this run
 	routed      map[string]hostnet.ENI  // ENIs whose routing is in place, for these addresses
@@ -140,7 +142,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		opt: o, store: st, events: o.Kube.Events(), started: o.Now(),
-		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{},
+		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[netip.Addr]bool{},
 		inventory: enis.New(enis.Options{Metadata: o.Metadata, EC2: o.EC2, Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log}),
 		provision: &enis.Provisioner{
 			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,

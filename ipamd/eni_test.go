@@ -88,14 +88,16 @@ func TestAnENIThatIsDetachedBeforeItIsSeenGivesItsSlotBack(t *testing.T) {
 		defer s.a.mu.Unlock()
 		return len(s.a.joining)
 	}
-	eventually(t, "an ENI is attached that nothing shows", func() bool { return len(attached()) > 0 && joining() == 1 })
-	// As long as EC2 has it, it holds its slot, whatever time passes.
+	// One does not show up, so a second one is tried, and then all slots are taken.
+	eventually(t, "two ENIs are attached that nothing shows", func() bool { return len(attached()) == 2 && joining() == 2 })
+	// As long as EC2 has them, they hold their slots, whatever time passes.
 	for range 3 {
+		asked := w.cloud.described()
 		w.pass(time.Hour)
 		s.a.changed.Fire()
-		time.Sleep(5 * time.Millisecond)
+		eventually(t, "EC2 is asked for both", func() bool { return w.cloud.described() >= asked+2 })
 	}
-	if len(attached()) != 1 || joining() != 1 {
+	if len(attached()) != 2 || joining() != 2 {
 		t.Fatalf("attached %v, joining %d", attached(), joining())
 	}
 	w.cloud.do(func() {

@@ -18,6 +18,7 @@ import (
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/smithy-go"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials/insecure"
 	corev1 "k8s.io/api/core/v1"
@@ -57,9 +58,14 @@ type cloud struct {
 	onENI   func()
 	onVLAN  func()
 
+	fresh       bool // EC2 does not give what was given back lately; else it gives the lowest address
+	stale       bool // IMDS goes on to show what is unassigned
+	lost        int  // so many answers to unassignments are lost
+	unassigns   int
 	hidden      bool  // neither IMDS nor links show what is attached from now on
 	sweepFailed error // what EC2 answers to who looks for left-overs
 	sweeps      int
+	describes   int                      // of single ENIs
 	types       []types.InstanceTypeInfo // that EC2 knows; nil: it doesn't answer
 	typesAsked  int
 }
@@ -73,6 +79,7 @@ type cloudENI struct {
 	description string
 	up          bool
 	hidden      bool
+	shown       []netip.Addr // IMDS shows them though EC2 took them back
 }
 
 func newCloud() *cloud {
@@ -92,7 +99,10 @@ func (c *cloud) add(device, secondary int, trunk bool) *cloudENI {
 
 func (c *cloud) grow(e *cloudENI, n int) (out []netip.Addr) {
 	for range n {
-		a := netip.MustParseAddr(fmt.Sprintf("192.168.%d.%d", c.index(e), 10+len(e.addresses)))
+		a := netip.MustParseAddr(fmt.Sprintf("192.168.%d.10", c.index(e)))
+		for slices.Contains(e.addresses, a) || c.fresh && slices.Contains(e.shown, a) {
+			a = a.Next()
+		}
 		e.addresses = append(e.addresses, a)
 		out = append(out, a)
 	}
@@ -134,7 +144,7 @@ func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 		if e.device >= 0 && !e.hidden {
 			out = append(out, aws.Interface{
 				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"),
-				Addresses: slices.DeleteFunc(slices.Clone(e.addresses), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: []string{"sg-node"},
+				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: []string{"sg-node"},
 			})
 		}
 	}
@@ -199,11 +209,17 @@ func (c *cloud) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNet
 			return nil, c.sweepFailed
 		}
 	}
+	if len(in.NetworkInterfaceIds) > 0 {
+		c.describes++
+	}
 	for _, e := range c.enis {
 		if len(in.NetworkInterfaceIds) > 0 && !slices.Contains(in.NetworkInterfaceIds, e.id) || len(in.Filters) > 0 && e.device >= 0 {
 			continue
 		}
 		n := types.NetworkInterface{NetworkInterfaceId: &e.id, TagSet: e.tags, Description: &e.description}
+		for _, a := range e.addresses {
+			n.PrivateIpAddresses = append(n.PrivateIpAddresses, types.NetworkInterfacePrivateIpAddress{PrivateIpAddress: awssdk.String(a.String())})
+		}
 		if e.trunk {
 			n.InterfaceType = types.NetworkInterfaceTypeTrunk
 		}
@@ -213,6 +229,12 @@ func (c *cloud) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNet
 		out.NetworkInterfaces = append(out.NetworkInterfaces, n)
 	}
 	return out, nil
+}
+
+func (c *cloud) described() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.describes
 }
 
 func (c *cloud) CreateNetworkInterface(_ context.Context, in *ec2.CreateNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.CreateNetworkInterfaceOutput, error) {
@@ -254,6 +276,32 @@ func (c *cloud) AssignPrivateIpAddresses(_ context.Context, in *ec2.AssignPrivat
 		out.AssignedPrivateIpAddresses = append(out.AssignedPrivateIpAddresses, types.AssignedPrivateIpAddress{PrivateIpAddress: &s})
 	}
 	return out, nil
+}
+
+func (c *cloud) UnassignPrivateIpAddresses(_ context.Context, in *ec2.UnassignPrivateIpAddressesInput, _ ...func(*ec2.Options)) (*ec2.UnassignPrivateIpAddressesOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unassigns++
+	if c.failed != nil {
+		return nil, c.failed
+	}
+	e := c.enis[*in.NetworkInterfaceId]
+	for _, s := range in.PrivateIpAddresses {
+		a := netip.MustParseAddr(s)
+		at := slices.Index(e.addresses, a)
+		if at < 1 {
+			return nil, &smithy.GenericAPIError{Code: "InvalidParameterValue", Message: "not assigned"}
+		}
+		e.addresses = slices.Delete(e.addresses, at, at+1)
+		if c.stale {
+			e.shown = append(e.shown, a)
+		}
+	}
+	if c.lost > 0 {
+		c.lost--
+		return nil, errors.New("connection reset by peer")
+	}
+	return &ec2.UnassignPrivateIpAddressesOutput{}, nil
 }
 
 func (c *cloud) DescribeInstanceTypes(context.Context, *ec2.DescribeInstanceTypesInput, ...func(*ec2.Options)) (*ec2.DescribeInstanceTypesOutput, error) {

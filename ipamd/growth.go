@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -41,8 +42,11 @@ func (a *Agent) snapshot() pool.Snapshot {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := pool.Snapshot{
-		Attached: len(all), MaxENIs: a.maxENIs(), PerENI: max(0, a.limits().IPv4PerInterface-1),
-		WarmENIs: a.opt.Config.WarmENITarget, Waiting: int(a.waiting.Load()),
+		Targets: pool.Targets{
+			WarmENIs: a.opt.Config.WarmENITarget, WarmPrefixes: -1, WarmIPs: a.opt.Config.WarmIPTarget, MinimumIPs: a.opt.Config.MinimumIPTarget,
+			MaxENIs: a.maxENIs(), Places: max(0, a.limits().IPv4PerInterface-1),
+		},
+		Attached: len(all), Waiting: int(a.waiting.Load()),
 	}
 	_, trunk := a.inventory.Trunk()
 	s.KeepTrunkSlot = a.opt.Config.PodENI && a.supported() && !trunk
@@ -51,24 +55,37 @@ func (a *Agent) snapshot() pool.Snapshot {
 			s.Attached++
 		}
 	}
+	held, cooling, leaving := map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	for _, al := range view.Allocations {
+		if al.Regular != nil {
+			held[al.Regular.Address] = true
+		}
+	}
+	for _, c := range view.Cooling {
+		cooling[c.Address] = true
+	}
+	for _, l := range view.Leaving {
+		leaving[l.Address] = true
+	}
 	for _, e := range all {
 		if e.Trunk || e.Unmanaged {
 			continue
 		}
-		p := pool.ENI{ID: e.ID, Primary: e.Primary(), Device: e.Device, Addresses: len(e.Secondary()), Retiring: slices.Contains(view.Retiring, e.ID)}
-		for _, al := range view.Allocations {
-			if al.Regular != nil && al.Regular.ENIID == e.ID {
-				p.InUse++
-			}
-		}
+		p := pool.ENI{ID: e.ID, Primary: e.Primary(), Device: e.Device, Retiring: slices.Contains(view.Retiring, e.ID)}
 		for _, addr := range e.Secondary() {
-			if a.orphans[addr] {
-				p.InUse++
+			u := pool.Unit{Prefix: netip.PrefixFrom(addr, addr.BitLen()), Leaving: leaving[addr]}
+			switch {
+			case held[addr] || a.orphans[addr]:
+				u.InUse = 1
+			case cooling[addr]:
+				u.Cooling = 1
 			}
+			p.Units = append(p.Units, u)
 		}
-		for _, c := range view.Cooling {
-			if c.ENIID == e.ID {
-				p.Cooling++
+		// What a pod holds is there, also while a source shows fewer addresses.
+		for _, al := range view.Allocations {
+			if r := al.Regular; r != nil && r.ENIID == e.ID && !slices.Contains(e.Addresses, r.Address) {
+				p.Units = append(p.Units, pool.Unit{Prefix: netip.PrefixFrom(r.Address, r.Address.BitLen()), InUse: 1})
 			}
 		}
 		s.ENIs = append(s.ENIs, p)
@@ -212,6 +229,12 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 		return false, nil // what is attached stays as it is
 	}
 	steps := pool.Plan(a.snapshot())
+	// Giving back never keeps pods from getting addresses, also where EC2 doesn't take them.
+	if len(steps) == 0 || steps[0].Kind == pool.Unassign || steps[0].Kind == pool.Retire {
+		if did, err := a.resumeLeaving(ctx); did || err != nil {
+			return did, err
+		}
+	}
 	if len(steps) == 0 {
 		return false, nil
 	}
@@ -220,6 +243,10 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 		addrs, err := a.provision.Assign(ctx, s.ENIID, s.Count)
 		if len(addrs) > 0 {
 			a.opt.Log.Info("addresses assigned", "eni", s.ENIID, "count", len(addrs))
+			// One of them may be on its way out still, as IMDS shows the time before: EC2 has just given it anew.
+			if err := a.store.Left(addrs); err != nil {
+				return true, err
+			}
 			a.inventory.Learn(s.ENIID, addrs)
 			a.changed.Fire()
 		}
@@ -229,6 +256,16 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 		return true, err
 	case pool.Attach:
 		return true, a.attach(ctx, s.Count)
+	case pool.Unassign:
+		var addrs []netip.Addr
+		for _, u := range s.Units {
+			addrs = append(addrs, u.Addr())
+		}
+		leaving, err := a.store.Leave(s.ENIID, addrs)
+		if err != nil || len(leaving) == 0 { // pods came meanwhile
+			return true, err
+		}
+		return true, a.giveBack(ctx, s.ENIID, leaving)
 	default:
 		err := a.store.Retire(s.ENIID)
 		if errors.Is(err, store.ErrInUse) {
@@ -236,6 +273,48 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 		}
 		return true, err
 	}
+}
+
+// giveBack has EC2 take addresses back that the store says are leaving.
+func (a *Agent) giveBack(ctx context.Context, eniID string, addrs []netip.Addr) error {
+	certain, err := a.provision.Unassign(ctx, eniID, addrs)
+	if err != nil {
+		if certain {
+			err = errors.Join(err, a.store.Left(addrs)) // nothing happened: they are as good as before
+		}
+		return err
+	}
+	a.inventory.Forget(eniID, addrs)
+	for _, addr := range addrs {
+		a.takenBack[addr] = true
+	}
+	return nil
+}
+
+// resumeLeaving gives back what an earlier try, also of an earlier run, may not have given back, and drops the notes of
+// what nobody shows any more.
+func (a *Agent) resumeLeaving(ctx context.Context) (did bool, err error) {
+	owed, gone := map[string][]netip.Addr{}, []netip.Addr(nil)
+	for _, l := range a.store.View().Leaving {
+		switch {
+		case !a.takenBack[l.Address]:
+			owed[l.ENIID] = append(owed[l.ENIID], l.Address)
+		case !a.inventory.Forgotten(l.Address):
+			gone = append(gone, l.Address)
+		}
+	}
+	if len(gone) > 0 {
+		if err := a.store.Left(gone); err != nil {
+			return true, err
+		}
+		for _, addr := range gone {
+			delete(a.takenBack, addr)
+		}
+	}
+	for id, addrs := range owed {
+		return true, a.giveBack(ctx, id, addrs)
+	}
+	return false, nil
 }
 
 // resumeRetirement gives back one of the ENIs that the store says are on their way out, also of an earlier run. did says

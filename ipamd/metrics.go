@@ -35,13 +35,17 @@ func newMetrics(reg *prometheus.Registry, a *Agent) *metrics {
 		gauge("awscni_ip_max", "Addresses that regular pods of the instance can have.", func() int { return a.maxENIs() * max(0, a.limits().IPv4PerInterface-1) }),
 		gauge("awscni_total_ip_addresses", "Secondary addresses of the instance's ENIs.", func() (n int) {
 			for _, e := range a.snapshot().ENIs {
-				n += e.Addresses
+				for _, u := range e.Units {
+					n += u.Size()
+				}
 			}
 			return n
 		}),
 		gauge("awscni_assigned_ip_addresses", "Addresses that regular pods hold.", func() (n int) {
 			for _, e := range a.snapshot().ENIs {
-				n += e.InUse
+				for _, u := range e.Units {
+					n += u.InUse
+				}
 			}
 			return n
 		}),

@@ -113,11 +113,15 @@ type Inventory struct {
 	mu      sync.Mutex
 	current []ENI
 	learned map[string][]netip.Addr // EC2 said so; IMDS may not yet
+	// forgotten are the addresses that EC2 took back and IMDS may still show, each with the number of the last reading
+	// of IMDS that had begun by then.
+	forgotten map[netip.Addr]int
+	readings  int
 }
 
 // New makes an empty inventory.
 func New(o Options) *Inventory {
-	return &Inventory{opt: o, kinds: map[string]kind{}, learned: map[string][]netip.Addr{}}
+	return &Inventory{opt: o, kinds: map[string]kind{}, learned: map[string][]netip.Addr{}, forgotten: map[netip.Addr]int{}}
 }
 
 // ENIs returns the last view, by network card and device number. It must not be changed.
@@ -136,9 +140,40 @@ func (i *Inventory) Trunk() (ENI, bool) {
 	return ENI{}, false
 }
 
+// Forget takes addresses out of the view that EC2 took back. They stay out of it until IMDS has shown their ENI without
+// them, which may be some time after EC2's answer.
+func (i *Inventory) Forget(eniID string, addrs []netip.Addr) {
+	i.mu.Lock()
+	gone := func(a netip.Addr) bool { return slices.Contains(addrs, a) }
+	for _, a := range addrs {
+		i.forgotten[a] = i.readings
+	}
+	i.learned[eniID] = slices.DeleteFunc(slices.Clone(i.learned[eniID]), gone)
+	next := slices.Clone(i.current)
+	for n := range next {
+		if next[n].ID == eniID {
+			next[n].Addresses = slices.DeleteFunc(slices.Clone(next[n].Addresses), gone)
+		}
+	}
+	i.current = next
+	i.mu.Unlock()
+	i.Changed.Fire()
+}
+
+// Forgotten says whether IMDS may still show an address that EC2 took back.
+func (i *Inventory) Forgotten(addr netip.Addr) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	_, ok := i.forgotten[addr]
+	return ok
+}
+
 // Learn adds addresses that EC2 answered with, so that they can be given before IMDS shows them.
 func (i *Inventory) Learn(eniID string, addrs []netip.Addr) {
 	i.mu.Lock()
+	for _, a := range addrs {
+		delete(i.forgotten, a)
+	}
 	i.learned[eniID] = append(i.learned[eniID], addrs...)
 	next := slices.Clone(i.current)
 	for n := range next {
@@ -167,6 +202,10 @@ func union(a, b []netip.Addr) []netip.Addr {
 func (i *Inventory) Refresh(ctx context.Context) (settled bool, err error) {
 	i.refresh.Lock()
 	defer i.refresh.Unlock()
+	i.mu.Lock()
+	i.readings++
+	reading := i.readings
+	i.mu.Unlock()
 	interfaces, err := i.opt.Metadata.Interfaces(ctx)
 	if err != nil {
 		return false, fmt.Errorf("read this instance's ENIs: %w", err)
@@ -194,15 +233,16 @@ func (i *Inventory) Refresh(ctx context.Context) (settled bool, err error) {
 	for _, l := range links {
 		settled = settled && slices.ContainsFunc(next, func(e ENI) bool { return e.MAC == l.MAC })
 	}
-	if i.publish(next) {
+	if i.publish(next, reading) {
 		i.Changed.Fire()
 	}
 	return settled, cmp.Or(kindErr, setupErr)
 }
 
-func (i *Inventory) publish(next []ENI) (changed bool) {
+func (i *Inventory) publish(next []ENI, reading int) (changed bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.leaveOut(next, reading)
 	for n, e := range next {
 		var late []netip.Addr
 		for _, a := range i.learned[e.ID] {
@@ -219,6 +259,24 @@ func (i *Inventory) publish(next []ENI) (changed bool) {
 	})
 	i.current = next
 	return changed
+}
+
+// leaveOut takes out what EC2 took back and IMDS still shows, and ends to look for what it shows no more.
+func (i *Inventory) leaveOut(next []ENI, reading int) {
+	shown := map[netip.Addr]bool{}
+	for n, e := range next {
+		for _, a := range e.Addresses {
+			if _, ok := i.forgotten[a]; ok {
+				shown[a] = true
+			}
+		}
+		next[n].Addresses = slices.DeleteFunc(slices.Clone(e.Addresses), func(a netip.Addr) bool { return shown[a] })
+	}
+	for a, at := range i.forgotten {
+		if !shown[a] && reading > at {
+			delete(i.forgotten, a)
+		}
+	}
 }
 
 func (i *Inventory) describe(f aws.Interface, links []Link) ENI {

@@ -22,6 +22,7 @@ type EC2 interface {
 	CreateNetworkInterface(ctx context.Context, in *ec2.CreateNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.CreateNetworkInterfaceOutput, error)
 	AttachNetworkInterface(ctx context.Context, in *ec2.AttachNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.AttachNetworkInterfaceOutput, error)
 	ModifyNetworkInterfaceAttribute(ctx context.Context, in *ec2.ModifyNetworkInterfaceAttributeInput, opts ...func(*ec2.Options)) (*ec2.ModifyNetworkInterfaceAttributeOutput, error)
+	UnassignPrivateIpAddresses(ctx context.Context, in *ec2.UnassignPrivateIpAddressesInput, opts ...func(*ec2.Options)) (*ec2.UnassignPrivateIpAddressesOutput, error)
 	AssignPrivateIpAddresses(ctx context.Context, in *ec2.AssignPrivateIpAddressesInput, opts ...func(*ec2.Options)) (*ec2.AssignPrivateIpAddressesOutput, error)
 	DetachNetworkInterface(ctx context.Context, in *ec2.DetachNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.DetachNetworkInterfaceOutput, error)
 	DeleteNetworkInterface(ctx context.Context, in *ec2.DeleteNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.DeleteNetworkInterfaceOutput, error)
@@ -65,6 +66,49 @@ func (p *Provisioner) Assign(ctx context.Context, eniID string, count int) ([]ne
 		}
 		return got, nil
 	}
+}
+
+// Unassign gives secondary addresses of an ENI back. Those that it does not have (any more) are success, and so is an ENI
+// that is gone. Where certain is true an error means that EC2 took nothing back.
+func (p *Provisioner) Unassign(ctx context.Context, eniID string, addrs []netip.Addr) (certain bool, err error) {
+	call := func() error {
+		in := &ec2.UnassignPrivateIpAddressesInput{NetworkInterfaceId: &eniID}
+		for _, a := range addrs {
+			in.PrivateIpAddresses = append(in.PrivateIpAddresses, a.String())
+		}
+		_, err := p.EC2.UnassignPrivateIpAddresses(ctx, in)
+		return err
+	}
+	err = call()
+	if aws.Code(err) == "InvalidParameterValue" {
+		// It refuses all where one is not there: an earlier try may have come through without its answer.
+		if addrs, err = p.has(ctx, eniID, addrs); err == nil && len(addrs) > 0 {
+			err = call()
+		}
+	}
+	switch {
+	case err == nil || aws.IsNotFound(err):
+		p.Log.Info("addresses given back", "eni", eniID, "count", len(addrs))
+		return true, nil
+	default:
+		return aws.IsDenied(err), fmt.Errorf("give %d addresses of %s back (ec2:UnassignPrivateIpAddresses): %w", len(addrs), eniID, err)
+	}
+}
+
+// has returns those of the addresses that EC2 says the ENI has.
+func (p *Provisioner) has(ctx context.Context, eniID string, addrs []netip.Addr) (there []netip.Addr, err error) {
+	out, err := p.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{eniID}})
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range out.NetworkInterfaces {
+		for _, a := range n.PrivateIpAddresses {
+			if addr, err := netip.ParseAddr(value(a.PrivateIpAddress)); err == nil && slices.Contains(addrs, addr) {
+				there = append(there, addr)
+			}
+		}
+	}
+	return there, nil
 }
 
 // Attach creates an ENI beside the primary (same subnet, same groups) with count secondary addresses and attaches it at

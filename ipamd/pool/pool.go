@@ -1,66 +1,200 @@
 // Package pool decides how many addresses the node should have and which EC2 steps get it there. It is a pure function
-// of a snapshot: it calls nothing and remembers nothing. It knows whole warm ENIs only (WARM_ENI_TARGET); targets in
-// addresses and prefixes are for a later version.
+// of a snapshot: it calls nothing and remembers nothing.
+//
+// What EC2 gives in one piece is a unit: one secondary address, or one prefix (a /28 of 16 addresses). An ENI has as
+// many places for units as its instance type allows secondary addresses, whichever kind is in them.
 package pool
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 )
+
+// Unit is a secondary address (as a /32 or /128) or a prefix of an ENI.
+type Unit struct {
+	Prefix netip.Prefix
+	// InUse and Cooling count those of its addresses that pods hold, and that rest after one did.
+	InUse, Cooling int
+	// Leaving units are being given back: they only hold their place.
+	Leaving bool
+}
+
+// IsPrefix says whether the unit is more than one address.
+func (u Unit) IsPrefix() bool { return !u.Prefix.IsSingleIP() }
+
+// Size is how many addresses the unit has for pods.
+func (u Unit) Size() int {
+	// An IPv6 prefix is a /80: more than a node can ever use, and more than an int need hold.
+	return 1 << min(u.Prefix.Addr().BitLen()-u.Prefix.Bits(), 16)
+}
+
+func (u Unit) idle() bool { return u.InUse == 0 && u.Cooling == 0 }
+
+func (u Unit) free() int {
+	if u.Leaving {
+		return 0
+	}
+	return u.Size() - u.InUse - u.Cooling
+}
 
 // ENI is one network interface that the agent may use for regular pods.
 type ENI struct {
 	ID      string
 	Primary bool
 	Device  int
-	// Addresses counts the secondary addresses; InUse and Cooling count those of them that can't be given now.
-	Addresses, InUse, Cooling int
+	Units   []Unit
 	// Retiring ENIs are on their way out: nothing of them counts as free.
 	Retiring bool
+	// Full is set while the ENI's subnet has no address left, NoPrefix while it has no free prefix: EC2 said so lately.
+	Full, NoPrefix bool
 }
 
-func (e ENI) free() int { return max(0, e.Addresses-e.InUse-e.Cooling) }
+func (e ENI) inUse() (n int) {
+	for _, u := range e.Units {
+		n += u.InUse
+	}
+	return n
+}
+
+func (e ENI) idle() bool {
+	return !slices.ContainsFunc(e.Units, func(u Unit) bool { return !u.idle() })
+}
+
+// Targets are the environment's.
+type Targets struct {
+	// WarmENIs is WARM_ENI_TARGET: so many ENIs' worth of free addresses. It counts where no other target is set.
+	WarmENIs int
+	// WarmPrefixes is WARM_PREFIX_TARGET, for nodes with prefixes; negative: not set. It comes before WarmENIs.
+	WarmPrefixes int
+	// WarmIPs and MinimumIPs are WARM_IP_TARGET and MINIMUM_IP_TARGET; either above 0 comes before the others.
+	WarmIPs, MinimumIPs int
+	// MaxENIs is how many interfaces the instance may have, by its type or MAX_ENI.
+	MaxENIs int
+	// Places is how many units an ENI of this instance type can have.
+	Places int
+	// Prefixes is ENABLE_PREFIX_DELEGATION, on a type that can.
+	Prefixes bool
+}
+
+// PrefixSize is how many addresses an IPv4 prefix has.
+const PrefixSize = 16
+
+func (t Targets) byAddress() bool { return t.WarmIPs > 0 || t.MinimumIPs > 0 }
+
+// whole says that an ENI is always filled, and given back whole: the target is in ENIs.
+func (t Targets) whole() bool { return !t.byAddress() && !(t.Prefixes && t.WarmPrefixes >= 0) }
+
+func (t Targets) unit() int {
+	if t.Prefixes {
+		return PrefixSize
+	}
+	return 1
+}
 
 // Snapshot is everything the decision depends on.
 type Snapshot struct {
+	Targets
 	ENIs []ENI
 	// Attached counts every interface of the instance: the trunk and those that the agent keeps its hands off, too.
 	Attached int
-	// MaxENIs is how many interfaces the instance may have; PerENI how many secondary addresses each of them.
-	MaxENIs, PerENI int
-	// WarmENIs is WARM_ENI_TARGET.
-	WarmENIs int
 	// KeepTrunkSlot is set while a trunk is wanted and not there.
 	KeepTrunkSlot bool
 	// Waiting counts the pods that wait for an address at this moment.
 	Waiting int
+	// NoENI is set while no ENI can be had: no ENIConfig, a limit of the account, no subnet with an address left.
+	NoENI bool
+	// NoPrefix is set while a new ENI's subnet has no free prefix.
+	NoPrefix bool
 }
 
 // Kind of a step.
 type Kind int
 
 const (
-	// Assign asks for Count more secondary addresses on the ENI.
+	// Assign asks for Count more units on the ENI.
 	Assign Kind = iota
-	// Attach creates an ENI with Count secondary addresses and attaches it.
+	// Attach creates an ENI with Count units and attaches it.
 	Attach
+	// Unassign gives Units of the ENI back.
+	Unassign
 	// Retire detaches and deletes the ENI.
 	Retire
 )
 
 // Step is one thing to do in EC2.
 type Step struct {
-	Kind  Kind
-	ENIID string // empty for Attach
-	Count int
+	Kind     Kind
+	ENIID    string // empty for Attach
+	Count    int    // of Assign and Attach
+	Prefixes bool   // whether they are prefixes
+	Units    []netip.Prefix
+}
+
+// right says whether a unit is of the kind that the node is to have. Where a subnet has no prefix left, a single address
+// is better than none.
+func (s Snapshot) right(e ENI, u Unit) bool {
+	return u.IsPrefix() == s.Prefixes || !u.IsPrefix() && e.NoPrefix
+}
+
+// steady counts the addresses that count for the target: those that pods hold, and the free ones of units of the
+// right kind. Cooling ones can't be given, so they do not count.
+func (s Snapshot) steady() (n int) {
+	for _, e := range s.ENIs {
+		for _, u := range e.Units {
+			n += u.InUse
+			if !e.Retiring && s.right(e, u) {
+				n += u.free()
+			}
+		}
+	}
+	return n
+}
+
+func (s Snapshot) inUse() (n int) {
+	for _, e := range s.ENIs {
+		n += e.inUse()
+	}
+	return n
+}
+
+// Target is how many addresses, those in use among them, the node should have at this moment. It is never less than what
+// is in use and what waits, and never 0: a node without an address can't be ready.
+func Target(s Snapshot) int {
+	demand, t := s.inUse()+s.Waiting, s.Targets
+	var want int
+	switch {
+	case t.byAddress():
+		want = max(demand+t.WarmIPs, t.MinimumIPs)
+	case !t.whole():
+		want = demand + t.WarmPrefixes*PrefixSize
+	default:
+		want = demand + t.WarmENIs*t.Places*t.unit()
+	}
+	return max(want, s.inUse()+1)
+}
+
+// Free counts the addresses that can be given now, whatever kind of unit they are of.
+func Free(s Snapshot) (n int) {
+	for _, e := range s.ENIs {
+		for _, u := range e.Units {
+			if !e.Retiring {
+				n += u.free()
+			}
+		}
+	}
+	return n
 }
 
 // Room says how many more addresses could be had by steps, beyond what is free now.
 func Room(s Snapshot) int {
-	n := max(0, s.slots()) * s.PerENI
+	n := 0
+	if !s.NoENI {
+		n = max(0, s.slots()) * s.Places * s.size(s.NoPrefix)
+	}
 	for _, e := range s.ENIs {
-		if !e.Retiring {
-			n += max(0, s.PerENI-e.Addresses)
+		if !e.Retiring && !e.Full {
+			n += max(0, s.Places-len(e.Units)) * s.size(e.NoPrefix)
 		}
 	}
 	return n
@@ -74,69 +208,131 @@ func (s Snapshot) slots() int {
 	return n
 }
 
-// Free counts the addresses that can be given now.
-func Free(s Snapshot) (n int) {
-	for _, e := range s.ENIs {
-		if !e.Retiring {
-			n += e.free()
-		}
+// size is how many addresses one more unit brings where prefixes can be had, or not.
+func (s Snapshot) size(noPrefix bool) int {
+	if noPrefix {
+		return 1
 	}
-	return n
+	return s.unit()
 }
 
 // Plan returns the steps that bring the node to its target, the most useful first. An empty plan means that the target
 // is met, or can't be met on this instance.
 //
-// The target is WarmENIs full ENIs of free addresses, and never less than one address, or than what waits. ENIs that
-// are there are filled before another is attached. An ENI is retired only when nothing of it is in use or cooling and
-// the rest holds one ENI's worth more than the target (so that one pod coming and going moves nothing), or when its
-// slot is what a trunk needs.
+// ENIs that are there are filled before another is attached: to the last place where the target is in ENIs, else by as
+// many units as are missing. What nobody uses or used lately is given back as soon as the rest meets the target: whole
+// ENIs, the highest device first, and where the target is not in ENIs, units. The primary ENI stays. As freed addresses
+// cool down before they count as unused, a pod that comes and goes within the cool-down moves nothing.
 func Plan(s Snapshot) []Step {
-	target := max(s.WarmENIs*s.PerENI, s.Waiting, 1)
-	var steps []Step
-	missing := target - Free(s)
+	// Without a free interface the trunk could never come: an idle ENI gives way, below the target too.
+	if s.KeepTrunkSlot && s.Attached >= s.MaxENIs {
+		if id := s.retirable(s.steady() - s.inUse() - s.Waiting); id != "" {
+			return []Step{{Kind: Retire, ENIID: id}}
+		}
+	}
+	missing := Target(s) - s.steady()
+	if missing > 0 {
+		return s.grow(missing)
+	}
+	return s.shrink(-missing)
+}
+
+func (s Snapshot) grow(missing int) (steps []Step) {
 	for _, e := range ordered(s.ENIs) {
-		if missing <= 0 {
-			break
-		}
-		if n := s.PerENI - e.Addresses; n > 0 && !e.Retiring {
-			steps = append(steps, Step{Assign, e.ID, n})
-			missing -= n
+		if places := s.Places - len(e.Units); places > 0 && missing > 0 && !e.Retiring && !e.Full {
+			n := s.count(places, missing, e.NoPrefix)
+			steps = append(steps, Step{Kind: Assign, ENIID: e.ID, Count: n, Prefixes: s.Prefixes && !e.NoPrefix})
+			missing -= n * s.size(e.NoPrefix)
 		}
 	}
-	for slots := s.slots(); missing > 0 && slots > 0 && s.PerENI > 0; slots-- {
-		steps = append(steps, Step{Kind: Attach, Count: s.PerENI})
-		missing -= s.PerENI
+	if len(steps) == 0 {
+		if steps = s.makePlaces(missing); len(steps) > 0 {
+			return steps
+		}
 	}
-	if len(steps) > 0 && s.slots() >= 0 {
-		return steps
-	}
-	if id := surplus(s, target); id != "" {
-		return append([]Step{{Kind: Retire, ENIID: id}}, steps...)
+	for slots := s.slots(); missing > 0 && slots > 0 && s.Places > 0 && !s.NoENI; slots-- {
+		n := s.count(s.Places, missing, s.NoPrefix)
+		steps = append(steps, Step{Kind: Attach, Count: n, Prefixes: s.Prefixes && !s.NoPrefix})
+		missing -= n * s.size(s.NoPrefix)
 	}
 	return steps
+}
+
+// makePlaces gives idle units of the wrong kind back where no place is left for those of the right kind: only as many as
+// are missing, as until the right ones are there it is these that pods get.
+func (s Snapshot) makePlaces(missing int) []Step {
+	for _, e := range ordered(s.ENIs) {
+		if e.Retiring || e.Full {
+			continue
+		}
+		if units := s.wrong(e); len(units) > 0 {
+			return []Step{{Kind: Unassign, ENIID: e.ID, Units: units[:s.count(len(units), missing, e.NoPrefix)]}}
+		}
+	}
+	return nil
+}
+
+// count is how many units to ask for at once.
+func (s Snapshot) count(places, missing int, noPrefix bool) int {
+	if s.whole() {
+		return places
+	}
+	size := s.size(noPrefix)
+	return min(places, (missing+size-1)/size)
+}
+
+func (s Snapshot) wrong(e ENI) (units []netip.Prefix) {
+	for _, u := range e.Units {
+		if u.idle() && !u.Leaving && !s.right(e, u) {
+			units = append(units, u.Prefix)
+		}
+	}
+	return units
+}
+
+func (s Snapshot) shrink(surplus int) []Step {
+	if id := s.retirable(surplus); id != "" {
+		return []Step{{Kind: Retire, ENIID: id}}
+	}
+	for _, e := range slices.Backward(ordered(s.ENIs)) {
+		if e.Retiring {
+			continue
+		}
+		units := s.wrong(e)
+		for _, u := range slices.Backward(e.Units) {
+			if !s.whole() && u.idle() && !u.Leaving && s.right(e, u) && u.Size() <= surplus {
+				units = append(units, u.Prefix)
+				surplus -= u.Size()
+			}
+		}
+		if len(units) > 0 {
+			return []Step{{Kind: Unassign, ENIID: e.ID, Units: units}}
+		}
+	}
+	return nil
+}
+
+// retirable returns the ENI to give back where so many addresses are too many, the one with the highest device number
+// first; one at a time, so that each decision sees what the last one led to.
+func (s Snapshot) retirable(surplus int) string {
+	if slices.ContainsFunc(s.ENIs, func(e ENI) bool { return e.Retiring }) {
+		return ""
+	}
+	for _, e := range slices.Backward(ordered(s.ENIs)) {
+		counts := 0
+		for _, u := range e.Units {
+			if s.right(e, u) {
+				counts += u.free()
+			}
+		}
+		if !e.Primary && e.idle() && counts <= surplus {
+			return e.ID
+		}
+	}
+	return ""
 }
 
 // ordered puts the primary first and then goes by device number.
 func ordered(enis []ENI) []ENI {
 	return slices.SortedFunc(slices.Values(enis), func(a, b ENI) int { return cmp.Compare(a.Device, b.Device) })
-}
-
-// surplus returns the ENI to give back, the one with the highest device number first; one at a time, so that each
-// decision sees what the last one led to.
-func surplus(s Snapshot, target int) string {
-	if slices.ContainsFunc(s.ENIs, func(e ENI) bool { return e.Retiring }) {
-		return ""
-	}
-	forTrunk := s.KeepTrunkSlot && s.Attached >= s.MaxENIs
-	for _, e := range slices.Backward(ordered(s.ENIs)) {
-		if e.Primary || e.InUse > 0 || e.Cooling > 0 {
-			continue
-		}
-		left := Free(s) - e.free()
-		if forTrunk && left >= s.Waiting || left >= target+s.PerENI {
-			return e.ID
-		}
-	}
-	return ""
 }

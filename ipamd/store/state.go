@@ -65,6 +65,12 @@ type Cooling struct {
 	Until   time.Time  `json:"until"`
 }
 
+// Leaving is an address that is being given back to EC2: it is handed out to nobody.
+type Leaving struct {
+	Address netip.Addr `json:"address"`
+	ENIID   string     `json:"eniID"`
+}
+
 // Released is a branch pod of which this node has nothing left, said to the ledger until the ledger has heard it. Its
 // pod is never wired again.
 type Released struct {
@@ -81,10 +87,12 @@ type state struct {
 	Released    []Released   `json:"released"`
 	// Retiring are the ENIs that are being given back to EC2: nothing of them is handed out.
 	Retiring []string `json:"retiring"`
+	// Leaving are addresses that are being given back to EC2, until neither EC2 nor IMDS shows them.
+	Leaving []Leaving `json:"leaving,omitempty"`
 }
 
 func (s *state) clone() *state {
-	return &state{slices.Clone(s.Allocations), slices.Clone(s.Cooling), slices.Clone(s.Released), slices.Clone(s.Retiring)}
+	return &state{slices.Clone(s.Allocations), slices.Clone(s.Cooling), slices.Clone(s.Released), slices.Clone(s.Retiring), slices.Clone(s.Leaving)}
 }
 
 func (s *state) sort() {
@@ -92,6 +100,7 @@ func (s *state) sort() {
 	slices.SortFunc(s.Cooling, func(a, b Cooling) int { return a.Address.Compare(b.Address) })
 	slices.SortFunc(s.Released, func(a, b Released) int { return strings.Compare(a.PodUID, b.PodUID) })
 	slices.Sort(s.Retiring)
+	slices.SortFunc(s.Leaving, func(a, b Leaving) int { return a.Address.Compare(b.Address) })
 }
 
 const fileVersion = 1
@@ -166,6 +175,12 @@ func (s *state) check() error {
 			return fmt.Errorf("cooling address %s is invalid or in use", c.Address)
 		}
 		addrs[c.Address] = true
+	}
+	for _, l := range s.Leaving {
+		if !l.Address.IsValid() || addrs[l.Address] {
+			return fmt.Errorf("address %s that is given back is invalid or in use", l.Address)
+		}
+		addrs[l.Address] = true
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 
 // Errors that callers branch on.
 var (
-	// ErrNoAddress: every candidate is in use, cooling or of an ENI that is being given back.
+	// ErrNoAddress: every candidate is in use, cooling or being given back, by itself or with its ENI.
 	ErrNoAddress = errors.New("no free address")
 	// ErrOtherPod: the sandbox belongs to another pod.
 	ErrOtherPod = errors.New("held by another pod")
@@ -147,6 +147,9 @@ func (s *state) busy() map[netip.Addr]bool {
 	for _, c := range s.Cooling {
 		busy[c.Address] = true
 	}
+	for _, l := range s.Leaving {
+		busy[l.Address] = true
+	}
 	return busy
 }
 
@@ -279,12 +282,44 @@ func (s *Store) Retired(eniID string) error {
 	})
 }
 
+// Leave makes sure that the addresses are handed out to nobody from now on. Those that are held or cooling stay as they
+// are; the others are returned.
+func (s *Store) Leave(eniID string, addrs []netip.Addr) (leaving []netip.Addr, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err = s.change(func(n *state) (bool, error) {
+		busy := n.busy()
+		for _, a := range addrs {
+			if !busy[a] {
+				busy[a] = true
+				n.Leaving = append(n.Leaving, Leaving{a, eniID})
+				leaving = append(leaving, a)
+			}
+		}
+		return len(leaving) > 0, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return leaving, nil
+}
+
+// Left drops the notes of addresses that are gone, or that EC2 has given again.
+func (s *Store) Left(addrs []netip.Addr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.change(func(n *state) (bool, error) {
+		return drop(&n.Leaving, func(l Leaving) bool { return slices.Contains(addrs, l.Address) }), nil
+	})
+}
+
 // View is a copy of the state for those who decide. Cooling holds only what still cools.
 type View struct {
 	Allocations []Allocation
 	Cooling     []Cooling
 	Released    []Released
 	Retiring    []string
+	Leaving     []Leaving
 }
 
 // View returns the state of this moment.
@@ -293,5 +328,5 @@ func (s *Store) View() View {
 	defer s.mu.Unlock()
 	c, now := s.cur.clone(), s.opt.Now()
 	c.Cooling = slices.DeleteFunc(c.Cooling, func(c Cooling) bool { return !now.Before(c.Until) })
-	return View{c.Allocations, c.Cooling, c.Released, c.Retiring}
+	return View{c.Allocations, c.Cooling, c.Released, c.Retiring, c.Leaving}
 }

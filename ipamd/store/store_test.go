@@ -86,6 +86,7 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 		maybe := map[Key]bool{}             // asked, not answered
 		freed := map[netip.Addr]time.Time{} // last time that it was surely held
 		retired := map[string]bool{}
+		leaving := map[netip.Addr]bool{}
 		for range rapid.IntRange(1, 40).Draw(t, "steps") {
 			k := Key{fmt.Sprintf("c%d", rapid.IntRange(0, 7).Draw(t, "sandbox")), "eth0"}
 			cut := rapid.IntRange(0, 9).Draw(t, "cut")
@@ -111,8 +112,8 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 						if now.Sub(freed[a.Regular.Address]) < 30*time.Second {
 							t.Fatalf("%s was given %s after its end", a.Regular.Address, now.Sub(freed[a.Regular.Address]))
 						}
-						if retired[a.Regular.ENIID] {
-							t.Fatalf("%s was given of a retired ENI", a.Regular.Address)
+						if retired[a.Regular.ENIID] || leaving[a.Regular.Address] {
+							t.Fatalf("%s was given and is on its way out", a.Regular.Address)
 						}
 					}
 					held[k] = a.Regular.Address
@@ -145,6 +146,21 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 						}
 					}
 				}
+			}
+			switch c := rapid.SampledFrom(candidates()).Draw(t, "address"); rapid.IntRange(0, 5).Draw(t, "leave") {
+			case 0:
+				var noted []netip.Addr
+				if noted, err = s.Leave(c.ENIID, []netip.Addr{c.Address}); err == nil && len(noted) == 1 {
+					leaving[c.Address] = true
+					for o, addr := range held {
+						if addr == c.Address || now.Sub(freed[c.Address]) < 30*time.Second {
+							t.Fatalf("%s leaves, %s has it or it cools", c.Address, o)
+						}
+					}
+				}
+			case 1:
+				delete(leaving, c.Address)
+				err = s.Left([]netip.Addr{c.Address})
 			}
 			if errors.Is(err, errPower) || rapid.IntRange(0, 5).Draw(t, "kill") == 0 {
 				s = open()

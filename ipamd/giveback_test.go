@@ -1,0 +1,117 @@
+package ipamd
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/aws/smithy-go"
+)
+
+// addressesOf returns the secondary addresses of an ENI, as EC2 has them.
+func (c *cloud) addressesOf(id string) (out []netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.enis[id]; e != nil {
+		out = slices.Clone(e.addresses[1:])
+	}
+	return out
+}
+
+// adds runs n pods and returns their addresses.
+func (w *world) adds(s service, from, n int) (out []netip.Addr) {
+	w.t.Helper()
+	for i := range n {
+		name := fmt.Sprintf("p%d", from+i)
+		if err := w.api.Create(w.t.Context(), pod(name, "u-"+name)); err != nil {
+			w.t.Fatal(err)
+		}
+		out = append(out, netip.MustParseAddr(mustAdd(w.t, s, addRequest(name, "u-"+name, name)).GetRegular().GetAddress()))
+	}
+	return out
+}
+
+func (w *world) dels(s service, n int) {
+	w.t.Helper()
+	for i := range n {
+		if _, err := s.Del(w.t.Context(), delRequest(fmt.Sprintf("p%d", i))); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// TestATargetInAddressesIsKeptAddressByAddress: small subnets live by WARM_IP_TARGET and MINIMUM_IP_TARGET.
+func TestATargetInAddressesIsKeptAddressByAddress(t *testing.T) {
+	w := newWorld(t)
+	w.env["WARM_IP_TARGET"], w.env["MINIMUM_IP_TARGET"], w.env["IP_COOLDOWN_PERIOD"] = "2", "3", "30"
+	s, _ := w.start()
+	has := func(n int) func() bool { return func() bool { return len(w.cloud.addressesOf("eni-1")) == n } }
+	eventually(t, "three addresses, the minimum", has(3))
+	w.adds(s, 0, 4)
+	eventually(t, "two more than the four in use", has(6))
+	w.dels(s, 4)
+	// The cooling ones are not free: two are kept beside them until they have cooled.
+	eventually(t, "all cool", func() bool { return len(s.a.store.View().Cooling) == 4 })
+	if !has(6)() && !has(7)() {
+		t.Errorf("%d addresses while four cool", len(w.cloud.addressesOf("eni-1")))
+	}
+	w.pass(31 * time.Second)
+	eventually(t, "the minimum again", func() bool { s.a.changed.Fire(); return has(3)() })
+}
+
+// TestP50AnAddressThatWasGivenBackIsHandedOutToNobody: IMDS shows it for a while, also to the agent's next run.
+func TestP50AnAddressThatWasGivenBackIsHandedOutToNobody(t *testing.T) {
+	for i := range 4 {
+		lost, fresh := i%2*2, i > 1
+		t.Run(fmt.Sprintf("lost answers %d, other addresses %t", lost, fresh), func(t *testing.T) {
+			w := newWorld(t)
+			w.env["WARM_IP_TARGET"], w.env["IP_COOLDOWN_PERIOD"] = "1", "0"
+			s, stop := w.start()
+			w.adds(s, 0, 5)
+			eventually(t, "one more than five", func() bool { return len(w.cloud.addressesOf("eni-1")) == 6 })
+			w.cloud.do(func() { w.cloud.stale, w.cloud.lost, w.cloud.fresh = true, lost, fresh })
+			w.dels(s, 4)
+			eventually(t, "EC2 has four back", func() bool { s.a.changed.Fire(); return len(w.cloud.addressesOf("eni-1")) == 2 })
+			for run := range 2 {
+				if run == 1 {
+					stop()
+					s, _ = w.start()
+				}
+				if _, err := s.a.inventory.Refresh(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				for _, addr := range w.adds(s, 10+10*run, 3) {
+					if !slices.Contains(slices.Concat(w.cloud.addressesOf("eni-1"), w.cloud.addressesOf("eni-2")), addr) {
+						t.Errorf("run %d: %s was handed out and EC2 has it back", run, addr)
+					}
+				}
+			}
+			w.cloud.do(func() {
+				w.cloud.enis["eni-1"].shown = nil
+			})
+			eventually(t, "nothing is noted as leaving any more", func() bool {
+				_, err := s.a.inventory.Refresh(t.Context())
+				s.a.changed.Fire()
+				return err == nil && len(s.a.store.View().Leaving) == 0
+			})
+		})
+	}
+}
+
+// TestAnAddressThatEC2DoesNotTakeBackServesAgain: a role without ec2:UnassignPrivateIpAddresses.
+func TestAnAddressThatEC2DoesNotTakeBackServesAgain(t *testing.T) {
+	w := newWorld(t)
+	w.env["WARM_IP_TARGET"], w.env["IP_COOLDOWN_PERIOD"] = "1", "0"
+	s, _ := w.start()
+	w.adds(s, 0, 3)
+	eventually(t, "one more than three", func() bool { return len(w.cloud.addressesOf("eni-1")) == 4 })
+	w.cloud.do(func() {
+		w.cloud.failed = &smithy.GenericAPIError{Code: "UnauthorizedOperation", Message: "not allowed"}
+	})
+	w.dels(s, 3)
+	eventually(t, "EC2 was asked", func() bool { return w.cloud.get(func() bool { return w.cloud.unassigns > 0 }) })
+	w.adds(s, 10, 4) // all of them serve
+	eventually(t, "people are told", func() bool { return w.said("EC2Denied") })
+}
