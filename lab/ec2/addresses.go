@@ -33,12 +33,22 @@ func assignAddresses(c *call) ([]element, error) {
 	if err != nil {
 		return nil, err
 	}
-	if (len(want) == 0) == (more == 0) {
-		return nil, errf("InvalidParameterCombination", "Give either addresses or a number of addresses greater than zero")
+	prefixes, err := c.p.count("Ipv4PrefixCount", 0)
+	if err != nil {
+		return nil, err
+	}
+	given := 0
+	for _, n := range []int{len(want), more, prefixes} {
+		if n > 0 {
+			given++
+		}
+	}
+	if given != 1 {
+		return nil, errf("InvalidParameterCombination", "Give either addresses, or a number of addresses or of prefixes greater than zero")
 	}
 	if e.att != nil {
 		limit := c.instances[e.att.instanceID].typ.IPv4PerInterface
-		if len(e.addrs)+len(want)+more > limit {
+		if len(e.addrs)+len(e.prefixes)+len(want)+more+prefixes > limit {
 			return nil, errf("PrivateIpAddressLimitExceeded", "Number of private addresses will exceed limit. The limit of the instance type is %d addresses per interface.", limit)
 		}
 	}
@@ -57,10 +67,15 @@ func assignAddresses(c *call) ([]element, error) {
 			return nil, err
 		}
 	}
-	e.addrs = slices.Concat(e.addrs, want)
+	blocks, err := s.takePrefixes(e.id, prefixes)
+	if err != nil {
+		return nil, err
+	}
+	e.addrs, e.prefixes = slices.Concat(e.addrs, want), slices.Concat(e.prefixes, blocks)
 	return []element{
 		str("networkInterfaceId", e.id),
 		list("assignedPrivateIpAddressesSet", want, func(a netip.Addr) []element { return []element{str("privateIpAddress", a.String())} }),
+		list("assignedIpv4PrefixSet", blocks, prefixElements),
 		flag("return", true),
 	}, nil
 }
@@ -74,7 +89,15 @@ func unassignAddresses(c *call) ([]element, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(gone) == 0 {
+	var blocks []netip.Prefix
+	for _, v := range c.p.strs("Ipv4Prefix") {
+		p, err := netip.ParsePrefix(v)
+		if err != nil || !slices.Contains(e.prefixes, p) {
+			return nil, errf("InvalidParameterValue", "Some of [%s] are not assigned to interface %s", v, e.id)
+		}
+		blocks = append(blocks, p)
+	}
+	if len(gone)+len(blocks) == 0 {
 		return nil, missing("privateIpAddress")
 	}
 	for _, a := range gone {
@@ -88,6 +111,10 @@ func unassignAddresses(c *call) ([]element, error) {
 	e.addrs = slices.DeleteFunc(slices.Clone(e.addrs), func(a netip.Addr) bool { return slices.Contains(gone, a) })
 	for _, a := range gone {
 		c.subnets[e.subnetID].release(a)
+	}
+	e.prefixes = slices.DeleteFunc(slices.Clone(e.prefixes), func(p netip.Prefix) bool { return slices.Contains(blocks, p) })
+	for _, p := range blocks {
+		c.subnets[e.subnetID].releasePrefix(p)
 	}
 	return done, nil
 }

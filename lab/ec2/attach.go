@@ -68,8 +68,8 @@ func (c *call) checkAttach(e *eni, i *instance, device, card int) error {
 		return errf("InvalidParameterValue", "Network card index '%d' is out of range for instance type '%s'.", card, i.typ.Name)
 	case e.kind == "trunk" && !i.typ.TrunkCompatible:
 		return errf("InvalidParameterCombination", "Instance type '%s' does not support trunk network interfaces.", i.typ.Name)
-	case len(e.addrs) > i.typ.IPv4PerInterface:
-		return errf("PrivateIpAddressLimitExceeded", "Interface '%s' has %d addresses, more than the limit of %d for '%s'.", e.id, len(e.addrs), i.typ.IPv4PerInterface, i.typ.Name)
+	case len(e.addrs)+len(e.prefixes) > i.typ.IPv4PerInterface:
+		return errf("PrivateIpAddressLimitExceeded", "Interface '%s' has %d addresses and prefixes, more than the limit of %d for '%s'.", e.id, len(e.addrs)+len(e.prefixes), i.typ.IPv4PerInterface, i.typ.Name)
 	}
 	have, onCard := c.attached(i.id), 0
 	for _, o := range have {

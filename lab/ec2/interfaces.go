@@ -30,6 +30,7 @@ type newInterface struct {
 	primary     netip.Addr // not valid: any
 	secondary   []netip.Addr
 	more        int // further secondary addresses, any
+	prefixes    int
 }
 
 func (c *call) newInterface(n newInterface) (*eni, error) {
@@ -60,8 +61,15 @@ func (c *call) newInterface(n newInterface) (*eni, error) {
 		}
 		return nil, err
 	}
+	prefixes, err := n.subnet.takePrefixes(id, n.prefixes)
+	if err != nil {
+		for _, b := range slices.Concat(fixed, found) {
+			n.subnet.release(b)
+		}
+		return nil, err
+	}
 	e := &eni{
-		id: id, subnetID: n.subnet.id, vpcID: n.subnet.vpcID, zone: n.subnet.zone, kind: n.kind, created: n.kind,
+		id: id, prefixes: prefixes, subnetID: n.subnet.id, vpcID: n.subnet.vpcID, zone: n.subnet.zone, kind: n.kind, created: n.kind,
 		description: n.description, mac: c.newMAC(), groups: slices.Clone(n.groups), sourceDestCheck: true, requester: c.who.userID,
 	}
 	if n.primary.IsValid() {
@@ -122,6 +130,12 @@ func createInterface(c *call) ([]element, error) {
 	if n.more, err = c.p.count("SecondaryPrivateIpAddressCount", 0); err != nil {
 		return nil, err
 	}
+	if n.prefixes, err = c.p.count("Ipv4PrefixCount", 0); err != nil {
+		return nil, err
+	}
+	if n.prefixes > 0 && (n.more > 0 || len(n.secondary) > 0) {
+		return nil, errf("InvalidParameterCombination", "Secondary addresses and prefixes can't be asked for in one call")
+	}
 	tags, err := c.specified("network-interface")
 	if err != nil {
 		return nil, err
@@ -155,6 +169,9 @@ func deleteInterface(c *call) ([]element, error) {
 func (r *Region) removeInterface(e *eni) {
 	for _, a := range e.addrs {
 		r.subnets[e.subnetID].release(a)
+	}
+	for _, p := range e.prefixes {
+		r.subnets[e.subnetID].releasePrefix(p)
 	}
 	for id, g := range r.grants {
 		if g.eniID == e.id {
@@ -268,8 +285,11 @@ func (c *call) interfaceCore(e *eni) []element {
 			return []element{str("privateIpAddress", a.String()), str("privateDnsName", hostname(a, c.cfg.Region)), flag("primary", a == e.addrs[0])}
 		}),
 		el("ipv6AddressesSet"),
+		list("ipv4PrefixSet", e.prefixes, prefixElements),
 	}
 }
+
+func prefixElements(p netip.Prefix) []element { return []element{str("ipv4Prefix", p.String())} }
 
 func (c *call) interfaceElements(e *eni, status string) []element {
 	out := c.interfaceCore(e)

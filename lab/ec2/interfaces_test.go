@@ -93,6 +93,54 @@ func TestAttachmentsAreLimitedByTheType(t *testing.T) {
 	}
 }
 
+func TestPrefixesTakePlacesOfAddressesAndWholeBlocksOfTheSubnet(t *testing.T) {
+	f := newFixture(t, Config{})
+	sub := must(f.ec2.CreateSubnet(f.ctx, &ec2.CreateSubnetInput{VpcId: &f.vpc, CidrBlock: ptr("192.168.32.0/26")}))(f)
+	made := must(f.ec2.CreateNetworkInterface(f.ctx, &ec2.CreateNetworkInterfaceInput{SubnetId: sub.Subnet.SubnetId, Ipv4PrefixCount: ptr(int32(1))}))(f)
+	e := *made.NetworkInterface.NetworkInterfaceId
+	// The first block holds AWS's own addresses and the ENI's, the last one the broadcast address.
+	if p := made.NetworkInterface.Ipv4Prefixes; len(p) != 1 || *p[0].Ipv4Prefix != "192.168.32.16/28" {
+		t.Fatalf("made with %+v", p)
+	}
+	assign := func(addresses, prefixes int32) (*ec2.AssignPrivateIpAddressesOutput, error) {
+		in := &ec2.AssignPrivateIpAddressesInput{NetworkInterfaceId: &e}
+		if addresses > 0 {
+			in.SecondaryPrivateIpAddressCount = &addresses
+		}
+		if prefixes > 0 {
+			in.Ipv4PrefixCount = &prefixes
+		}
+		return f.ec2.AssignPrivateIpAddresses(f.ctx, in)
+	}
+	_, err := assign(1, 1)
+	wantCode(t, err, "InvalidParameterCombination")
+	_, err = assign(0, 2)
+	wantCode(t, err, "InsufficientCidrBlocks")
+	if out := must(assign(0, 1))(f); len(out.AssignedIpv4Prefixes) != 1 || *out.AssignedIpv4Prefixes[0].Ipv4Prefix != "192.168.32.32/28" {
+		t.Errorf("assigned %+v", out)
+	}
+	must(f.attach(e, f.instance, 1))(f)
+	_, err = assign(8, 0)
+	wantCode(t, err, "PrivateIpAddressLimitExceeded")
+	must(assign(7, 0))(f)
+	if d := f.describe(e); len(d.Ipv4Prefixes) != 2 || len(d.PrivateIpAddresses) != 8 {
+		t.Errorf("it has %d prefixes and %d addresses", len(d.Ipv4Prefixes), len(d.PrivateIpAddresses))
+	}
+	shown, _ := f.region.Metadata(f.instance).Instance()
+	if n := shown.Interfaces[len(shown.Interfaces)-1]; len(n.Prefixes) != 2 || len(n.Addresses) != 8 {
+		t.Errorf("metadata shows %+v", n)
+	}
+	unassign := &ec2.UnassignPrivateIpAddressesInput{NetworkInterfaceId: &e, Ipv4Prefixes: []string{"192.168.32.16/28"}}
+	must(f.ec2.UnassignPrivateIpAddresses(f.ctx, unassign))(f)
+	_, err = f.ec2.UnassignPrivateIpAddresses(f.ctx, unassign)
+	wantCode(t, err, "InvalidParameterValue")
+	for _, n := range f.region.Topology().ENIs {
+		if n.ID == e && len(n.Addresses) != 8+16 {
+			t.Errorf("the data plane knows %d addresses", len(n.Addresses))
+		}
+	}
+}
+
 func TestASubnetRunsOutOfAddresses(t *testing.T) {
 	f := newFixture(t, Config{})
 	sub := must(f.ec2.CreateSubnet(f.ctx, &ec2.CreateSubnetInput{VpcId: &f.vpc, CidrBlock: ptr("192.168.32.0/28")}))(f)

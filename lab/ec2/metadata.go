@@ -59,7 +59,7 @@ func (v metadataView) Instance() (imds.Instance, bool) {
 		out.Interfaces = append(out.Interfaces, imds.Interface{
 			MAC: slices.Clone(e.mac), ENIID: e.id, DeviceNumber: e.att.device, NetworkCard: e.att.card,
 			ShowNetworkCard: len(i.typ.InterfacesPerNetworkCard) > 1, SubnetID: e.subnetID, SubnetCIDR: s.cidr, VPCID: e.vpcID,
-			VPCCIDRs: []netip.Prefix{r.vpcs[e.vpcID].cidr}, Addresses: slices.Clone(e.addrs), SecurityGroupIDs: slices.Clone(e.groups),
+			VPCCIDRs: []netip.Prefix{r.vpcs[e.vpcID].cidr}, Addresses: slices.Clone(e.addrs), Prefixes: slices.Clone(e.prefixes), SecurityGroupIDs: slices.Clone(e.groups),
 			SecurityGroups: r.groupNames(e.groups), LocalHostname: hostname(e.addrs[0], r.cfg.Region), OwnerID: r.cfg.AccountID,
 		})
 	}

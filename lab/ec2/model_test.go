@@ -75,7 +75,8 @@ func TestNoSequenceOfCallsBreaksTheInvariants(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"create": func(t *rapid.T) {
 				kind := rapid.SampledFrom([]string{"interface", "trunk", "trunk", "branch"}).Draw(t, "kind")
-				try("CreateNetworkInterface", "SubnetId", subnetID, "InterfaceType", kind, "SecondaryPrivateIpAddressCount", small(t, "more"))()
+				count := rapid.SampledFrom([]string{"SecondaryPrivateIpAddressCount", "Ipv4PrefixCount"}).Draw(t, "what")
+				try("CreateNetworkInterface", "SubnetId", subnetID, "InterfaceType", kind, count, small(t, "more"))()
 			},
 			"run": func(t *rapid.T) {
 				typ := rapid.SampledFrom([]string{"m5.large", "t3.medium"}).Draw(t, "type")
@@ -100,10 +101,16 @@ func TestNoSequenceOfCallsBreaksTheInvariants(t *testing.T) {
 				}
 			},
 			"assign": func(t *rapid.T) {
-				try("AssignPrivateIpAddresses", "NetworkInterfaceId", anENI(t), "SecondaryPrivateIpAddressCount", small(t, "more"))()
+				count := rapid.SampledFrom([]string{"SecondaryPrivateIpAddressCount", "Ipv4PrefixCount"}).Draw(t, "what")
+				try("AssignPrivateIpAddresses", "NetworkInterfaceId", anENI(t), count, small(t, "more"))()
 			},
 			"unassign": func(t *rapid.T) {
-				if e := r.enis[anENI(t)]; e != nil {
+				e := r.enis[anENI(t)]
+				switch {
+				case e == nil:
+				case len(e.prefixes) > 0 && rapid.Bool().Draw(t, "a prefix"):
+					try("UnassignPrivateIpAddresses", "NetworkInterfaceId", e.id, "Ipv4Prefix.1", rapid.SampledFrom(e.prefixes).Draw(t, "prefix").String())()
+				default:
 					try("UnassignPrivateIpAddresses", "NetworkInterfaceId", e.id, "PrivateIpAddress.1", rapid.SampledFrom(e.addrs).Draw(t, "addr").String())()
 				}
 			},
@@ -116,7 +123,7 @@ func checkInvariants(t *rapid.T, r *Region) {
 	addrs, macs := make(map[netip.Addr]string), make(map[string]string)
 	for _, e := range r.enis {
 		s := r.subnets[e.subnetID]
-		for _, a := range e.addrs {
+		for _, a := range e.reach() {
 			if other := addrs[a]; other != "" {
 				t.Fatalf("%s has %s and %s", a, e.id, other)
 			}
@@ -161,8 +168,8 @@ func checkInvariants(t *rapid.T, r *Region) {
 				t.Fatalf("device %d twice on %s", e.att.device, i.id)
 			}
 			devices = append(devices, e.att.device)
-			if len(e.addrs) > i.typ.IPv4PerInterface {
-				t.Fatalf("%s has %d addresses on a %s", e.id, len(e.addrs), i.typ.Name)
+			if len(e.addrs)+len(e.prefixes) > i.typ.IPv4PerInterface {
+				t.Fatalf("%s has %d addresses and %d prefixes on a %s", e.id, len(e.addrs), len(e.prefixes), i.typ.Name)
 			}
 			if e.kind == "trunk" {
 				trunks++

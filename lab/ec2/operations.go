@@ -34,7 +34,7 @@ var operations = map[string]operation{
 	"DescribeInstanceTypes": {service: "ec2", params: "InstanceType Filter MaxResults NextToken", run: describeInstanceTypes},
 
 	"CreateNetworkInterface": {service: "ec2", mutating: true,
-		params: "SubnetId Description PrivateIpAddress PrivateIpAddresses SecondaryPrivateIpAddressCount SecurityGroupId " +
+		params: "SubnetId Description PrivateIpAddress PrivateIpAddresses SecondaryPrivateIpAddressCount Ipv4PrefixCount SecurityGroupId " +
 			"InterfaceType TagSpecification ClientToken",
 		targets: creating("network-interface", "subnet", "SubnetId", "security-group", "SecurityGroupId"), run: createInterface},
 	"DeleteNetworkInterface": {service: "ec2", mutating: true, params: "NetworkInterfaceId",
@@ -48,9 +48,9 @@ var operations = map[string]operation{
 		targets: on("network-interface", "NetworkInterfaceId", "instance", "InstanceId"), run: attachInterface},
 	"DetachNetworkInterface": {service: "ec2", mutating: true, params: "AttachmentId Force", targets: detachTargets, run: detachInterface},
 	"AssignPrivateIpAddresses": {service: "ec2", mutating: true,
-		params:  "NetworkInterfaceId PrivateIpAddress SecondaryPrivateIpAddressCount AllowReassignment",
+		params:  "NetworkInterfaceId PrivateIpAddress SecondaryPrivateIpAddressCount Ipv4PrefixCount AllowReassignment",
 		targets: on("network-interface", "NetworkInterfaceId"), run: assignAddresses},
-	"UnassignPrivateIpAddresses": {service: "ec2", mutating: true, params: "NetworkInterfaceId PrivateIpAddress",
+	"UnassignPrivateIpAddresses": {service: "ec2", mutating: true, params: "NetworkInterfaceId PrivateIpAddress Ipv4Prefix",
 		targets: on("network-interface", "NetworkInterfaceId"), run: unassignAddresses},
 
 	"CreateNetworkInterfacePermission": {service: "ec2", mutating: true, params: "NetworkInterfaceId AwsAccountId Permission",

@@ -44,6 +44,7 @@ type eni struct {
 	description         string
 	mac                 net.HardwareAddr
 	addrs               []netip.Addr // the primary one first
+	prefixes            []netip.Prefix
 	groups              []string
 	sourceDestCheck     bool
 	requester           string
@@ -210,6 +211,51 @@ func (s *subnet) claim(eniID string, a netip.Addr) error {
 }
 
 func (s *subnet) release(a netip.Addr) { delete(s.used, a) }
+
+// prefixSize is how many addresses an IPv4 prefix of an ENI has: it is a /28.
+const prefixSize = 16
+
+// takePrefixes gives n free, aligned prefixes to an ENI, the lowest ones. An address in use, or one that AWS keeps, makes
+// the whole block unusable.
+func (s *subnet) takePrefixes(eniID string, n int) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for at := 0; len(out) < n && at+prefixSize <= s.size(); at += prefixSize {
+		free := true
+		for i := range prefixSize {
+			a := addrAt(s.cidr, at+i)
+			free = free && s.assignable(a) && s.used[a] == ""
+		}
+		if free {
+			out = append(out, netip.PrefixFrom(addrAt(s.cidr, at), 28))
+		}
+	}
+	if len(out) < n {
+		return nil, errf("InsufficientCidrBlocks", "The specified subnet does not have enough free cidr blocks to satisfy the request.")
+	}
+	for _, p := range out {
+		for i := range prefixSize {
+			s.used[addrAt(p, i)] = eniID
+		}
+	}
+	return out, nil
+}
+
+func (s *subnet) releasePrefix(p netip.Prefix) {
+	for i := range prefixSize {
+		s.release(addrAt(p, i))
+	}
+}
+
+// reach is every address by which the ENI can be reached.
+func (e *eni) reach() []netip.Addr {
+	out := slices.Clone(e.addrs)
+	for _, p := range e.prefixes {
+		for i := range prefixSize {
+			out = append(out, addrAt(p, i))
+		}
+	}
+	return out
+}
 
 func hostname(a netip.Addr, region string) string {
 	return "ip-" + strings.ReplaceAll(a.String(), ".", "-") + "." + region + ".compute.internal"

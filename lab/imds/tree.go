@@ -69,6 +69,9 @@ func interfaceKeys(t tree, n Interface) {
 	}
 	t[dir+"vpc-ipv4-cidr-blocks"] = lines(n.VPCCIDRs)
 	t[dir+"local-ipv4s"] = lines(n.Addresses)
+	if len(n.Prefixes) > 0 { // AWS has the key only where there are some
+		t[dir+"ipv4-prefix"] = lines(n.Prefixes)
+	}
 	t[dir+"security-groups"] = strings.Join(n.SecurityGroups, "\n")
 	t[dir+"security-group-ids"] = strings.Join(n.SecurityGroupIDs, "\n")
 	if n.ShowNetworkCard {

@@ -41,7 +41,8 @@ type Interface struct {
 	VPCID            string
 	VPCCIDRs         []netip.Prefix
 	Addresses        []netip.Addr
-	SecurityGroups   []string // names
+	Prefixes         []netip.Prefix // IPv4
+	SecurityGroups   []string       // names
 	SecurityGroupIDs []string
 	LocalHostname    string
 	OwnerID          string
