@@ -50,7 +50,8 @@ type Interface struct {
 	SubnetID         string
 	SubnetCIDR       netip.Prefix
 	VPCCIDRs         []netip.Prefix
-	Addresses        []netip.Addr // IPv4, the primary one first
+	Addresses        []netip.Addr   // IPv4, the primary one first
+	Prefixes         []netip.Prefix // IPv4, /28 each
 	SecurityGroupIDs []string
 }
 
@@ -160,13 +161,13 @@ func (m *IMDS) Interface(ctx context.Context, mac string) (Interface, error) {
 	}
 	fields := make(map[string]string)
 	for _, key := range []string{"device-number", "interface-id", "subnet-id", "subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks",
-		"security-group-ids", "local-ipv4s", "network-card"} {
+		"security-group-ids", "local-ipv4s", "ipv4-prefix", "network-card"} {
 		v, err := m.get(ctx, path.Join("network/interfaces/macs", mac, key))
 		switch {
 		case err == nil:
 			fields[key] = v
-		case IsNotFound(err) && (key == "network-card" || key == "local-ipv4s"):
-			// Types with one card have no network-card; an interface without IPv4 has no local-ipv4s.
+		case IsNotFound(err) && (key == "network-card" || key == "local-ipv4s" || key == "ipv4-prefix"):
+			// Types with one card have no network-card; an interface without IPv4 has no local-ipv4s, most have no prefix.
 		default:
 			return Interface{}, err
 		}
@@ -212,6 +213,13 @@ func parseInterface(fields map[string]string) (Interface, error) {
 			return i, fmt.Errorf("local-ipv4s: %w", err)
 		}
 		i.Addresses = append(i.Addresses, a)
+	}
+	for s := range strings.FieldsSeq(fields["ipv4-prefix"]) {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || !p.Addr().Is4() || p.Bits() < 24 || p != p.Masked() {
+			return i, fmt.Errorf("ipv4-prefix: %q is not a small IPv4 prefix", s)
+		}
+		i.Prefixes = append(i.Prefixes, p)
 	}
 	return i, nil
 }

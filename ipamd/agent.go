@@ -109,7 +109,7 @@ type Agent struct {
 
 	started time.Time
 
-	takenBack map[netip.Addr]bool // leaving addresses that EC2 took back, in this run; the pool's alone
+	takenBack map[netip.Prefix]bool // what is leaving and EC2 took back, in this run; the pool's alone
 
 	mu          sync.Mutex
 	asked       map[store.Key]time.Time // when an executable was last told of an allocation, in this run
@@ -119,10 +119,11 @@ type Agent struct {
 	strict      bool                    // the local rule is behind the pods' rules
 	orphans     map[netip.Addr]bool     // wired, and nobody here remembers for whom
 	joining     map[string]*joining
-	poolErr     error  // why the pool can't grow
-	unmarked    string // why not, as it was said last
-	kubeletAway string // why the kubelet's connections don't stay on the node, as it was said last
-	branches    bool   // something of a branch pod is left on this node
+	noPrefix    map[string]time.Time // until when no prefix is asked for, by subnet
+	poolErr     error                // why the pool can't grow
+	unmarked    string               // why not, as it was said last
+	kubeletAway string               // why the kubelet's connections don't stay on the node, as it was said last
+	branches    bool                 // something of a branch pod is left on this node
 
 	routeErr   error // why the host's routing is not in place
 	routeSince time.Time
@@ -142,7 +143,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		opt: o, store: st, events: o.Kube.Events(), started: o.Now(),
-		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[netip.Addr]bool{},
+		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[netip.Prefix]bool{}, noPrefix: map[string]time.Time{},
 		inventory: enis.New(enis.Options{Metadata: o.Metadata, EC2: o.EC2, Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log}),
 		provision: &enis.Provisioner{
 			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,

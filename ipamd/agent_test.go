@@ -456,7 +456,7 @@ func TestLostStoreGivesNoWiredAddressAway(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(w.dir, "state.json"), []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.routing.pods = append(w.routing.pods, s.a.inventory.ENIs()[0].Secondary()[0])
+	w.routing.pods = append(w.routing.pods, s.a.inventory.ENIs()[0].Addresses[1])
 	s, _ = w.start()
 	if got := mustAdd(t, s, addRequest("b", "u2", "s2")).GetRegular().GetAddress(); got == first {
 		t.Fatalf("%s is wired for another pod", got)

@@ -72,7 +72,7 @@ func TestBadInputIsRefusedWithItsReasonAndLeavesNothing(t *testing.T) {
 			if tc.change != nil {
 				tc.change(r)
 			}
-			const patience = time.Second
+			const patience = 2 * time.Second
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			_, err := s.Add(ctx, r)

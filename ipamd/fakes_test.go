@@ -62,6 +62,8 @@ type cloud struct {
 	stale       bool // IMDS goes on to show what is unassigned
 	lost        int  // so many answers to unassignments are lost
 	unassigns   int
+	assigns     int
+	noPrefix    bool  // the subnet has no free block
 	hidden      bool  // neither IMDS nor links show what is attached from now on
 	sweepFailed error // what EC2 answers to who looks for left-overs
 	sweeps      int
@@ -75,6 +77,7 @@ type cloudENI struct {
 	device      int // -1: detached
 	trunk       bool
 	addresses   []netip.Addr
+	prefixes    []netip.Prefix
 	tags        []types.Tag
 	description string
 	up          bool
@@ -107,6 +110,18 @@ func (c *cloud) grow(e *cloudENI, n int) (out []netip.Addr) {
 		out = append(out, a)
 	}
 	return out
+}
+
+func (c *cloud) growPrefixes(e *cloudENI, n int) (out []netip.Prefix, err error) {
+	if c.noPrefix {
+		return nil, &smithy.GenericAPIError{Code: "InsufficientCidrBlocks", Message: "no free block"}
+	}
+	for range n {
+		p := netip.MustParsePrefix(fmt.Sprintf("10.0.%d.%d/28", c.index(e), 16*len(e.prefixes)))
+		e.prefixes = append(e.prefixes, p)
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 func (c *cloud) index(e *cloudENI) (n int) {
@@ -144,7 +159,7 @@ func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 		if e.device >= 0 && !e.hidden {
 			out = append(out, aws.Interface{
 				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"),
-				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: []string{"sg-node"},
+				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: []string{"sg-node"}, Prefixes: slices.Clone(e.prefixes),
 			})
 		}
 	}
@@ -243,7 +258,13 @@ func (c *cloud) CreateNetworkInterface(_ context.Context, in *ec2.CreateNetworkI
 	if c.failed != nil {
 		return nil, c.failed
 	}
-	e := c.add(-1, int(*in.SecondaryPrivateIpAddressCount), false)
+	e := c.add(-1, int(awssdk.ToInt32(in.SecondaryPrivateIpAddressCount)), false)
+	if n := awssdk.ToInt32(in.Ipv4PrefixCount); n > 0 {
+		if _, err := c.growPrefixes(e, int(n)); err != nil {
+			delete(c.enis, e.id)
+			return nil, err
+		}
+	}
 	e.description, e.tags = *in.Description, in.TagSpecifications[0].Tags
 	return &ec2.CreateNetworkInterfaceOutput{NetworkInterface: &types.NetworkInterface{NetworkInterfaceId: &e.id}}, nil
 }
@@ -271,6 +292,14 @@ func (c *cloud) AssignPrivateIpAddresses(_ context.Context, in *ec2.AssignPrivat
 		return nil, c.failed
 	}
 	out := &ec2.AssignPrivateIpAddressesOutput{}
+	c.assigns++
+	if in.Ipv4PrefixCount != nil {
+		prefixes, err := c.growPrefixes(c.enis[*in.NetworkInterfaceId], int(*in.Ipv4PrefixCount))
+		for _, p := range prefixes {
+			out.AssignedIpv4Prefixes = append(out.AssignedIpv4Prefixes, types.Ipv4PrefixSpecification{Ipv4Prefix: awssdk.String(p.String())})
+		}
+		return out, err
+	}
 	for _, a := range c.grow(c.enis[*in.NetworkInterfaceId], int(*in.SecondaryPrivateIpAddressCount)) {
 		s := a.String()
 		out.AssignedPrivateIpAddresses = append(out.AssignedPrivateIpAddresses, types.AssignedPrivateIpAddress{PrivateIpAddress: &s})
@@ -286,6 +315,10 @@ func (c *cloud) UnassignPrivateIpAddresses(_ context.Context, in *ec2.UnassignPr
 		return nil, c.failed
 	}
 	e := c.enis[*in.NetworkInterfaceId]
+	for _, s := range in.Ipv4Prefixes {
+		p := netip.MustParsePrefix(s)
+		e.prefixes = slices.DeleteFunc(e.prefixes, func(o netip.Prefix) bool { return o == p })
+	}
 	for _, s := range in.PrivateIpAddresses {
 		a := netip.MustParseAddr(s)
 		at := slices.Index(e.addresses, a)

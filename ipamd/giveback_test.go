@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -114,4 +115,107 @@ func TestAnAddressThatEC2DoesNotTakeBackServesAgain(t *testing.T) {
 	eventually(t, "EC2 was asked", func() bool { return w.cloud.get(func() bool { return w.cloud.unassigns > 0 }) })
 	w.adds(s, 10, 4) // all of them serve
 	eventually(t, "people are told", func() bool { return w.said("EC2Denied") })
+}
+
+// has says how many addresses and prefixes for pods EC2 has on all ENIs.
+func (c *cloud) has() (addresses, prefixes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.enis {
+		addresses += len(e.addresses) - 1
+		prefixes += len(e.prefixes)
+	}
+	return addresses, prefixes
+}
+
+// TestPrefixesAreSwitchedOnAndOffUnderRunningPods: what pods hold stays, the rest becomes of the other kind.
+func TestPrefixesAreSwitchedOnAndOffUnderRunningPods(t *testing.T) {
+	w := newWorld(t)
+	w.env["IP_COOLDOWN_PERIOD"] = "0"
+	has := func(s service, addresses, prefixes int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d addresses and %d prefixes", addresses, prefixes), func() bool {
+			s.a.changed.Fire()
+			a, p := w.cloud.has()
+			return a == addresses && p == prefixes
+		})
+	}
+	s, stop := w.start()
+	w.adds(s, 0, 3)
+	has(s, 18, 0)
+	stop()
+
+	w.env["ENABLE_PREFIX_DELEGATION"] = "true"
+	s, stop = w.start()
+	has(s, 3, 1) // the second ENI is not needed any more
+	for _, addr := range w.adds(s, 10, 17) {
+		if !netip.MustParsePrefix("10.0.0.0/8").Contains(addr) {
+			t.Errorf("%s is of no prefix", addr)
+		}
+	}
+	has(s, 3, 3) // 17 pods and 16 addresses ahead
+	stop()
+
+	w.env["ENABLE_PREFIX_DELEGATION"] = "false"
+	s, _ = w.start()
+	eventually(t, "the idle prefix is given back, those with pods stay", func() bool {
+		s.a.changed.Fire()
+		_, p := w.cloud.has()
+		return p == 2
+	})
+	for i := range 17 {
+		if _, err := s.Del(t.Context(), delRequest(fmt.Sprintf("p%d", 10+i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all prefixes are given back", func() bool { s.a.changed.Fire(); _, p := w.cloud.has(); return p == 0 })
+}
+
+func TestWithoutAFreePrefixSingleAddressesServe(t *testing.T) {
+	w := newWorld(t)
+	w.env["ENABLE_PREFIX_DELEGATION"], w.cloud.noPrefix = "true", true
+	s, _ := w.start()
+	w.adds(s, 0, 12)
+	if a, p := w.cloud.has(); a < 12 || p != 0 {
+		t.Errorf("%d addresses, %d prefixes", a, p)
+	}
+	eventually(t, "the node says so", func() bool { return w.said("NoFreePrefix", "subnet-1") })
+	w.cloud.do(func() { w.cloud.noPrefix = false })
+	w.pass(noPrefixFor)
+	eventually(t, "a prefix is there as soon as the subnet has one", func() bool { s.a.changed.Fire(); _, p := w.cloud.has(); return p > 0 })
+}
+
+// TestABurstOfPodsIsOneCallOfEC2: each of them waits for the same answer.
+func TestABurstOfPodsIsOneCallOfEC2(t *testing.T) {
+	w := newWorld(t)
+	w.typ, w.env["WARM_IP_TARGET"] = "m5.4xlarge", "1"
+	s, _ := w.start()
+	eventually(t, "one address ahead", func() bool { a, _ := w.cloud.has(); return a == 1 })
+	var names []string
+	for i := range 25 {
+		name := fmt.Sprintf("p%d", i)
+		if err := w.api.Create(t.Context(), pod(name, "u-"+name)); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
+	}
+	w.cloud.mu.Lock() // EC2 answers only when all of them wait
+	before := w.cloud.assigns
+	var wg sync.WaitGroup
+	for _, name := range names {
+		wg.Go(func() {
+			if _, err := add(t, s, addRequest(name, "u-"+name, name)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for deadline := time.Now().Add(10 * time.Second); s.a.waiting.Load() < 24 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	w.cloud.mu.Unlock()
+	wg.Wait()
+	eventually(t, "one address ahead", func() bool { a, _ := w.cloud.has(); return a == 26 })
+	if n := w.cloud.assigns - before; n > 3 { // for the first one, for all others, for the one ahead
+		t.Errorf("%d calls for 25 pods", n)
+	}
 }

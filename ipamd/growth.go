@@ -1,9 +1,11 @@
 package ipamd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -41,12 +43,17 @@ func (a *Agent) snapshot() pool.Snapshot {
 	all := a.inventory.ENIs()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	c := a.opt.Config
 	s := pool.Snapshot{
 		Targets: pool.Targets{
-			WarmENIs: a.opt.Config.WarmENITarget, WarmPrefixes: -1, WarmIPs: a.opt.Config.WarmIPTarget, MinimumIPs: a.opt.Config.MinimumIPTarget,
-			MaxENIs: a.maxENIs(), Places: max(0, a.limits().IPv4PerInterface-1),
+			WarmENIs: c.WarmENITarget, WarmPrefixes: c.WarmPrefixTarget, WarmIPs: c.WarmIPTarget, MinimumIPs: c.MinimumIPTarget,
+			MaxENIs: a.maxENIs(), Places: max(0, a.limits().IPv4PerInterface-1), Prefixes: a.usesPrefixes(),
 		},
 		Attached: len(all), Waiting: int(a.waiting.Load()),
+	}
+	noPrefix := func(e enis.ENI) bool { return a.opt.Now().Before(a.noPrefix[e.SubnetID]) }
+	for _, e := range all {
+		s.NoPrefix = s.NoPrefix || e.Primary() && noPrefix(e) // where another ENI would be made
 	}
 	_, trunk := a.inventory.Trunk()
 	s.KeepTrunkSlot = a.opt.Config.PodENI && a.supported() && !trunk
@@ -55,36 +62,30 @@ func (a *Agent) snapshot() pool.Snapshot {
 			s.Attached++
 		}
 	}
-	held, cooling, leaving := map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	held, cooling := make([]netip.Addr, 0, len(view.Allocations)+len(a.orphans)), make([]netip.Addr, 0, len(view.Cooling))
 	for _, al := range view.Allocations {
 		if al.Regular != nil {
-			held[al.Regular.Address] = true
+			held = append(held, al.Regular.Address)
 		}
 	}
+	held = slices.AppendSeq(held, maps.Keys(a.orphans))
 	for _, c := range view.Cooling {
-		cooling[c.Address] = true
-	}
-	for _, l := range view.Leaving {
-		leaving[l.Address] = true
+		cooling = append(cooling, c.Address)
 	}
 	for _, e := range all {
 		if e.Trunk || e.Unmanaged {
 			continue
 		}
-		p := pool.ENI{ID: e.ID, Primary: e.Primary(), Device: e.Device, Retiring: slices.Contains(view.Retiring, e.ID)}
-		for _, addr := range e.Secondary() {
-			u := pool.Unit{Prefix: netip.PrefixFrom(addr, addr.BitLen()), Leaving: leaving[addr]}
-			switch {
-			case held[addr] || a.orphans[addr]:
-				u.InUse = 1
-			case cooling[addr]:
-				u.Cooling = 1
-			}
-			p.Units = append(p.Units, u)
+		p := pool.ENI{ID: e.ID, Primary: e.Primary(), Device: e.Device, Retiring: slices.Contains(view.Retiring, e.ID), NoPrefix: noPrefix(e)}
+		for _, u := range e.Units() {
+			p.Units = append(p.Units, pool.Unit{
+				Prefix: u, InUse: countIn(held, u), Cooling: countIn(cooling, u),
+				Leaving: slices.ContainsFunc(view.Leaving, func(l store.Leaving) bool { return l.Prefix == u }),
+			})
 		}
 		// What a pod holds is there, also while a source shows fewer addresses.
 		for _, al := range view.Allocations {
-			if r := al.Regular; r != nil && r.ENIID == e.ID && !slices.Contains(e.Addresses, r.Address) {
+			if r := al.Regular; r != nil && r.ENIID == e.ID && !e.Owns(r.Address) {
 				p.Units = append(p.Units, pool.Unit{Prefix: netip.PrefixFrom(r.Address, r.Address.BitLen()), InUse: 1})
 			}
 		}
@@ -93,21 +94,54 @@ func (a *Agent) snapshot() pool.Snapshot {
 	return s
 }
 
-// candidates are the addresses that may be given to a pod if the store holds them for nobody, those of the lowest
-// device first, so that later ENIs fall empty first.
+func countIn(addrs []netip.Addr, u netip.Prefix) (n int) {
+	for _, a := range addrs {
+		if u.Contains(a) {
+			n++
+		}
+	}
+	return n
+}
+
+// usesPrefixes says whether the node is to have prefixes: ENABLE_PREFIX_DELEGATION, on a Nitro instance.
+func (a *Agent) usesPrefixes() bool {
+	return a.opt.Config.PrefixDelegation && (a.limits().Hypervisor == "nitro" || a.limits().BareMetal)
+}
+
+// candidates are the addresses that may be given to a pod if the store holds them for nobody: those of the lowest device
+// first, so that later ENIs fall empty first, and of a prefix that has pods before those of one that has none.
 func (a *Agent) candidates() []store.Regular {
-	all := a.inventory.ENIs()
+	all, view := a.inventory.ENIs(), a.store.View()
+	busy := make(map[netip.Addr]bool, len(view.Allocations)+len(view.Cooling))
+	for _, al := range view.Allocations {
+		if al.Regular != nil {
+			busy[al.Regular.Address] = true
+		}
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	maps.Copy(busy, a.orphans)
 	var out []store.Regular
 	for _, e := range all {
 		placed, routed := a.routed[e.ID]
 		if !e.Usable() || !routed {
 			continue
 		}
-		for _, addr := range e.Secondary() {
-			if placed.Holds(addr) && !a.orphans[addr] {
-				out = append(out, store.Regular{Address: addr, ENIID: e.ID, Device: e.Device, RouteTable: hostnet.Table(e.Device)})
+		units := e.Units()
+		users := make(map[netip.Prefix]int, len(units))
+		for addr := range busy {
+			for _, p := range e.Prefixes {
+				if p.Contains(addr) {
+					users[p]++
+				}
+			}
+		}
+		slices.SortStableFunc(units, func(a, b netip.Prefix) int { return cmp.Compare(users[b], users[a]) })
+		for _, u := range units {
+			for addr := u.Addr(); u.Contains(addr); addr = addr.Next() {
+				if placed.Holds(addr) && !busy[addr] {
+					out = append(out, store.Regular{Address: addr, ENIID: e.ID, Device: e.Device, RouteTable: hostnet.Table(e.Device)})
+				}
 			}
 		}
 	}
@@ -240,28 +274,11 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	}
 	switch s := steps[0]; s.Kind {
 	case pool.Assign:
-		addrs, err := a.provision.Assign(ctx, s.ENIID, s.Count)
-		if len(addrs) > 0 {
-			a.opt.Log.Info("addresses assigned", "eni", s.ENIID, "count", len(addrs))
-			// One of them may be on its way out still, as IMDS shows the time before: EC2 has just given it anew.
-			if err := a.store.Left(addrs); err != nil {
-				return true, err
-			}
-			a.inventory.Learn(s.ENIID, addrs)
-			a.changed.Fire()
-		}
-		if err == nil && len(addrs) == 0 {
-			err = fmt.Errorf("assign %d addresses to %s: EC2 gave none", s.Count, s.ENIID)
-		}
-		return true, err
+		return true, a.assign(ctx, s)
 	case pool.Attach:
-		return true, a.attach(ctx, s.Count)
+		return true, a.attach(ctx, s)
 	case pool.Unassign:
-		var addrs []netip.Addr
-		for _, u := range s.Units {
-			addrs = append(addrs, u.Addr())
-		}
-		leaving, err := a.store.Leave(s.ENIID, addrs)
+		leaving, err := a.store.Leave(s.ENIID, s.Units)
 		if err != nil || len(leaving) == 0 { // pods came meanwhile
 			return true, err
 		}
@@ -275,18 +292,56 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	}
 }
 
+func (a *Agent) assign(ctx context.Context, s pool.Step) error {
+	got, err := a.provision.Assign(ctx, s.ENIID, s.Count, s.Prefixes)
+	if len(got) > 0 {
+		a.opt.Log.Info("addresses assigned", "eni", s.ENIID, "units", len(got), "prefixes", s.Prefixes)
+		// One of them may be on its way out still, as IMDS shows the time before: EC2 has just given it anew.
+		if err := a.store.Left(got); err != nil {
+			return err
+		}
+		a.inventory.Learn(s.ENIID, got)
+		a.changed.Fire()
+	}
+	if err == nil && len(got) == 0 {
+		err = fmt.Errorf("assign %d addresses or prefixes to %s: EC2 gave none", s.Count, s.ENIID)
+	}
+	return a.withoutPrefixes(s.ENIID, err)
+}
+
+// noPrefixFor is how long single addresses are asked for in a subnet that had no free prefix.
+const noPrefixFor = 10 * time.Minute
+
+// withoutPrefixes takes a subnet without a free prefix for what it is: no failure, as single addresses serve meanwhile.
+func (a *Agent) withoutPrefixes(eniID string, err error) error {
+	if !enis.NoPrefix(err) {
+		return err
+	}
+	for _, e := range a.inventory.ENIs() {
+		if e.ID == eniID {
+			a.mu.Lock()
+			a.noPrefix[e.SubnetID] = a.opt.Now().Add(noPrefixFor)
+			a.mu.Unlock()
+			a.metrics.failed("prefix")
+			a.opt.Log.Warn("the subnet has no free prefix: single addresses are used meanwhile", "subnet", e.SubnetID, "error", err)
+			a.events.Node("NoFreePrefix", "subnet %s has no free /28 for a prefix (ENABLE_PREFIX_DELEGATION): single addresses are used meanwhile; reserve a range for prefixes (a subnet CIDR reservation), or use a larger subnet", e.SubnetID)
+		}
+	}
+	return nil
+}
+
 // giveBack has EC2 take addresses back that the store says are leaving.
-func (a *Agent) giveBack(ctx context.Context, eniID string, addrs []netip.Addr) error {
-	certain, err := a.provision.Unassign(ctx, eniID, addrs)
+func (a *Agent) giveBack(ctx context.Context, eniID string, units []netip.Prefix) error {
+	certain, err := a.provision.Unassign(ctx, eniID, units)
 	if err != nil {
 		if certain {
-			err = errors.Join(err, a.store.Left(addrs)) // nothing happened: they are as good as before
+			err = errors.Join(err, a.store.Left(units)) // nothing happened: they are as good as before
 		}
 		return err
 	}
-	a.inventory.Forget(eniID, addrs)
-	for _, addr := range addrs {
-		a.takenBack[addr] = true
+	a.inventory.Forget(eniID, units)
+	for _, u := range units {
+		a.takenBack[u] = true
 	}
 	return nil
 }
@@ -294,25 +349,25 @@ func (a *Agent) giveBack(ctx context.Context, eniID string, addrs []netip.Addr) 
 // resumeLeaving gives back what an earlier try, also of an earlier run, may not have given back, and drops the notes of
 // what nobody shows any more.
 func (a *Agent) resumeLeaving(ctx context.Context) (did bool, err error) {
-	owed, gone := map[string][]netip.Addr{}, []netip.Addr(nil)
+	owed, gone := map[string][]netip.Prefix{}, []netip.Prefix(nil)
 	for _, l := range a.store.View().Leaving {
 		switch {
-		case !a.takenBack[l.Address]:
-			owed[l.ENIID] = append(owed[l.ENIID], l.Address)
-		case !a.inventory.Forgotten(l.Address):
-			gone = append(gone, l.Address)
+		case !a.takenBack[l.Prefix]:
+			owed[l.ENIID] = append(owed[l.ENIID], l.Prefix)
+		case !a.inventory.Forgotten(l.Prefix):
+			gone = append(gone, l.Prefix)
 		}
 	}
 	if len(gone) > 0 {
 		if err := a.store.Left(gone); err != nil {
 			return true, err
 		}
-		for _, addr := range gone {
-			delete(a.takenBack, addr)
+		for _, u := range gone {
+			delete(a.takenBack, u)
 		}
 	}
-	for id, addrs := range owed {
-		return true, a.giveBack(ctx, id, addrs)
+	for id, units := range owed {
+		return true, a.giveBack(ctx, id, units)
 	}
 	return false, nil
 }
@@ -339,7 +394,7 @@ func (a *Agent) resumeRetirement(ctx context.Context) (did bool, err error) {
 	return true, a.store.Retired(id)
 }
 
-func (a *Agent) attach(ctx context.Context, count int) error {
+func (a *Agent) attach(ctx context.Context, s pool.Step) error {
 	all := a.inventory.ENIs()
 	if len(all) == 0 || !all[0].Primary() {
 		return errors.New("the primary ENI is not known yet")
@@ -355,9 +410,9 @@ func (a *Agent) attach(ctx context.Context, count int) error {
 		used = append(used, j.device)
 	}
 	a.mu.Unlock()
-	id, device, err := a.provision.Attach(ctx, all[0], used, count)
+	id, device, err := a.provision.Attach(ctx, all[0], used, s.Count, s.Prefixes)
 	if err != nil {
-		return err
+		return a.withoutPrefixes(all[0].ID, err)
 	}
 	a.join(id, device)
 	a.links.Fire()

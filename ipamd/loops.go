@@ -216,9 +216,11 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 			continue
 		}
 		// What pods hold is routed as they hold it, also while a source shows fewer addresses.
-		prefixes := held[e.ID]
-		for _, addr := range e.Secondary() {
-			prefixes = append(prefixes, netip.PrefixFrom(addr, addr.BitLen()))
+		prefixes := e.Units()
+		for _, h := range held[e.ID] {
+			if !e.Owns(h.Addr()) {
+				prefixes = append(prefixes, h)
+			}
 		}
 		d.ENIs = append(d.ENIs, hostnet.ENI{
 			Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.Addresses[0], Gateway: e.Gateway(), Prefixes: prefixes,
@@ -287,7 +289,7 @@ func (a *Agent) mournOrphans() error {
 
 func (a *Agent) ownerOf(addr netip.Addr) string {
 	for _, e := range a.inventory.ENIs() {
-		if slices.Contains(e.Addresses, addr) {
+		if e.Owns(addr) {
 			return e.ID
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/store"
 )
 
@@ -32,7 +33,13 @@ func newMetrics(reg *prometheus.Registry, a *Agent) *metrics {
 	reg.MustRegister(m.adds, m.dels, m.errors,
 		gauge("awscni_eni_allocated", "ENIs attached to the instance.", func() int { return len(a.inventory.ENIs()) }),
 		gauge("awscni_eni_max", "ENIs that the instance can have.", a.maxENIs),
-		gauge("awscni_ip_max", "Addresses that regular pods of the instance can have.", func() int { return a.maxENIs() * max(0, a.limits().IPv4PerInterface-1) }),
+		gauge("awscni_ip_max", "Addresses that regular pods of the instance can have.", func() int {
+			n := a.maxENIs() * max(0, a.limits().IPv4PerInterface-1)
+			if a.usesPrefixes() {
+				n *= pool.PrefixSize
+			}
+			return n
+		}),
 		gauge("awscni_total_ip_addresses", "Secondary addresses of the instance's ENIs.", func() (n int) {
 			for _, e := range a.snapshot().ENIs {
 				for _, u := range e.Units {
@@ -107,14 +114,16 @@ func (a *Agent) introspectENIs(w http.ResponseWriter, _ *http.Request) {
 	out := introspected{ENIs: map[string]introspectedENI{}}
 	for _, e := range a.inventory.ENIs() {
 		i := introspectedENI{ID: e.ID, IsPrimary: e.Primary(), IsTrunk: e.Trunk, DeviceNumber: e.Device, Addresses: map[string]introspectedAddress{}}
-		for _, addr := range e.Secondary() {
-			out.TotalIPs++
-			at := introspectedAddress{Address: addr.String()}
-			if al, ok := held[addr.String()]; ok {
-				out.AssignedIPs++
-				at.AssignedAt = al.Since
+		for _, u := range e.Units() {
+			for addr := u.Addr(); u.Contains(addr); addr = addr.Next() {
+				out.TotalIPs++
+				at := introspectedAddress{Address: addr.String()}
+				if al, ok := held[addr.String()]; ok {
+					out.AssignedIPs++
+					at.AssignedAt = al.Since
+				}
+				i.Addresses[addr.String()] = at
 			}
-			i.Addresses[addr.String()] = at
 		}
 		out.ENIs[e.ID] = i
 	}

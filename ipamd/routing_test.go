@@ -70,7 +70,7 @@ func TestAnAddressIsGivenOnlyOnceItsMarkIsThere(t *testing.T) {
 		return slices.ContainsFunc(s.a.candidates(), func(r store.Regular) bool { return r.Address == late })
 	}
 	w.routing.set(errBroken)
-	s.a.inventory.Learn("eni-1", []netip.Addr{late})
+	s.a.inventory.Learn("eni-1", []netip.Prefix{netip.PrefixFrom(late, 32)})
 	eventually(t, "the attempt to route it failed", func() bool { return w.routing.failures() > 0 })
 	if given() {
 		t.Fatal("given before what it sends is marked")

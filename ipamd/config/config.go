@@ -39,28 +39,31 @@ type Config struct {
 	WarmENITarget int
 	// WarmIPTarget and MinimumIPTarget count where either is above 0, and come before WarmENITarget then.
 	WarmIPTarget, MinimumIPTarget int
-	MaxENI                        int // 0: the instance type's limit
-	CoolDown                      time.Duration
-	LeakSweepOff                  bool
-	ENIMTU                        int
-	PodMTU                        int // 0: ENIMTU
-	VethPrefix                    string
-	LogLevel                      slog.Level
-	LogFile                       string // path, "stdout" or "stderr"
-	PluginLogLevel                string
-	PluginLogFile                 string
-	Introspection                 string // host:port
-	NoIntrospect                  bool
-	NoMetrics                     bool
-	ENITags                       map[string]string
-	ClusterName                   string
-	APIServer                     string // URL, or empty for the in-cluster address
-	NodeName                      string
-	PodName                       string
-	EC2Endpoint                   string // URL, or empty for AWS's own
-	HTTPTimeout                   time.Duration
-	HostBinDir                    string
-	HostConfDir                   string
+	// PrefixDelegation has ENIs get prefixes, WarmPrefixTarget of them ahead.
+	PrefixDelegation bool
+	WarmPrefixTarget int
+	MaxENI           int // 0: the instance type's limit
+	CoolDown         time.Duration
+	LeakSweepOff     bool
+	ENIMTU           int
+	PodMTU           int // 0: ENIMTU
+	VethPrefix       string
+	LogLevel         slog.Level
+	LogFile          string // path, "stdout" or "stderr"
+	PluginLogLevel   string
+	PluginLogFile    string
+	Introspection    string // host:port
+	NoIntrospect     bool
+	NoMetrics        bool
+	ENITags          map[string]string
+	ClusterName      string
+	APIServer        string // URL, or empty for the in-cluster address
+	NodeName         string
+	PodName          string
+	EC2Endpoint      string // URL, or empty for AWS's own
+	HTTPTimeout      time.Duration
+	HostBinDir       string
+	HostConfDir      string
 	// NetworkPolicyMode is none, strict or standard (NETWORK_POLICY_ENFORCING_MODE).
 	NetworkPolicyMode string
 	// Bandwidth chains the bandwidth plugin.

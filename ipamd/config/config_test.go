@@ -46,7 +46,7 @@ func TestEveryErrorNamesVariableValueAndWhatIsAccepted(t *testing.T) {
 	bad := map[string]string{
 		"ENABLE_POD_ENI": "maybe", "WARM_ENI_TARGET": "-1", "AWS_VPC_ENI_MTU": "9002", "AWS_VPC_K8S_CNI_VETHPREFIX": "vlan",
 		"POD_SECURITY_GROUP_ENFORCING_MODE": "lax", "ADDITIONAL_ENI_TAGS": `{"aws:x":"y"}`, "IP_COOLDOWN_PERIOD": "30s",
-		"ENABLE_IPv6": "true", "ENABLE_IPv4": "false", "ENABLE_PREFIX_DELEGATION": "true", "WARM_IP_TARGET": "-5", "AWS_EC2_ENDPOINT": "ftp://x",
+		"ENABLE_IPv6": "true", "ENABLE_IPv4": "false", "ENABLE_PREFIX_DELEGATION": "28", "WARM_IP_TARGET": "-5", "AWS_EC2_ENDPOINT": "ftp://x",
 		"AWS_VPC_K8S_CNI_LOG_FILE": "here.log", "NETWORK_POLICY_ENFORCING_MODE": "lenient", "AWS_VPC_K8S_CNI_EXTERNALSNAT": "1",
 		"AWS_VPC_K8S_CNI_CONNMARK": "0x100", "INTROSPECTION_BIND_ADDRESS": "localhost", "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.0.0.0/8",
 	}

@@ -65,6 +65,8 @@ type ENI struct {
 	Groups       []string
 	// Addresses holds the primary address first.
 	Addresses []netip.Addr
+	// Prefixes are all there for pods.
+	Prefixes []netip.Prefix
 	// Trunk carries branch ENIs and no regular pods.
 	Trunk bool
 	// Unmanaged is set where the agent keeps its hands off: tagged so, on another network card, or not yet known.
@@ -83,12 +85,42 @@ func (e ENI) Gateway() netip.Addr { return e.Subnet.Masked().Addr().Next() }
 // Usable says whether regular pods may have its secondary addresses.
 func (e ENI) Usable() bool { return !e.Trunk && !e.Unmanaged && e.LinkIndex != 0 && e.LinkUp }
 
-// Secondary returns the addresses that pods may have.
-func (e ENI) Secondary() []netip.Addr {
-	if len(e.Addresses) < 2 {
-		return nil
+// Units returns what pods may have addresses of, as EC2 gives it in one piece: the secondary addresses, as prefixes of one
+// address each, and then the prefixes.
+func (e ENI) Units() []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(e.Addresses)+len(e.Prefixes))
+	for _, a := range e.Addresses[min(1, len(e.Addresses)):] {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
 	}
-	return e.Addresses[1:]
+	return append(out, e.Prefixes...)
+}
+
+// Owns says whether the address is one of the ENI's.
+func (e ENI) Owns(a netip.Addr) bool {
+	return slices.Contains(e.Addresses, a) || slices.ContainsFunc(e.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// add takes units in, without takes them out; both leave the slices that they were given alone.
+func (e ENI) add(units []netip.Prefix) ENI {
+	for _, u := range units {
+		switch {
+		case slices.Contains(e.Prefixes, u) || u.IsSingleIP() && slices.Contains(e.Addresses, u.Addr()):
+		case u.IsSingleIP():
+			e.Addresses = append(slices.Clip(e.Addresses), u.Addr())
+		default:
+			e.Prefixes = append(slices.Clip(e.Prefixes), u)
+		}
+	}
+	return e
+}
+
+func (e ENI) without(gone func(netip.Prefix) bool) ENI {
+	if len(e.Addresses) > 0 { // the primary one stays
+		rest := slices.DeleteFunc(slices.Clone(e.Addresses[1:]), func(a netip.Addr) bool { return gone(netip.PrefixFrom(a, a.BitLen())) })
+		e.Addresses = append(slices.Clip(e.Addresses[:1:1]), rest...)
+	}
+	e.Prefixes = slices.DeleteFunc(slices.Clone(e.Prefixes), gone)
+	return e
 }
 
 type kind struct{ trunk, noManage bool }
@@ -112,16 +144,16 @@ type Inventory struct {
 
 	mu      sync.Mutex
 	current []ENI
-	learned map[string][]netip.Addr // EC2 said so; IMDS may not yet
-	// forgotten are the addresses that EC2 took back and IMDS may still show, each with the number of the last reading
-	// of IMDS that had begun by then.
-	forgotten map[netip.Addr]int
+	learned map[string][]netip.Prefix // EC2 said so; IMDS may not yet
+	// forgotten are the addresses and prefixes that EC2 took back and IMDS may still show, each with the number of the
+	// last reading of IMDS that had begun by then.
+	forgotten map[netip.Prefix]int
 	readings  int
 }
 
 // New makes an empty inventory.
 func New(o Options) *Inventory {
-	return &Inventory{opt: o, kinds: map[string]kind{}, learned: map[string][]netip.Addr{}, forgotten: map[netip.Addr]int{}}
+	return &Inventory{opt: o, kinds: map[string]kind{}, learned: map[string][]netip.Prefix{}, forgotten: map[netip.Prefix]int{}}
 }
 
 // ENIs returns the last view, by network card and device number. It must not be changed.
@@ -140,60 +172,49 @@ func (i *Inventory) Trunk() (ENI, bool) {
 	return ENI{}, false
 }
 
-// Forget takes addresses out of the view that EC2 took back. They stay out of it until IMDS has shown their ENI without
-// them, which may be some time after EC2's answer.
-func (i *Inventory) Forget(eniID string, addrs []netip.Addr) {
+// Forget takes addresses and prefixes out of the view that EC2 took back. They stay out of it until IMDS has shown their
+// ENI without them, which may be some time after EC2's answer.
+func (i *Inventory) Forget(eniID string, units []netip.Prefix) {
+	gone := func(u netip.Prefix) bool { return slices.Contains(units, u) }
 	i.mu.Lock()
-	gone := func(a netip.Addr) bool { return slices.Contains(addrs, a) }
-	for _, a := range addrs {
-		i.forgotten[a] = i.readings
+	for _, u := range units {
+		i.forgotten[u] = i.readings
 	}
 	i.learned[eniID] = slices.DeleteFunc(slices.Clone(i.learned[eniID]), gone)
-	next := slices.Clone(i.current)
-	for n := range next {
-		if next[n].ID == eniID {
-			next[n].Addresses = slices.DeleteFunc(slices.Clone(next[n].Addresses), gone)
-		}
-	}
-	i.current = next
+	i.edit(eniID, func(e ENI) ENI { return e.without(gone) })
 	i.mu.Unlock()
 	i.Changed.Fire()
 }
 
-// Forgotten says whether IMDS may still show an address that EC2 took back.
-func (i *Inventory) Forgotten(addr netip.Addr) bool {
+// Forgotten says whether IMDS may still show what EC2 took back.
+func (i *Inventory) Forgotten(unit netip.Prefix) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	_, ok := i.forgotten[addr]
+	_, ok := i.forgotten[unit]
 	return ok
 }
 
-// Learn adds addresses that EC2 answered with, so that they can be given before IMDS shows them.
-func (i *Inventory) Learn(eniID string, addrs []netip.Addr) {
+// Learn adds addresses and prefixes that EC2 answered with, so that they can be given before IMDS shows them.
+func (i *Inventory) Learn(eniID string, units []netip.Prefix) {
 	i.mu.Lock()
-	for _, a := range addrs {
-		delete(i.forgotten, a)
+	for _, u := range units {
+		delete(i.forgotten, u)
 	}
-	i.learned[eniID] = append(i.learned[eniID], addrs...)
-	next := slices.Clone(i.current)
-	for n := range next {
-		if next[n].ID == eniID {
-			next[n].Addresses = union(next[n].Addresses, addrs)
-		}
-	}
-	i.current = next
+	i.learned[eniID] = append(i.learned[eniID], units...)
+	i.edit(eniID, func(e ENI) ENI { return e.add(units) })
 	i.mu.Unlock()
 	i.Changed.Fire()
 }
 
-func union(a, b []netip.Addr) []netip.Addr {
-	a = slices.Clone(a)
-	for _, addr := range b {
-		if !slices.Contains(a, addr) {
-			a = append(a, addr)
+// edit replaces one ENI of the view.
+func (i *Inventory) edit(eniID string, f func(ENI) ENI) {
+	next := slices.Clone(i.current)
+	for n := range next {
+		if next[n].ID == eniID {
+			next[n] = f(next[n])
 		}
 	}
-	return a
+	i.current = next
 }
 
 // Refresh reads all sources again and sets up the links of what is new. settled is false while something is attached
@@ -244,18 +265,14 @@ func (i *Inventory) publish(next []ENI, reading int) (changed bool) {
 	defer i.mu.Unlock()
 	i.leaveOut(next, reading)
 	for n, e := range next {
-		var late []netip.Addr
-		for _, a := range i.learned[e.ID] {
-			if !slices.Contains(e.Addresses, a) {
-				late = append(late, a)
-			}
-		}
+		shown := e.Units()
+		late := slices.DeleteFunc(slices.Clone(i.learned[e.ID]), func(u netip.Prefix) bool { return slices.Contains(shown, u) })
 		i.learned[e.ID] = late
-		next[n].Addresses = union(e.Addresses, late)
+		next[n] = e.add(late)
 	}
 	changed = !slices.EqualFunc(i.current, next, func(a, b ENI) bool {
-		return a.ID == b.ID && a.Device == b.Device && a.Trunk == b.Trunk && a.Unmanaged == b.Unmanaged &&
-			a.LinkIndex == b.LinkIndex && a.LinkUp == b.LinkUp && slices.Equal(a.Addresses, b.Addresses)
+		return a.ID == b.ID && a.Device == b.Device && a.Trunk == b.Trunk && a.Unmanaged == b.Unmanaged && a.LinkIndex == b.LinkIndex &&
+			a.LinkUp == b.LinkUp && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Prefixes, b.Prefixes)
 	})
 	i.current = next
 	return changed
@@ -263,18 +280,19 @@ func (i *Inventory) publish(next []ENI, reading int) (changed bool) {
 
 // leaveOut takes out what EC2 took back and IMDS still shows, and ends to look for what it shows no more.
 func (i *Inventory) leaveOut(next []ENI, reading int) {
-	shown := map[netip.Addr]bool{}
+	shown := map[netip.Prefix]bool{}
 	for n, e := range next {
-		for _, a := range e.Addresses {
-			if _, ok := i.forgotten[a]; ok {
-				shown[a] = true
+		next[n] = e.without(func(u netip.Prefix) bool {
+			_, gone := i.forgotten[u]
+			if gone {
+				shown[u] = true
 			}
-		}
-		next[n].Addresses = slices.DeleteFunc(slices.Clone(e.Addresses), func(a netip.Addr) bool { return shown[a] })
+			return gone
+		})
 	}
-	for a, at := range i.forgotten {
-		if !shown[a] && reading > at {
-			delete(i.forgotten, a)
+	for u, at := range i.forgotten {
+		if !shown[u] && reading > at {
+			delete(i.forgotten, u)
 		}
 	}
 }
@@ -282,7 +300,7 @@ func (i *Inventory) leaveOut(next []ENI, reading int) {
 func (i *Inventory) describe(f aws.Interface, links []Link) ENI {
 	e := ENI{
 		ID: f.ENIID, MAC: f.MAC.String(), Device: f.DeviceNumber, Card: f.NetworkCard, SubnetID: f.SubnetID,
-		Subnet: f.SubnetCIDR, Groups: f.SecurityGroupIDs, Addresses: f.Addresses,
+		Subnet: f.SubnetCIDR, Groups: f.SecurityGroupIDs, Addresses: f.Addresses, Prefixes: f.Prefixes,
 	}
 	if at := slices.IndexFunc(links, func(l Link) bool { return l.MAC == e.MAC }); at >= 0 {
 		e.LinkIndex = links[at].Index

@@ -40,41 +40,73 @@ type Provisioner struct {
 	Sleep func(ctx context.Context, d time.Duration) error
 }
 
-// codeSubnetFull is EC2's code for "no address left in the subnet".
-const codeSubnetFull = "InsufficientFreeAddressesInSubnet"
+// EC2's codes for a subnet without a free address, and without a free block for a prefix.
+const (
+	codeSubnetFull = "InsufficientFreeAddressesInSubnet"
+	codeNoPrefix   = "InsufficientCidrBlocks"
+)
 
-// Assign asks for up to count more secondary addresses on an ENI and returns those that EC2 gave. Where the subnet has
-// fewer, it takes what there is.
-func (p *Provisioner) Assign(ctx context.Context, eniID string, count int) ([]netip.Addr, error) {
+// NoPrefix says whether EC2 refused because the subnet has no free prefix. Single addresses may still be there.
+func NoPrefix(err error) bool { return aws.Code(err) == codeNoPrefix }
+
+func scarce(err error) bool { return aws.Code(err) == codeSubnetFull || NoPrefix(err) }
+
+func units(count int, prefixes bool) string {
+	if prefixes {
+		return fmt.Sprintf("%d prefixes", count)
+	}
+	return fmt.Sprintf("%d addresses", count)
+}
+
+// Assign asks for up to count more secondary addresses, or prefixes, on an ENI and returns those that EC2 gave. Where the
+// subnet has fewer, it takes what there is.
+func (p *Provisioner) Assign(ctx context.Context, eniID string, count int, prefixes bool) ([]netip.Prefix, error) {
 	for {
 		n := int32(count)
-		out, err := p.EC2.AssignPrivateIpAddresses(ctx, &ec2.AssignPrivateIpAddressesInput{NetworkInterfaceId: &eniID, SecondaryPrivateIpAddressCount: &n})
-		if aws.Code(err) == codeSubnetFull && count > 1 {
+		in := &ec2.AssignPrivateIpAddressesInput{NetworkInterfaceId: &eniID}
+		if prefixes {
+			in.Ipv4PrefixCount = &n
+		} else {
+			in.SecondaryPrivateIpAddressCount = &n
+		}
+		out, err := p.EC2.AssignPrivateIpAddresses(ctx, in)
+		if scarce(err) && count > 1 {
 			count /= 2
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("assign %d addresses to %s: %w", count, eniID, err)
+			return nil, fmt.Errorf("assign %s to %s: %w", units(count, prefixes), eniID, err)
 		}
-		var got []netip.Addr
+		var got []netip.Prefix
 		for _, a := range out.AssignedPrivateIpAddresses {
 			addr, err := netip.ParseAddr(value(a.PrivateIpAddress))
 			if err != nil {
-				return got, fmt.Errorf("assign %d addresses to %s: EC2 answered with address %q: %w", count, eniID, value(a.PrivateIpAddress), err)
+				return got, fmt.Errorf("assign %s to %s: EC2 answered with address %q: %w", units(count, prefixes), eniID, value(a.PrivateIpAddress), err)
 			}
-			got = append(got, addr)
+			got = append(got, netip.PrefixFrom(addr, addr.BitLen()))
+		}
+		for _, a := range out.AssignedIpv4Prefixes {
+			prefix, err := netip.ParsePrefix(value(a.Ipv4Prefix))
+			if err != nil {
+				return got, fmt.Errorf("assign %s to %s: EC2 answered with prefix %q: %w", units(count, prefixes), eniID, value(a.Ipv4Prefix), err)
+			}
+			got = append(got, prefix)
 		}
 		return got, nil
 	}
 }
 
-// Unassign gives secondary addresses of an ENI back. Those that it does not have (any more) are success, and so is an ENI
-// that is gone. Where certain is true an error means that EC2 took nothing back.
-func (p *Provisioner) Unassign(ctx context.Context, eniID string, addrs []netip.Addr) (certain bool, err error) {
+// Unassign gives secondary addresses and prefixes of an ENI back. Those that it does not have (any more) are success, and
+// so is an ENI that is gone. Where certain is true an error means that EC2 took nothing back.
+func (p *Provisioner) Unassign(ctx context.Context, eniID string, back []netip.Prefix) (certain bool, err error) {
 	call := func() error {
 		in := &ec2.UnassignPrivateIpAddressesInput{NetworkInterfaceId: &eniID}
-		for _, a := range addrs {
-			in.PrivateIpAddresses = append(in.PrivateIpAddresses, a.String())
+		for _, u := range back {
+			if u.IsSingleIP() {
+				in.PrivateIpAddresses = append(in.PrivateIpAddresses, u.Addr().String())
+			} else {
+				in.Ipv4Prefixes = append(in.Ipv4Prefixes, u.String())
+			}
 		}
 		_, err := p.EC2.UnassignPrivateIpAddresses(ctx, in)
 		return err
@@ -82,39 +114,39 @@ func (p *Provisioner) Unassign(ctx context.Context, eniID string, addrs []netip.
 	err = call()
 	if aws.Code(err) == "InvalidParameterValue" {
 		// It refuses all where one is not there: an earlier try may have come through without its answer.
-		if addrs, err = p.has(ctx, eniID, addrs); err == nil && len(addrs) > 0 {
+		if back, err = p.has(ctx, eniID, back); err == nil && len(back) > 0 {
 			err = call()
 		}
 	}
-	switch {
-	case err == nil || aws.IsNotFound(err):
-		p.Log.Info("addresses given back", "eni", eniID, "count", len(addrs))
+	if err == nil || aws.IsNotFound(err) {
+		p.Log.Info("addresses given back", "eni", eniID, "units", len(back))
 		return true, nil
-	default:
-		return aws.IsDenied(err), fmt.Errorf("give %d addresses of %s back (ec2:UnassignPrivateIpAddresses): %w", len(addrs), eniID, err)
 	}
+	return aws.IsDenied(err), fmt.Errorf("give %d addresses or prefixes of %s back (ec2:UnassignPrivateIpAddresses): %w", len(back), eniID, err)
 }
 
-// has returns those of the addresses that EC2 says the ENI has.
-func (p *Provisioner) has(ctx context.Context, eniID string, addrs []netip.Addr) (there []netip.Addr, err error) {
+// has returns those of the addresses and prefixes that EC2 says the ENI has.
+func (p *Provisioner) has(ctx context.Context, eniID string, asked []netip.Prefix) (there []netip.Prefix, err error) {
 	out, err := p.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{eniID}})
 	if err != nil {
 		return nil, err
 	}
+	has := map[string]bool{}
 	for _, n := range out.NetworkInterfaces {
 		for _, a := range n.PrivateIpAddresses {
-			if addr, err := netip.ParseAddr(value(a.PrivateIpAddress)); err == nil && slices.Contains(addrs, addr) {
-				there = append(there, addr)
-			}
+			has[value(a.PrivateIpAddress)+"/32"] = true
+		}
+		for _, a := range n.Ipv4Prefixes {
+			has[value(a.Ipv4Prefix)] = true
 		}
 	}
-	return there, nil
+	return slices.DeleteFunc(slices.Clone(asked), func(u netip.Prefix) bool { return !has[u.String()] }), nil
 }
 
-// Attach creates an ENI beside the primary (same subnet, same groups) with count secondary addresses and attaches it at
-// the lowest free device index. On failure nothing is left behind, as far as EC2 lets it.
-func (p *Provisioner) Attach(ctx context.Context, primary ENI, used []int, count int) (eniID string, device int, err error) {
-	out, err := p.create(ctx, primary, count)
+// Attach creates an ENI beside the primary (same subnet, same groups) with count secondary addresses, or prefixes, and
+// attaches it at the lowest free device index. On failure nothing is left behind, as far as EC2 lets it.
+func (p *Provisioner) Attach(ctx context.Context, primary ENI, used []int, count int, prefixes bool) (eniID string, device int, err error) {
+	out, err := p.create(ctx, primary, count, prefixes)
 	if err != nil {
 		return "", 0, fmt.Errorf("create an ENI in %s: %w", primary.SubnetID, err)
 	}
@@ -144,13 +176,13 @@ func (p *Provisioner) Attach(ctx context.Context, primary ENI, used []int, count
 	if err != nil {
 		return eniID, device, fmt.Errorf("have %s deleted with the instance: %w", eniID, err)
 	}
-	p.Log.Info("ENI attached", "eni", eniID, "device", device, "addresses", count)
+	p.Log.Info("ENI attached", "eni", eniID, "device", device, "with", units(count, prefixes))
 	return eniID, device, nil
 }
 
 const undoTimeout = 30 * time.Second
 
-func (p *Provisioner) create(ctx context.Context, primary ENI, count int) (*ec2.CreateNetworkInterfaceOutput, error) {
+func (p *Provisioner) create(ctx context.Context, primary ENI, count int, prefixes bool) (*ec2.CreateNetworkInterfaceOutput, error) {
 	description := p.description()
 	for {
 		n := int32(count)
@@ -158,11 +190,14 @@ func (p *Provisioner) create(ctx context.Context, primary ENI, count int) (*ec2.
 			SubnetId: &primary.SubnetID, Groups: primary.Groups, Description: &description,
 			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeNetworkInterface, Tags: p.tags()}},
 		}
-		if n > 0 {
+		switch {
+		case n > 0 && prefixes:
+			in.Ipv4PrefixCount = &n
+		case n > 0:
 			in.SecondaryPrivateIpAddressCount = &n
 		}
 		out, err := p.EC2.CreateNetworkInterface(ctx, in)
-		if aws.Code(err) != codeSubnetFull || count <= 1 {
+		if !scarce(err) || count <= 1 {
 			return out, err
 		}
 		count /= 2

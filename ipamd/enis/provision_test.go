@@ -104,7 +104,7 @@ func provisioner() (*Provisioner, *account) {
 
 func TestAttachTakesTheLowestFreeIndexAndTagsTheENI(t *testing.T) {
 	p, a := provisioner()
-	id, device, err := p.Attach(context.Background(), ENI{SubnetID: "subnet-1"}, []int{0, 1, 3}, 9)
+	id, device, err := p.Attach(context.Background(), ENI{SubnetID: "subnet-1"}, []int{0, 1, 3}, 9, false)
 	if err != nil || device != 2 {
 		t.Fatal(id, device, err)
 	}
@@ -126,7 +126,7 @@ func TestP28AFailedAttachLeavesNothingBehind(t *testing.T) {
 		p, a := provisioner()
 		a.codes[api] = []string{"UnauthorizedOperation"}
 		a.codes["Delete"] = []string{"InvalidParameterValue"} // still detaching
-		if _, _, err := p.Attach(context.Background(), ENI{}, nil, 9); err == nil {
+		if _, _, err := p.Attach(context.Background(), ENI{}, nil, 9, false); err == nil {
 			t.Fatal("no error")
 		}
 		if len(a.enis) > 0 {
@@ -138,14 +138,14 @@ func TestP28AFailedAttachLeavesNothingBehind(t *testing.T) {
 func TestAnAlmostFullSubnetGivesWhatItHas(t *testing.T) {
 	p, a := provisioner()
 	a.free = 4
-	if id, _, err := p.Attach(context.Background(), ENI{}, nil, 9); err != nil || id == "" {
+	if id, _, err := p.Attach(context.Background(), ENI{}, nil, 9, false); err != nil || id == "" {
 		t.Fatal(id, err)
 	}
 }
 
 func TestP28SweepDeletesOnlyWhatIsDetached(t *testing.T) {
 	p, a := provisioner()
-	kept, _, err := p.Attach(context.Background(), ENI{}, nil, 1)
+	kept, _, err := p.Attach(context.Background(), ENI{}, nil, 1, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,10 +65,10 @@ type Cooling struct {
 	Until   time.Time  `json:"until"`
 }
 
-// Leaving is an address that is being given back to EC2: it is handed out to nobody.
+// Leaving is an address (a /32 or /128) or a prefix of an ENI that is being given back to EC2: nothing of it is handed out.
 type Leaving struct {
-	Address netip.Addr `json:"address"`
-	ENIID   string     `json:"eniID"`
+	Prefix netip.Prefix `json:"prefix"`
+	ENIID  string       `json:"eniID"`
 }
 
 // Released is a branch pod of which this node has nothing left, said to the ledger until the ledger has heard it. Its
@@ -87,7 +87,7 @@ type state struct {
 	Released    []Released   `json:"released"`
 	// Retiring are the ENIs that are being given back to EC2: nothing of them is handed out.
 	Retiring []string `json:"retiring"`
-	// Leaving are addresses that are being given back to EC2, until neither EC2 nor IMDS shows them.
+	// Leaving are addresses and prefixes that are being given back to EC2, until neither EC2 nor IMDS shows them.
 	Leaving []Leaving `json:"leaving,omitempty"`
 }
 
@@ -100,7 +100,7 @@ func (s *state) sort() {
 	slices.SortFunc(s.Cooling, func(a, b Cooling) int { return a.Address.Compare(b.Address) })
 	slices.SortFunc(s.Released, func(a, b Released) int { return strings.Compare(a.PodUID, b.PodUID) })
 	slices.Sort(s.Retiring)
-	slices.SortFunc(s.Leaving, func(a, b Leaving) int { return a.Address.Compare(b.Address) })
+	slices.SortFunc(s.Leaving, func(a, b Leaving) int { return a.Prefix.Compare(b.Prefix) })
 }
 
 const fileVersion = 1
@@ -177,10 +177,18 @@ func (s *state) check() error {
 		addrs[c.Address] = true
 	}
 	for _, l := range s.Leaving {
-		if !l.Address.IsValid() || addrs[l.Address] {
-			return fmt.Errorf("address %s that is given back is invalid or in use", l.Address)
+		if !l.Prefix.IsValid() || anyIn(l.Prefix, addrs) {
+			return fmt.Errorf("%s that is given back is invalid or in use", l.Prefix)
 		}
-		addrs[l.Address] = true
 	}
 	return nil
+}
+
+func anyIn(p netip.Prefix, addrs map[netip.Addr]bool) bool {
+	for a := range addrs {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
 }

@@ -125,7 +125,7 @@ func (s *Store) AssignRegular(k Key, network string, p Pod, candidates []Regular
 	err = s.change(func(n *state) (bool, error) {
 		busy := n.busy()
 		for _, c := range candidates {
-			if busy[c.Address] || slices.Contains(n.Retiring, c.ENIID) {
+			if busy[c.Address] || slices.Contains(n.Retiring, c.ENIID) || n.leaving(c.Address) {
 				continue
 			}
 			a = Allocation{Key: k, Network: network, Pod: p, Since: s.opt.Now().UTC(), Regular: &c}
@@ -147,10 +147,11 @@ func (s *state) busy() map[netip.Addr]bool {
 	for _, c := range s.Cooling {
 		busy[c.Address] = true
 	}
-	for _, l := range s.Leaving {
-		busy[l.Address] = true
-	}
 	return busy
+}
+
+func (s *state) leaving(a netip.Addr) bool {
+	return slices.ContainsFunc(s.Leaving, func(l Leaving) bool { return l.Prefix.Contains(a) })
 }
 
 // AssignBranch notes that the sandbox has the pod's branch ENI. It refuses a VLAN id that another pod still holds here,
@@ -282,18 +283,17 @@ func (s *Store) Retired(eniID string) error {
 	})
 }
 
-// Leave makes sure that the addresses are handed out to nobody from now on. Those that are held or cooling stay as they
-// are; the others are returned.
-func (s *Store) Leave(eniID string, addrs []netip.Addr) (leaving []netip.Addr, err error) {
+// Leave makes sure that nothing of the addresses and prefixes is handed out from now on. Those of which something is held
+// or cooling stay as they are; the others are returned.
+func (s *Store) Leave(eniID string, units []netip.Prefix) (leaving []netip.Prefix, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err = s.change(func(n *state) (bool, error) {
 		busy := n.busy()
-		for _, a := range addrs {
-			if !busy[a] {
-				busy[a] = true
-				n.Leaving = append(n.Leaving, Leaving{a, eniID})
-				leaving = append(leaving, a)
+		for _, u := range units {
+			if !anyIn(u, busy) && !n.leaving(u.Addr()) {
+				n.Leaving = append(n.Leaving, Leaving{u, eniID})
+				leaving = append(leaving, u)
 			}
 		}
 		return len(leaving) > 0, nil
@@ -304,12 +304,12 @@ func (s *Store) Leave(eniID string, addrs []netip.Addr) (leaving []netip.Addr, e
 	return leaving, nil
 }
 
-// Left drops the notes of addresses that are gone, or that EC2 has given again.
-func (s *Store) Left(addrs []netip.Addr) error {
+// Left drops the notes of what is gone, or what EC2 has given again.
+func (s *Store) Left(units []netip.Prefix) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.change(func(n *state) (bool, error) {
-		return drop(&n.Leaving, func(l Leaving) bool { return slices.Contains(addrs, l.Address) }), nil
+		return drop(&n.Leaving, func(l Leaving) bool { return slices.Contains(units, l.Prefix) }), nil
 	})
 }
 

@@ -149,8 +149,8 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 			}
 			switch c := rapid.SampledFrom(candidates()).Draw(t, "address"); rapid.IntRange(0, 5).Draw(t, "leave") {
 			case 0:
-				var noted []netip.Addr
-				if noted, err = s.Leave(c.ENIID, []netip.Addr{c.Address}); err == nil && len(noted) == 1 {
+				var noted []netip.Prefix
+				if noted, err = s.Leave(c.ENIID, []netip.Prefix{netip.PrefixFrom(c.Address, 32)}); err == nil && len(noted) == 1 {
 					leaving[c.Address] = true
 					for o, addr := range held {
 						if addr == c.Address || now.Sub(freed[c.Address]) < 30*time.Second {
@@ -160,7 +160,7 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 				}
 			case 1:
 				delete(leaving, c.Address)
-				err = s.Left([]netip.Addr{c.Address})
+				err = s.Left([]netip.Prefix{netip.PrefixFrom(c.Address, 32)})
 			}
 			if errors.Is(err, errPower) || rapid.IntRange(0, 5).Draw(t, "kill") == 0 {
 				s = open()
