@@ -43,7 +43,6 @@ func demoCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&o.EvidenceDir, "evidence", "", "folder that keeps the evidence (default: a new one in /var/tmp)")
 	f.BoolVar(&o.Kills, "kills", false, "kill agent, controller and API server once in each of steps 5, 7 and 8")
-	f.BoolVar(&o.Containerd2, "containerd2", false, "nodes run containerd 2, at CNI 1.1.0, in place of Debian's 1.6")
 	f.Uint64Var(&o.Seed, "seed", 1, "seed of the moments of the kills")
 	return c
 }

@@ -23,10 +23,8 @@ type Options struct {
 	// drawn from Seed.
 	Kills bool
 	Seed  uint64
-	// Containerd2 has the nodes run containerd 2 in place of 1.6.
-	Containerd2 bool
-	Out         io.Writer
-	Log         *slog.Logger
+	Out   io.Writer
+	Log   *slog.Logger
 }
 
 // walk is one walk-through under way.
@@ -89,7 +87,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	fmt.Fprintf(o.Out, "The walk-through: real Kubernetes, containerd, PostgreSQL and kernel; EC2 and the VPC by the lab.\n"+
 		"It takes about 6 minutes on 2 cores (and 10 to 20 more once, until Kubernetes is in the cache).\nEvidence: %s\n", o.EvidenceDir)
-	l, err := lab.Up(ctx, lab.Options{Dir: o.StateDir, Log: o.Log, Progress: o.Out, EvidenceDir: o.EvidenceDir, Containerd2: o.Containerd2})
+	l, err := lab.Up(ctx, lab.Options{Dir: o.StateDir, Log: o.Log, Progress: o.Out, EvidenceDir: o.EvidenceDir})
 	if err != nil {
 		return err
 	}

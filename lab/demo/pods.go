@@ -128,11 +128,7 @@ func (w *walk) pods(ctx context.Context) error {
 	if err := w.greenWiring(ctx); err != nil {
 		return err
 	}
-	speaks := containerd1
-	if w.opt.Containerd2 {
-		speaks = containerd2
-	}
-	if err := w.runsAt(ctx, w.node, speaks); err != nil {
+	if err := w.runsAt(ctx, w.node, containerd1); err != nil {
 		return err
 	}
 	return w.redRefused(ctx)
