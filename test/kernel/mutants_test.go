@@ -3,18 +3,22 @@ package main
 import (
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
 
 func TestFaultsAreReadAndSeeded(t *testing.T) {
-	list := "# for people\n-- one: ../x.go\na\n\tb\n=>\n\tc\n\n# about two\n-- two: y.go\ngone\n=>\n"
+	list := "# for people\n-- one: ../x.go, first TestB\na\n\tb\n=>\n\tc\n\n# about two\n-- two: y.go\ngone\n=>\n"
 	faults, err := parseFaults(list)
 	if err != nil || len(faults) != 2 {
 		t.Fatalf("%+v, %v", faults, err)
 	}
-	if m := faults[0]; m != (fault{"one", "../x.go", "a\n\tb", "\tc"}) {
+	if m := faults[0]; m != (fault{"one", "../x.go", "TestB", "a\n\tb", "\tc"}) {
 		t.Errorf("%+v", m)
+	}
+	if got := faults[0].order([]string{"^TestA"}); !slices.Equal(got, []string{"TestB", "^TestA"}) {
+		t.Errorf("%q", got)
 	}
 	if got, err := faults[1].seed([]byte("it is gone now")); err != nil || string(got) != "it is  now" {
 		t.Errorf("%q, %v", got, err)
