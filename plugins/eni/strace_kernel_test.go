@@ -35,8 +35,8 @@ func newTraced(t *testing.T, inject string) traced {
 	if strings.Contains(inject, "signal=") {
 		filter = "" // with it strace 6.1 injects no signals
 	}
-	// strace counts the calls of each thread: with processors to spare Go stays on one where it can.
-	script := fmt.Sprintf("#!/bin/sh\nGOMAXPROCS=1 GOGC=off GODEBUG=asyncpreemptoff=1 LD_LIBRARY_PATH=%s exec %s -f -q %s -o %s -e trace=sendto,recvfrom -e inject=%s %s\n",
+	// strace counts the calls of each thread: with one at a time Go stays on it where it can.
+	script := fmt.Sprintf("#!/bin/sh\nGOMAXPROCS=1 GOGC=off GODEBUG=asyncpreemptoff=1 LD_LIBRARY_PATH=%s exec %s -f -q %s -o %s -e trace=sendto,recvfrom,exit_group -e inject=%s %s\n",
 		tree.LibraryPath(), strace, filter, x.log, inject, executable(t))
 	// A process that another test forks meanwhile would hold the script open for writing, and it could not be run.
 	syscall.ForkLock.RLock()
@@ -61,39 +61,19 @@ func (x traced) run(n *node, verb func() error) error {
 	return err
 }
 
-// call is one system call that strace has logged.
-type call struct {
-	thread string
-	send   bool
-}
-
 // met says where the executable was harmed.
 type met struct {
-	calls  []call // those that it had begun until then, the harmed one included
-	harmed int    // how often: a thread that takes over from another begins to count at one
+	sends  []string // the threads of those that it had begun until then, the harmed one included
+	harmed int      // how often: a thread that takes over from another begins to count at one
 }
 
-func (m met) sends() (n int) {
-	for _, c := range m.calls {
-		if c.send {
-			n++
-		}
-	}
-	return n
-}
-
-// ordinal is the number, among the calls of its thread and kind, that strace gives to the n-th send, or, with one more than
-// there are, to the last answer. 0: the executable has not come so far.
-func (m met) ordinal(n, sends int) int {
-	seen := map[call]int{}
-	sent := 0
-	for i, c := range m.calls {
-		seen[c]++
-		if c.send {
-			sent++
-		}
-		if c.send && sent == n || !c.send && sent == sends && n > sends && i == len(m.calls)-1 {
-			return seen[c]
+// ordinal is the number, among the calls of its thread and kind, that strace gives to the n-th send. 0: the executable has
+// not come so far.
+func (m met) ordinal(n int) int {
+	seen := map[string]int{}
+	for i, thread := range m.sends {
+		if seen[thread]++; i+1 == n {
+			return seen[thread]
 		}
 	}
 	return 0
@@ -113,8 +93,8 @@ func (x traced) met(t testing.TB) (m met) {
 		if (send || receive) && whole && !strings.HasPrefix(result, "-1 ") && !strings.HasPrefix(result, "?") && !strings.Contains(line, "nlmsg_") {
 			t.Errorf("the executable talks to something else than netlink by these calls: %s", line)
 		}
-		if m.harmed == 0 && (send || receive) {
-			m.calls = append(m.calls, call{thread, send})
+		if m.harmed == 0 && send {
+			m.sends = append(m.sends, thread)
 		}
 		if injected || m.harmed == 0 && strings.Contains(line, "+++ killed by SIGKILL") {
 			m.harmed++
@@ -126,10 +106,10 @@ func (x traced) met(t testing.TB) (m met) {
 	return m
 }
 
-// atEachSend has do run the executable with one of its sends to netlink harmed, or, as the last of them, the answer to
-// the last one. After each, mend is called, rounds times for each send, with numbers that follow each other, another first
-// one for each send; it leaves nothing. So does tidy, which is called where nothing was harmed, or something that was
-// before.
+// atEachSend has do run the executable with one of its sends to netlink harmed, and, where harm is its death, with one that
+// comes when nothing is left to do but to end. After each, mend is called, rounds times for each send, with numbers that
+// follow each other, another first one for each send; it leaves nothing. So does tidy, which is called where nothing was
+// harmed, or something that was before.
 //
 // strace counts the calls of each thread, and Go may move to another one between two calls: where the executable was
 // harmed is what strace's log says, and what is still missing is tried again, as the threads of the last run suggest.
@@ -139,42 +119,44 @@ func atEachSend(t *testing.T, harm string, rounds int, do func(traced), mend fun
 	do(plain)
 	tidy("not harmed")
 	whole := plain.met(t)
-	sends := whole.sends()
+	sends := len(whole.sends)
 	if sends == 0 || whole.harmed != 0 {
 		t.Fatalf("the executable makes %d sends", sends)
 	}
-	done := make([]int, sends+2) // by the send, counted from 1; the last one is the answer to the last send
+	done := make([]int, sends+1) // by the send, counted from 1
 	tries := 0
-	for at := 1; at < len(done); at++ {
-		count := whole.ordinal(at, sends)
-		for done[at] < rounds {
-			if tries++; tries > 4*rounds*len(done) {
+	for at := 1; at <= sends; at++ {
+		for count := whole.ordinal(at); done[at] < rounds; {
+			if tries++; tries > 10*rounds*sends {
 				t.Fatalf("send %d of %d is not met in %d tries: %v", at, sends, tries, done)
 			}
-			name := "sendto"
-			if at > sends {
-				name = "recvfrom"
-			}
-			x := newTraced(t, fmt.Sprintf("%s:%s:when=%d", name, harm, count))
+			x := newTraced(t, fmt.Sprintf("sendto:%s:when=%d", harm, count))
 			do(x)
 			last := x.met(t)
-			n := last.sends()
-			if name == "recvfrom" {
-				n++ // what the sends until now have done is done
-			}
-			what := fmt.Sprintf("%s harmed by %s at send %d of %d", name, harm, n, sends)
-			if last.harmed == 1 && n < len(done) && done[n] < rounds {
+			n := len(last.sends)
+			what := fmt.Sprintf("%s at send %d of %d", harm, n, sends)
+			if last.harmed == 1 && n <= sends && done[n] < rounds {
 				mend(n+done[n], what)
 				done[n]++
 			} else {
 				tidy(what)
 			}
-			if o := last.ordinal(at, sends); o > 0 {
+			if o := last.ordinal(at); o > 0 {
 				count = o
 			} else {
 				count++ // one thread has made what several made before
 			}
 		}
 	}
-	t.Logf("%s at each of %d sends and the last answer, %d times each, in %d tries", harm, sends, rounds, tries)
+	if strings.HasPrefix(harm, "signal=") {
+		for i := range rounds {
+			x := newTraced(t, "exit_group:"+harm)
+			do(x)
+			if x.met(t).harmed != 1 {
+				t.Fatal("the executable was not harmed at its end")
+			}
+			mend(sends+1+i, harm+" at the end")
+		}
+	}
+	t.Logf("%s at each of %d sends, %d times each, in %d tries", harm, sends, rounds, tries)
 }
