@@ -12,8 +12,8 @@ import (
 var ours = []string{"aws-node", "vpc-resource-controller"}
 
 // passing are the reasons of events that say only that something had to wait: whether that was so depends on the moment
-// of a look, and on kills.
-var passing = []string{"PodNotWired", "BranchENIsInUse", "WaitingForTrunk", "AddressesNotAvailable"}
+// of a look, and on kills. KubeletNotLocal depends on the kernel of the machine, for the node that is a namespace of it.
+var passing = []string{"PodNotWired", "BranchENIsInUse", "WaitingForTrunk", "AddressesNotAvailable", "KubeletNotLocal"}
 
 func (s *state) objectLines(n names) []string {
 	var lines []string
