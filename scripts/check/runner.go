@@ -172,8 +172,13 @@ func (r *runner) runOne(ctx context.Context, prefix string, p part) result {
 // lines is given, handed to it line by line instead. Its process group is asked
 // to end when ctx ends, and killed if it does not.
 func (w *work) command(ctx context.Context, env []string, lines func(string), argv ...string) error {
+	return w.commandIn(ctx, w.root, env, lines, argv...)
+}
+
+// commandIn is command in another folder than the checkout's root.
+func (w *work) commandIn(ctx context.Context, dir string, env []string, lines func(string), argv ...string) error {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Dir = w.root
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	const grace = 30 * time.Second

@@ -51,6 +51,7 @@ func inputs(dir string) string {
 	return "10000x"
 }
 
+// fuzz runs each fuzz target. A package's targets share one executable: linking takes longer than most of them run.
 func fuzz(ctx context.Context, w *work) error {
 	targets, err := findTests(w.root, "", "Fuzz")
 	if err != nil {
@@ -59,13 +60,30 @@ func fuzz(ctx context.Context, w *work) error {
 	if len(targets) == 0 {
 		return errors.New("no fuzz test was found")
 	}
+	cache, err := w.output(ctx, "go", "env", "GOCACHE")
+	if err != nil {
+		return err
+	}
+	bins := filepath.Join(w.tmp, "fuzz")
+	if err := os.MkdirAll(bins, 0o755); err != nil {
+		return err
+	}
 	var errs []error
 	for _, t := range targets {
+		bin := filepath.Join(bins, strings.ReplaceAll(t.dir, "/", "__")+".test")
+		if err := w.command(ctx, nil, nil, "go", "test", "-c", "-fuzz=.", "-o", bin, "./"+t.dir); err != nil {
+			errs = append(errs, err)
+			w.tests.count("build-fail", t.dir, "")
+			continue
+		}
+		// The folder in which go test keeps the inputs that earlier runs found interesting.
+		found := filepath.Join(strings.TrimSpace(cache), "fuzz", modulePrefix+t.dir)
 		for _, name := range t.names {
 			if ctx.Err() != nil {
 				return errors.Join(append(errs, context.Cause(ctx))...)
 			}
-			err := w.command(ctx, nil, nil, "go", "test", "-run", "^$", "-fuzz", "^"+name+"$", "-fuzztime", inputs(t.dir), "-timeout", "5m", "./"+t.dir)
+			err := w.commandIn(ctx, filepath.Join(w.root, t.dir), nil, nil, bin, "-test.run=^$", "-test.fuzz=^"+name+"$",
+				"-test.fuzztime="+inputs(t.dir), "-test.fuzzcachedir="+found, "-test.timeout=5m")
 			action := "pass"
 			if err != nil {
 				action = "fail"
