@@ -67,10 +67,10 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}
 	doc, err := measureAll(ctx, o, dir)
-	if err != nil {
-		return err
+	if len(doc.Places) > 0 { // what was measured before an error is told all the same
+		err = errors.Join(err, write(doc, o))
 	}
-	if err := write(doc, o); err != nil {
+	if err != nil {
 		return err
 	}
 	if n := doc.Failed(); n > 0 {
@@ -109,7 +109,7 @@ func measureAll(ctx context.Context, o options, dir string) (report.Document, er
 	if vm && len(o.among(branched)) > 0 {
 		inside, err := runInVM(ctx, o, dir)
 		if err != nil {
-			return report.Document{}, fmt.Errorf("branch pods, in the virtual machine: %w", err)
+			return doc, fmt.Errorf("branch pods, in the virtual machine: %w", err)
 		}
 		doc.Places = append(doc.Places, inside.Places...)
 	}

@@ -19,6 +19,9 @@ import (
 // opDeadline is beyond the deadline of any contender's own.
 const opDeadline = 100 * time.Second
 
+// feedDeadline is beyond what a virtual machine on a busy machine stands still for.
+const feedDeadline = 30 * time.Second
+
 // outcome is one run of an executable that succeeded.
 type outcome struct {
 	wall, cpu time.Duration
@@ -51,11 +54,14 @@ func execute(ctx context.Context, inv contender.Invocation, extra ...*os.File) (
 	if err != nil {
 		return outcome{}, err
 	}
-	if err := feed.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+	// Nobody reads yet: more than the pipe holds would wait for ever.
+	if err := feed.SetWriteDeadline(time.Now().Add(feedDeadline)); err != nil {
 		return outcome{}, err
 	}
-	if _, err := feed.Write(inv.Stdin); err != nil {
-		return outcome{}, fmt.Errorf("%d bytes on stdin: %w", len(inv.Stdin), err)
+	if len(inv.Stdin) > 0 {
+		if _, err := feed.Write(inv.Stdin); err != nil {
+			return outcome{}, fmt.Errorf("%d bytes on stdin: %w", len(inv.Stdin), err)
+		}
 	}
 	out, outW, err := pipe()
 	if err != nil {
