@@ -35,8 +35,9 @@ func newTraced(t *testing.T, inject string) traced {
 	if strings.Contains(inject, "signal=") {
 		filter = "" // with it strace 6.1 injects no signals
 	}
-	// strace counts the calls of each thread: with one at a time Go stays on it where it can.
-	script := fmt.Sprintf("#!/bin/sh\nGOMAXPROCS=1 GOGC=off GODEBUG=asyncpreemptoff=1 LD_LIBRARY_PATH=%s exec %s -f -q %s -o %s -e trace=sendto,recvfrom,exit_group -e inject=%s %s\n",
+	// strace counts the calls of each thread. With processors to spare Go stays on the thread: it takes none away from a
+	// system call that lasts.
+	script := fmt.Sprintf("#!/bin/sh\nGOMAXPROCS=16 GOGC=off GODEBUG=asyncpreemptoff=1 LD_LIBRARY_PATH=%s exec %s -f -q %s -o %s -e trace=sendto,recvfrom,exit_group -e inject=%s %s\n",
 		tree.LibraryPath(), strace, filter, x.log, inject, executable(t))
 	// A process that another test forks meanwhile would hold the script open for writing, and it could not be run.
 	syscall.ForkLock.RLock()
@@ -67,16 +68,18 @@ type met struct {
 	harmed int      // how often: a thread that takes over from another begins to count at one
 }
 
-// ordinal is the number, among the calls of its thread and kind, that strace gives to the n-th send. 0: the executable has
-// not come so far.
-func (m met) ordinal(n int) int {
-	seen := map[string]int{}
+// count is what the n-th send is met by: its number among its thread's. Where an earlier send has the same number among
+// another thread's, or the executable has not come so far, nothing is known, and it is n: what is right on one thread.
+func (m met) count(n int) int {
+	seen, taken := map[string]int{}, map[int]bool{}
 	for i, thread := range m.sends {
-		if seen[thread]++; i+1 == n {
+		seen[thread]++
+		if i+1 == n && !taken[seen[thread]] {
 			return seen[thread]
 		}
+		taken[seen[thread]] = true
 	}
-	return 0
+	return n
 }
 
 func (x traced) met(t testing.TB) (m met) {
@@ -126,7 +129,7 @@ func atEachSend(t *testing.T, harm string, rounds int, do func(traced), mend fun
 	done := make([]int, sends+1) // by the send, counted from 1
 	tries := 0
 	for at := 1; at <= sends; at++ {
-		for count := whole.ordinal(at); done[at] < rounds; {
+		for count := whole.count(at); done[at] < rounds; {
 			if tries++; tries > 10*rounds*sends {
 				t.Fatalf("send %d of %d is not met in %d tries: %v", at, sends, tries, done)
 			}
@@ -141,11 +144,7 @@ func atEachSend(t *testing.T, harm string, rounds int, do func(traced), mend fun
 			} else {
 				tidy(what)
 			}
-			if o := last.ordinal(at); o > 0 {
-				count = o
-			} else {
-				count++ // one thread has made what several made before
-			}
+			count = last.count(at)
 		}
 	}
 	if strings.HasPrefix(harm, "signal=") {
