@@ -101,6 +101,37 @@ func TestP50AnAddressThatWasGivenBackIsHandedOutToNobody(t *testing.T) {
 	}
 }
 
+// TestP50AnAddressThatCameBackAndLeavesAgainIsNotTakenForGone: what EC2 said of its first leaving says nothing of the
+// second one, of which the answer is lost.
+func TestP50AnAddressThatCameBackAndLeavesAgainIsNotTakenForGone(t *testing.T) {
+	w := newWorld(t)
+	w.env["WARM_IP_TARGET"], w.env["IP_COOLDOWN_PERIOD"] = "1", "0"
+	s, _ := w.start()
+	has := func(n int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("EC2 has %d addresses", n), func() bool { s.a.changed.Fire(); return len(w.cloud.addressesOf("eni-1")) == n })
+	}
+	w.adds(s, 0, 5)
+	has(6)
+	w.cloud.do(func() { w.cloud.stale = true })
+	w.dels(s, 4)
+	has(2)
+	w.adds(s, 10, 4) // EC2 gives the lowest addresses, so the same ones
+	has(6)
+	w.cloud.do(func() { w.cloud.lost, w.cloud.fresh = 1, true })
+	for i := range 4 {
+		if _, err := s.Del(t.Context(), delRequest(fmt.Sprintf("p%d", 10+i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has(2)
+	for _, addr := range w.adds(s, 20, 4) {
+		if !slices.Contains(w.cloud.addressesOf("eni-1"), addr) {
+			t.Errorf("%s was handed out and EC2 has it back", addr)
+		}
+	}
+}
+
 // TestAnAddressThatEC2DoesNotTakeBackServesAgain: a role without ec2:UnassignPrivateIpAddresses.
 func TestAnAddressThatEC2DoesNotTakeBackServesAgain(t *testing.T) {
 	w := newWorld(t)

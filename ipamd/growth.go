@@ -300,6 +300,9 @@ func (a *Agent) assign(ctx context.Context, s pool.Step) error {
 		if err := a.store.Left(got); err != nil {
 			return err
 		}
+		for _, u := range got {
+			delete(a.takenBack, u)
+		}
 		a.inventory.Learn(s.ENIID, got)
 		a.changed.Fire()
 	}
