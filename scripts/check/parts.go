@@ -41,7 +41,7 @@ func allParts() []part {
 		},
 		{
 			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
-			cold: 8 * minute, warm: 6 * minute, deadline: 25 * minute, after: []string{"artifacts"},
+			cold: 12 * minute, warm: 10 * minute, deadline: 25 * minute, after: []string{"artifacts"},
 			heavy: true, run: demo,
 		},
 		{
