@@ -51,7 +51,7 @@ func allParts() []part {
 		},
 		{
 			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
-			cold: 5 * minute, warm: 4 * minute, deadline: 15 * minute, after: []string{"artifacts"},
+			cold: 7 * minute, warm: 6 * minute, deadline: 20 * minute, after: []string{"artifacts"},
 			heavy: true, run: kernel,
 		},
 		{
