@@ -112,10 +112,10 @@ func codeOf(err error) uint {
 	return types.ErrInternal
 }
 
-// messageOf is the agent's own word where there is one: what was called is in the CNI error already.
+// messageOf is the agent's own word where there is one: what was called is in the CNI error already. An error that wraps
+// the call's says more than that, whose agent it was for one, and stays whole.
 func messageOf(err error) string {
-	var call *unary.Error
-	if errors.As(err, &call) && call.Answered {
+	if call, ok := err.(*unary.Error); ok && call.Answered {
 		return fmt.Sprintf("%s (%s)", call.Message, call.Code)
 	}
 	return err.Error()
