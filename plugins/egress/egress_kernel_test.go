@@ -20,7 +20,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/branchline-cni/branchline/plugins/nstest"
 )
@@ -44,16 +43,16 @@ func newNode(t *testing.T, f Family) *node {
 	subnet, prevAddress := "169.254.172.0/22", "2600:1f16::7/128"
 	if f == IPv4 {
 		n.own, n.far = "192.168.10.10", "198.51.100.1"
-		n.address(n.host, "eth0", n.own+"/24")
-		n.address(n.internet, "p0", "192.168.10.1/24")
-		n.address(n.internet, "lo", n.far+"/32")
+		n.host.Address(n.t, "eth0", n.own+"/24")
+		n.internet.Address(n.t, "p0", "192.168.10.1/24")
+		n.internet.Address(n.t, "lo", n.far+"/32")
 		n.host.Route(t, netlink.Route{Dst: ipNet(f.Default()), Gw: net.ParseIP("192.168.10.1")})
 		n.host.Sysctl(t, "ipv4/ip_forward", "1")
 	} else {
 		n.own, n.far, subnet, prevAddress = "2600::10", "2600:1::1", "fd00::ac:00/118", "192.168.10.77/32"
-		n.address(n.host, "eth0", n.own+"/64")
-		n.address(n.internet, "p0", "2600::1/64")
-		n.address(n.internet, "lo", n.far+"/128")
+		n.host.Address(n.t, "eth0", n.own+"/64")
+		n.internet.Address(n.t, "p0", "2600::1/64")
+		n.internet.Address(n.t, "lo", n.far+"/128")
 		n.host.Route(t, netlink.Route{Dst: ipNet(f.Default()), Gw: net.ParseIP("2600::1")})
 		n.host.Do(t, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0) })
 	}
@@ -66,61 +65,13 @@ func newNode(t *testing.T, f Family) *node {
 			"ips": []any{map[string]any{"interface": 1, "address": prevAddress}},
 		},
 	}
-	n.before = n.snapshot(n.host)
+	n.before = n.host.Snapshot(n.t)
 	return n
-}
-
-// address adds one that is usable at once.
-func (n *node) address(ns *nstest.NS, link, cidr string) {
-	n.t.Helper()
-	a, err := netlink.ParseAddr(cidr)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	if a.IP.To4() == nil {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	if err := ns.Handle.AddrAdd(ns.Link(n.t, link), a); err != nil {
-		n.t.Fatal(err)
-	}
-}
-
-// snapshot is everything in a namespace that a sandbox could leave, of both families. Link-local addresses, the routes
-// and the neighbours that the kernel makes by itself come and go.
-func (n *node) snapshot(ns *nstest.NS) []string {
-	n.t.Helper()
-	out := ns.Snapshot(n.t)
-	links, err := ns.Handle.LinkList()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for _, l := range links {
-		addrs, _ := ns.Handle.AddrList(l, unix.AF_INET6)
-		for _, a := range addrs {
-			if !a.IP.IsLinkLocalUnicast() {
-				out = append(out, "address "+l.Attrs().Name+" "+a.IPNet.String())
-			}
-		}
-	}
-	routes, _ := ns.Handle.RouteListFiltered(unix.AF_INET6, &netlink.Route{Table: 254}, netlink.RT_FILTER_TABLE)
-	for _, r := range routes {
-		if r.Dst == nil || !r.Dst.IP.IsLinkLocalUnicast() && !r.Dst.IP.IsMulticast() {
-			out = append(out, fmt.Sprintf("route %v via %v by link %d", r.Dst, r.Gw, r.LinkIndex))
-		}
-	}
-	neighs, _ := ns.Handle.NeighList(0, unix.AF_INET6)
-	for _, e := range neighs {
-		if e.State&netlink.NUD_PERMANENT != 0 {
-			out = append(out, fmt.Sprintf("neighbour %s %s", e.IP, e.HardwareAddr))
-		}
-	}
-	slices.Sort(out)
-	return out
 }
 
 func (n *node) wantClean() {
 	n.t.Helper()
-	after := n.snapshot(n.host)
+	after := n.host.Snapshot(n.t)
 	for _, l := range n.before {
 		if !slices.Contains(after, l) {
 			n.t.Errorf("gone from the host: %s", l)
@@ -244,7 +195,7 @@ func TestPodsReachTheOtherFamilyFromTheNodesAddress(t *testing.T) {
 			}
 			pod, other := nstest.New(t), nstest.New(t)
 			pod.Do(t, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0) }) // as some runtimes have it
-			podBefore := n.snapshot(pod)
+			podBefore := pod.Snapshot(n.t)
 			r := n.mustAdd("box-1", pod)
 			again := n.mustAdd("box-1", pod)
 			if r.IPs[1].Address.String() != again.IPs[1].Address.String() {
@@ -287,7 +238,7 @@ func TestPodsReachTheOtherFamilyFromTheNodesAddress(t *testing.T) {
 				n.mustDel("box-2", "")
 			}
 			n.wantClean()
-			if after := n.snapshot(pod); !slices.Equal(podBefore, after) {
+			if after := pod.Snapshot(n.t); !slices.Equal(podBefore, after) {
 				t.Errorf("left in the pod: %q, before %q", after, podBefore)
 			}
 		})
@@ -315,7 +266,7 @@ func TestAFailedADDLeavesNothing(t *testing.T) {
 func TestAPodThatHasTheFamilyIsPassedOn(t *testing.T) {
 	n := newNode(t, IPv6)
 	pod := nstest.New(t)
-	before := n.snapshot(pod)
+	before := pod.Snapshot(n.t)
 	for name, prepare := range map[string]func(map[string]any){
 		"disabled": func(c map[string]any) { c["enabled"] = "false" },
 		"branch pod": func(c map[string]any) {
@@ -323,8 +274,8 @@ func TestAPodThatHasTheFamilyIsPassedOn(t *testing.T) {
 		},
 		"an address in the pod": func(map[string]any) {
 			pod.Veth(t, "net1", pod, "net1peer")
-			n.address(pod, "net1", "2600:2::7/128")
-			before = n.snapshot(pod)
+			pod.Address(n.t, "net1", "2600:2::7/128")
+			before = pod.Snapshot(n.t)
 		},
 	} {
 		out, err := n.call("ADD", "box-1", pod.Path(), prepare)
@@ -332,7 +283,7 @@ func TestAPodThatHasTheFamilyIsPassedOn(t *testing.T) {
 			t.Errorf("%s: %s, %v", name, out, err)
 		}
 		n.wantClean()
-		if after := n.snapshot(pod); !slices.Equal(before, after) {
+		if after := pod.Snapshot(n.t); !slices.Equal(before, after) {
 			t.Errorf("%s: in the pod are now %q", name, after)
 		}
 	}
