@@ -93,12 +93,15 @@ func (k *kernel) dropAddressRule(o observed) error {
 }
 
 func (k *kernel) addVLAN(s AddVLAN) error {
-	_, err := k.addLink(s, s.Name, s.Mark, func() *request { return vlanRequest(s) })
+	_, err := k.addLink(s, s.Name, s.Mark, true, func() *request { return vlanRequest(s) })
 	return err
 }
 
+// hasIPv6 says whether the kernel has IPv6: one that has not refuses settings of it.
+func hasIPv6() bool { return unix.Access("/proc/sys/net/ipv6", unix.F_OK) == nil }
+
 func (k *kernel) addVeth(s AddVeth) error {
-	l, err := k.addLink(s, s.Host, s.Mark, func() *request { return vethRequest(s, k.podNS) })
+	l, err := k.addLink(s, s.Host, s.Mark, !hasIPv6(), func() *request { return vethRequest(s, k.podNS) })
 	if err == nil {
 		k.index[Pod][s.Pod] = l.peer
 		k.later(s, Pod, upRequest(l.peer))
@@ -108,7 +111,7 @@ func (k *kernel) addVeth(s AddVeth) error {
 
 // addLink makes a link and looks at it with one send, and marks it with the next. Where its name is taken by an older
 // sandbox whose DEL has not come yet, that one's link is replaced.
-func (k *kernel) addLink(step Step, name string, mark Mark, make func() *request) (linkState, error) {
+func (k *kernel) addLink(step Step, name string, mark Mark, linkLocal bool, make func() *request) (linkState, error) {
 	made, seen := make(), getLinkRequest(name)
 	if err := k.host.exchange(made, seen); err != nil {
 		return linkState{}, err
@@ -133,7 +136,7 @@ func (k *kernel) addLink(step Step, name string, mark Mark, make func() *request
 	}
 	l := parseLink(seen.reply)
 	k.index[Host][name] = l.index
-	k.later(step, Host, markRequest(l.index, mark))
+	k.later(step, Host, markRequest(l.index, mark, linkLocal))
 	return l, nil
 }
 

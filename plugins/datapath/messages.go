@@ -19,6 +19,8 @@ const doomedGroup = 1 << 31
 // What the libraries don't name: of linux/if_link.h, linux/ip.h and linux/rtnetlink.h.
 const (
 	iflaInetConf         = 1
+	iflaInet6AddrGenMode = 8
+	in6AddrGenModeNone   = 1
 	ipv4DevconfRPFilter  = 8
 	rtextFilterSkipStats = 1 << 3
 )
@@ -69,14 +71,19 @@ func vethRequest(s AddVeth, podNS int) *request {
 	return r
 }
 
-// markRequest gives a new link what it can't be born with.
-func markRequest(index int, m Mark) *request {
+// markRequest gives a new link what it can't be born with. One that gets no link-local address costs less: the kernel
+// would look for duplicates of it, and then, with each change of a link, walk through those of all links, while no other
+// link of the node can be changed.
+func markRequest(index int, m Mark, linkLocal bool) *request {
 	r := newRequest(unix.RTM_SETLINK, 0).link(index)
 	r.text(unix.IFLA_IFALIAS, m.String())
 	r.nest(unix.IFLA_AF_SPEC, func() {
 		r.nest(unix.AF_INET, func() {
 			r.nest(iflaInetConf, func() { r.number(ipv4DevconfRPFilter, looseRPFilter) })
 		})
+		if !linkLocal {
+			r.nest(unix.AF_INET6, func() { r.attr(iflaInet6AddrGenMode, []byte{in6AddrGenModeNone}) })
+		}
 	})
 	return r
 }

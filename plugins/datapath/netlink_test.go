@@ -57,7 +57,7 @@ func TestRequestsAreWellFormed(t *testing.T) {
 	}{
 		"vlan":      {vlanRequest(AddVLAN{Name: "vlan.eth.7", ID: 7, MAC: mac}), unix.SizeofIfInfomsg, 5},
 		"veth":      {vethRequest(AddVeth{Host: "eni0", Pod: "eth0", HostMAC: mac, PodMAC: mac, MTU: 9001}, 3), unix.SizeofIfInfomsg, 7},
-		"mark":      {markRequest(3, Mark{Owner: Owner{"c", "eth0"}}), unix.SizeofIfInfomsg, 2},
+		"mark":      {markRequest(3, Mark{Owner: Owner{"c", "eth0"}}, true), unix.SizeofIfInfomsg, 2},
 		"address":   {addressRequest(AddAddress{Link: "eth0", Address: single(a)}, 3), unix.SizeofIfAddrmsg, 2},
 		"neighbour": {neighbourRequest(AddNeighbour{Link: "eth0", Address: a, MAC: mac}, 3), unix.SizeofNdMsg, 2},
 		"route":     {routeRequest(AddRoute{Dst: single(a), Gateway: a, Link: "eth0", Table: 511}, 3), unix.SizeofRtMsg, 4},

@@ -31,7 +31,7 @@ type (
 		Mark         Mark
 	}
 	// AddVeth makes both ends at once, each born in its own namespace, and brings them up; the host's is marked and
-	// filters reverse paths loosely.
+	// filters reverse paths loosely and has no link-local address, which nobody asks for.
 	AddVeth struct {
 		Host, Pod       string
 		HostMAC, PodMAC net.HardwareAddr

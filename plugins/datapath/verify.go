@@ -193,7 +193,17 @@ func (v *verifier) veth(s AddVeth) (string, error) {
 	if is := attributesOf(pod.Attrs(), s.PodMAC, s.MTU); is != "" {
 		return "the pod's end " + is, nil
 	}
-	return v.made(host.Attrs(), s.HostMAC, s.MTU, s.Mark)
+	if is, err := v.made(host.Attrs(), s.HostMAC, s.MTU, s.Mark); is != "" || err != nil {
+		return is, err
+	}
+	is, err := v.setting(SetSysctl{IPv6: true, Link: s.Host, Key: "addr_gen_mode", Value: fmt.Sprint(in6AddrGenModeNone)})
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil // no IPv6
+	}
+	if is != "" {
+		is = "its addr_gen_mode " + is
+	}
+	return is, err
 }
 
 func attributesOf(a *netlink.LinkAttrs, mac net.HardwareAddr, mtu int) string {

@@ -93,6 +93,9 @@ func TestBranchPodHasTheContractsWiringInEveryVersion(t *testing.T) {
 			if got := n.host.ReadSysctl(t, "ipv4/conf/vlan.eth.7/rp_filter"); got != "2" {
 				t.Errorf("rp_filter of the VLAN link is %s, want 2", got)
 			}
+			if got := n.host.ReadSysctl(t, "ipv6/conf/vlan"+goldenHash+"/addr_gen_mode"); got != "1" {
+				t.Errorf("addr_gen_mode of the host veth is %s, want 1: it gets a link-local address", got)
+			}
 			wantLines(t, "table 107", n.host.Routes(t, unix.AF_INET, 107),
 				"192.168.32.1/32 dev vlan.eth.7 scope link table 107",
 				"default via 192.168.32.1 dev vlan.eth.7 scope universe table 107",

@@ -24,6 +24,9 @@ const (
 // IFLA_INET_CONF and IPV4_DEVCONF_RP_FILTER of linux/if_link.h and linux/ip.h, and the value.
 const inetConf, rpFilter, looseRPFilter = 1, 8, 2
 
+// IFLA_INET6_ADDR_GEN_MODE of linux/if_link.h and IN6_ADDR_GEN_MODE_NONE: the host veth gets no link-local address.
+const addrGenMode, genNone = 8, 1
+
 // settings of the host veth, below /proc/sys/net.
 var settings = map[string]string{"ipv6/conf/%s/accept_ra": "0", "ipv6/conf/%s/accept_redirects": "0"}
 
@@ -54,6 +57,7 @@ func (w wiring) add() error {
 	alias.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(w.alias)))
 	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	families.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil).AddRtAttr(rpFilter, nl.Uint32Attr(looseRPFilter))
+	families.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(addrGenMode, []byte{genNone})
 	alias.AddData(families)
 	if err := host.send("mark the veth", alias); err != nil {
 		return err
