@@ -37,7 +37,7 @@ func portID(n int) string { return "rp" + strconv.Itoa(n) }
 func (p vmPlan) args() []string {
 	args := []string{
 		"-name", p.name,
-		"-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", strconv.Itoa(p.cpus), "-m", strconv.Itoa(p.memoryMiB) + "M",
+		"-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", strconv.Itoa(p.cpus), "-m", strconv.Itoa(p.memoryMiB) + "M",
 		// virtiofs needs the guest's memory shared with its daemons
 		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", p.memoryMiB), "-numa", "node,memdev=mem",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",

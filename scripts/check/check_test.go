@@ -158,6 +158,25 @@ func TestPartsRunBesideEachOtherButForThoseAlone(t *testing.T) {
 	}
 }
 
+func TestHeavyPartsLeaveALaneToLightOnes(t *testing.T) {
+	parts := []part{{name: "a", heavy: true}, {name: "b", heavy: true}, {name: "c", heavy: true}, {name: "d"}, {name: "e"}}
+	for _, c := range []struct {
+		waiting, running []int
+		lanes, want      int
+	}{
+		{[]int{0, 1, 2, 3, 4}, nil, 3, 0},
+		{[]int{1, 2, 3, 4}, []int{0}, 3, 0},
+		{[]int{2, 3, 4}, []int{0, 1}, 3, 1},
+		{[]int{2, 4}, []int{0, 3}, 3, 0},
+		{[]int{2}, []int{0, 1}, 3, -1},
+		{[]int{2, 4}, []int{0, 1, 3}, 3, -1},
+	} {
+		if got := next(parts, c.waiting, c.running, c.lanes); got != c.want {
+			t.Errorf("of %v beside %v starts %d, want %d", c.waiting, c.running, got, c.want)
+		}
+	}
+}
+
 func TestAPartThatHangsIsEndedAtItsDeadline(t *testing.T) {
 	var out bytes.Buffer
 	began := time.Now()

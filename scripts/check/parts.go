@@ -13,14 +13,25 @@ const (
 )
 
 // allParts are the parts in the order in which they start: the artifacts, which
-// most of the others need, what fails fast, and then the longest first, so that
-// no long part is left to run by itself at the end.
+// most of the others need, then the longest, and beside them, in the lane that
+// heavy parts leave, what fails fast. No long part is left to run by itself at
+// the end.
 func allParts() []part {
 	return []part{
 		{
 			name: "artifacts", what: "Kubernetes, CoreDNS, containerd 2, a kernel and Debian packages into the cache",
 			cold: 20 * minute, warm: 10 * second, deadline: 50 * minute, alone: true,
 			packages: []string{"kmod"}, run: makeArtifacts,
+		},
+		{
+			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
+			cold: 12 * minute, warm: 10 * minute, deadline: 25 * minute, after: []string{"artifacts"},
+			heavy: true, run: demo,
+		},
+		{
+			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
+			cold: 7 * minute, warm: 5 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			heavy: true, run: labTests,
 		},
 		{
 			name: "generate", what: "the committed generated code is current",
@@ -38,16 +49,6 @@ func allParts() []part {
 			name: "unit", what: "plain tests, the product's with the race detector",
 			cold: 10 * minute, warm: 90 * second, deadline: 25 * minute,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
-		},
-		{
-			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
-			cold: 12 * minute, warm: 10 * minute, deadline: 25 * minute, after: []string{"artifacts"},
-			heavy: true, run: demo,
-		},
-		{
-			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
-			cold: 7 * minute, warm: 5 * minute, deadline: 20 * minute, after: []string{"artifacts"},
-			heavy: true, run: labTests,
 		},
 		{
 			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",

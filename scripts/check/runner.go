@@ -104,13 +104,25 @@ func (r *runner) runAll(ctx context.Context, parts []part) []result {
 	return results
 }
 
+// heavyLanes is how many heavy parts may run at once: each may have a virtual machine and a cluster in memory.
+const heavyLanes = 2
+
 // next returns which of the waiting parts may start beside the running ones, as
 // an index into waiting, or -1.
 func next(parts []part, waiting, running []int, lanes int) int {
 	if len(running) >= lanes || slices.ContainsFunc(running, func(i int) bool { return parts[i].alone }) {
 		return -1
 	}
+	heavy := 0
+	for _, i := range running {
+		if parts[i].heavy {
+			heavy++
+		}
+	}
 	for n, i := range waiting {
+		if parts[i].heavy && heavy >= heavyLanes {
+			continue
+		}
 		if parts[i].alone && len(running) > 0 {
 			return -1 // or it would never get the machine for itself
 		}

@@ -41,12 +41,12 @@ func unit(ctx context.Context, w *work) error {
 	return errors.Join(errs...)
 }
 
-// inputs is how many inputs a fuzz target gets: what takes a second, or ten for
-// what a runtime hands to the CNI executable. With a time instead of a number, Go
+// inputs is how many inputs a fuzz target gets from its one worker: what takes a
+// second, or ten for what a runtime hands to the CNI executable. With a time instead of a number, Go
 // sometimes fails a target for the deadline itself ("context deadline exceeded").
 func inputs(dir string) string {
 	if dir == "plugins/eni" {
-		return "150000x"
+		return "75000x"
 	}
 	return "10000x"
 }
@@ -83,7 +83,7 @@ func fuzz(ctx context.Context, w *work) error {
 				return errors.Join(append(errs, context.Cause(ctx))...)
 			}
 			err := w.commandIn(ctx, filepath.Join(w.root, t.dir), nil, nil, bin, "-test.run=^$", "-test.fuzz=^"+name+"$",
-				"-test.fuzztime="+inputs(t.dir), "-test.fuzzcachedir="+found, "-test.timeout=5m")
+				"-test.fuzztime="+inputs(t.dir), "-test.parallel=1", "-test.fuzzcachedir="+found, "-test.timeout=5m")
 			action := "pass"
 			if err != nil {
 				action = "fail"
