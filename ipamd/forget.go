@@ -21,6 +21,8 @@ const (
 type past struct {
 	mu        sync.Mutex // held while connections are deleted: an address isn't given meanwhile
 	forgotten map[netip.Addr]bool
+	// answered are the sandboxes that this process has told their address, whose connections are their own since.
+	answered map[store.Key]bool
 }
 
 // runForget has the kernel forget the connections of addresses that are free again. That is done once their cool-down is
@@ -50,9 +52,14 @@ func (a *Agent) forgetFree(ctx context.Context) (some, ok bool) {
 	defer a.past.mu.Unlock()
 	busy := map[netip.Addr]bool{}
 	v := a.store.View()
+	answered := map[store.Key]bool{}
 	for _, al := range v.Allocations {
 		busy[addressOf(al)] = true
+		if a.past.answered[al.Key] {
+			answered[al.Key] = true
+		}
 	}
+	a.past.answered = answered
 	for _, c := range v.Cooling {
 		busy[c.Address] = true
 	}
@@ -80,17 +87,22 @@ func (a *Agent) forgetFree(ctx context.Context) (some, ok bool) {
 }
 
 // forgetPast is for an address that is being given and may still have a past: the pool is short of addresses, or it is a
-// branch ENI's, which may have been elsewhere meanwhile. A pod is not refused because that failed.
+// branch ENI's, which may have been elsewhere meanwhile. A pod is not refused because that failed. A sandbox that asks again
+// was not answered by an agent that was killed after it had stored the allocation; one that was has connections of its own.
 func (a *Agent) forgetPast(ctx context.Context, al store.Allocation) {
 	address := addressOf(al)
 	ctx, cancel := context.WithTimeout(ctx, forgetMost)
 	defer cancel()
 	a.past.mu.Lock()
 	defer a.past.mu.Unlock()
-	if !a.past.forgotten[address] {
+	if !a.past.forgotten[address] && !a.past.answered[al.Key] {
 		a.forget(ctx, []netip.Addr{address})
 	}
 	delete(a.past.forgotten, address)
+	if a.past.answered == nil {
+		a.past.answered = map[store.Key]bool{}
+	}
+	a.past.answered[al.Key] = true
 }
 
 func (a *Agent) forget(ctx context.Context, addresses []netip.Addr) bool {

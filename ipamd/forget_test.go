@@ -37,6 +37,27 @@ func TestP7AnAddressIsGivenWithoutItsOldConnections(t *testing.T) {
 	}
 }
 
+// An agent that is killed between storing an allocation and forgetting is asked again by the same sandbox.
+func TestP7ASandboxThatWasNotAnsweredIsGivenNoOldConnections(t *testing.T) {
+	w := newWorld(t, pod("red", "uid-r"))
+	s, stop := w.start()
+	eventually(t, "ready", s.a.ready.Load)
+	mustAdd(t, s, addRequest("red", "uid-r", "s1"))
+	al, _ := s.a.store.Get(store.Key{ContainerID: "s1", IfName: "eth0"})
+	stop()
+	w.routing.track(addressOf(al), 4)
+	s, _ = w.start()
+	mustAdd(t, s, addRequest("red", "uid-r", "s1"))
+	if n := w.routing.track(addressOf(al), 0); n != 0 {
+		t.Errorf("the pod was given an address with %d connections", n)
+	}
+	w.routing.track(addressOf(al), 5)
+	mustAdd(t, s, addRequest("red", "uid-r", "s1"))
+	if n := w.routing.track(addressOf(al), 0); n != 5 {
+		t.Errorf("asked again, %d of its own 5 connections are left", n)
+	}
+}
+
 // A pod doesn't wait for its address's past when there is time for that beforehand.
 func TestP7FreeAddressesLoseTheirPastOnceTheyHaveCooledDown(t *testing.T) {
 	w := newWorld(t, pod("red", "uid-r"))

@@ -167,6 +167,7 @@ func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocatio
 		if p.GetUid() != "" && p.GetUid() != al.Pod.UID {
 			return al, nil, fmt.Errorf("sandbox %s: %w %s (%s)", k, store.ErrOtherPod, al.Pod, al.Pod.UID)
 		}
+		a.forgetPast(ctx, al)
 		r, err := a.reply(ctx, al)
 		return al, r, err
 	}

@@ -6,61 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"log/slog"
-	"path/filepath"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/branchline-cni/branchline/lab"
 )
 
-// containerd 2 is the first runtime that asks for STATUS, and whose answer makes a node unready. The node shares this
-// machine's kernel: its pods are regular ones.
-func TestContainerd2RunsTheChainAtCNI110AndTheNodeIsReadyAsSTATUSSays(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
-	defer cancel()
-	out := t.Output()
-	l, err := lab.Up(ctx, lab.Options{
-		Dir: filepath.Join(t.TempDir(), "l"), Progress: out, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		OneNode: true, Containerd2: true, AgentEnv: []string{"MAX_ENI=1"}, // nine addresses are soon given
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	ev, err := NewEvidence(filepath.Join(t.TempDir(), "evidence"), out, l.BinDir()+":/usr/sbin:/usr/bin:/sbin:/bin")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &newRuntime{walk: &walk{Evidence: ev, lab: l, began: time.Now(), node: l.Node, small: l.Node}}
-	for _, step := range []struct {
-		name, title string
-		run         func(context.Context) error
-	}{
-		{"1", "a pod is wired at CNI 1.1.0, and its host port leads to it", n.wired},
-		{"2", "the agent is away: within its grace the node stays Ready, after it STATUS says why not", n.away},
-		{"3", "a full pool leaves the node Ready", n.full},
-		{"4", "pods are torn down", n.tornDown},
-	} {
-		began := time.Now()
-		ev.Step(step.name, step.title)
-		if err := step.run(ctx); err != nil {
-			n.diagnose(ctx)
-			t.Fatalf("step %s (%s): %v", step.name, step.title, err)
-		}
-		ev.Note("step %s took %.0f s", step.name, time.Since(began).Seconds())
-	}
-}
-
-// newRuntime is the walk-through of that test.
+// newRuntime is the walk with containerd 2.
 type newRuntime struct{ *walk }
 
 const (

@@ -30,16 +30,16 @@ const (
 	agentRole = "agentRole"
 )
 
-// The controller as users of a self-managed cluster run it: the manifests of config/ and nothing else, its EC2 rights from
-// the instance's role, which holds iam-policy.json and no other policy. The node shares this machine's kernel, which may
-// have no 802.1Q: the claims end at the annotation.
-func TestSelfManagedController(t *testing.T) {
+// TestASelfManagedClusterOnContainerd2 has one cluster for two walks, since making it is most of the time. Its node shares
+// this machine's kernel, which may have no 802.1Q: pods run as regular ones, and the claims about branch pods end at the
+// annotation.
+func TestASelfManagedClusterOnContainerd2(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 11*time.Minute)
 	defer cancel()
 	out := t.Output()
 	l, err := lab.Up(ctx, lab.Options{
 		Dir: filepath.Join(t.TempDir(), "l"), Progress: out, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Controller: lab.Deployment, OneNode: true,
+		Controller: lab.Deployment, OneNode: true, Containerd2: true, AgentEnv: []string{"MAX_ENI=1"}, // nine addresses are soon given
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -55,30 +55,56 @@ func TestSelfManagedController(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &selfManaged{walk: &walk{Evidence: ev, lab: l, began: time.Now(), node: l.Node}}
-	for _, step := range []struct {
-		name, title string
-		run         func(context.Context) error
-	}{
-		{"1", "the Deployment runs, and its webhooks are called through the Service", s.rolledOut},
-		{"2", "least privilege: kubectl auth can-i, and one IAM policy", s.rights},
-		{"3", "ENABLE_POD_ENI=true: a trunk ENI, a label, a capacity of 9", s.trunkUp},
-		{"4", "a selected pod gets the resource, a branch ENI and the annotation", func(ctx context.Context) error { return s.selected(ctx, "first") }},
-		{"5", "the controller's pod is deleted: another one goes on", s.replaced},
-		{"6", "the pods are deleted: their branch ENIs go after the cool-down", s.cooledDown},
-		{"7", "what iam-policy.json allows was enough", s.allowed},
-	} {
-		began := time.Now()
-		ev.Step(step.name, step.title)
-		if err := step.run(ctx); err != nil {
-			s.explain()
-			t.Fatalf("step %s (%s): %v", step.name, step.title, err)
-		}
-		ev.Note("step %s took %.0f s", step.name, time.Since(began).Seconds())
+	w := &walk{Evidence: ev, lab: l, began: time.Now(), node: l.Node, small: l.Node}
+	n, s := &newRuntime{walk: w}, &selfManaged{walk: w}
+	// containerd 2 is the first runtime that asks for STATUS, and whose answer makes a node unready.
+	ok := t.Run("containerd 2 runs the chain at CNI 1.1.0, and the node is Ready as STATUS says", func(t *testing.T) {
+		w.play(t, ctx, []labStep{
+			{"1", "a pod is wired at CNI 1.1.0, and its host port leads to it", n.wired},
+			{"2", "the agent is away: within its grace the node stays Ready, after it STATUS says why not", n.away},
+			{"3", "a full pool leaves the node Ready", n.full},
+			{"4", "pods are torn down", n.tornDown},
+		}, n.diagnose)
+	})
+	// The controller as users of a self-managed cluster run it: the manifests of config/ and nothing else, its EC2 rights
+	// from the instance's role, which holds iam-policy.json and no other policy.
+	ok = ok && t.Run("the controller is a Deployment", func(t *testing.T) {
+		w.play(t, ctx, []labStep{
+			{"5", "the Deployment runs, and its webhooks are called through the Service", s.rolledOut},
+			{"6", "least privilege: kubectl auth can-i, and one IAM policy", s.rights},
+			{"7", "ENABLE_POD_ENI=true: a trunk ENI, a label, a capacity of 9", s.trunkUp},
+			{"8", "a selected pod gets the resource, a branch ENI and the annotation", func(ctx context.Context) error { return s.selected(ctx, "first") }},
+			{"9", "the controller's pod is deleted: another one goes on", s.replaced},
+			{"10", "the pods are deleted: their branch ENIs go after the cool-down", s.cooledDown},
+			{"11", "what iam-policy.json allows was enough", s.allowed},
+		}, func(context.Context) { s.explain() })
+	})
+	if !ok {
+		t.Error("the walk did not come to its end")
 	}
 }
 
-// selfManaged is the walk-through of that test.
+// labStep is a step of such a walk.
+type labStep struct {
+	name, title string
+	run         func(context.Context) error
+}
+
+// play has the steps done one after the other, and tells what there is to know after a failure.
+func (w *walk) play(t *testing.T, ctx context.Context, steps []labStep, explain func(context.Context)) {
+	t.Helper()
+	for _, step := range steps {
+		began := time.Now()
+		w.Step(step.name, step.title)
+		if err := step.run(ctx); err != nil {
+			explain(ctx)
+			t.Fatalf("step %s (%s): %v", step.name, step.title, err)
+		}
+		w.Note("step %s took %.0f s", step.name, time.Since(began).Seconds())
+	}
+}
+
+// selfManaged is the walk with the controller as a Deployment.
 type selfManaged struct {
 	*walk
 	holder string    // of the Lease
@@ -179,7 +205,7 @@ func (s *selfManaged) trunkUp(ctx context.Context) error {
 	if !ok {
 		return fmt.Errorf("no keys of role %s", agentRole)
 	}
-	if o, err := s.Local(ctx, s.system("set", "env", "daemonset", "aws-node", "ENABLE_POD_ENI=true", "AWS_ACCESS_KEY_ID="+keys.AccessKeyID,
+	if o, err := s.Local(ctx, s.system("set", "env", "daemonset", "aws-node", "MAX_ENI-", "ENABLE_POD_ENI=true", "AWS_ACCESS_KEY_ID="+keys.AccessKeyID,
 		"AWS_SECRET_ACCESS_KEY="+keys.SecretAccessKey, "AWS_SESSION_TOKEN="+keys.Token)); err != nil || o.Code != 0 {
 		return fmt.Errorf("set the agent's variables: exit code %d: %s %w", o.Code, o.All(), err)
 	}
