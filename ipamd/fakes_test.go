@@ -158,7 +158,7 @@ func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 	for _, e := range c.enis {
 		if e.device >= 0 && !e.hidden {
 			out = append(out, aws.Interface{
-				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"),
+				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"), VPCCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: []string{"sg-node"}, Prefixes: slices.Clone(e.prefixes),
 			})
 		}

@@ -101,6 +101,29 @@ func TestWhatSomebodyFlushesIsMendedByEvent(t *testing.T) {
 	}
 }
 
+func TestSourceNATFollowsTheConfigurationAcrossRestarts(t *testing.T) {
+	w := newWorld(t)
+	key := hostnet.TableKey{Name: hostnet.NATTable}
+	table := func() string { return w.routing.state().Tables.Digests[key] }
+	_, stop := w.start()
+	eventually(t, "source NAT is in place", func() bool { return table() != "" })
+	before := table()
+	w.routing.meddle(func(a *hostnet.Actual) { a.Tables = hostnet.Tables{} })
+	eventually(t, "a flush is mended", func() bool { return table() == before })
+	stop()
+	w.env["AWS_VPC_K8S_CNI_RANDOMIZESNAT"], w.env["AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"] = "none", "10.0.0.0/8"
+	w.env["AWS_EXTERNAL_SERVICE_CIDRS"] = "198.51.100.0/24"
+	external := func() bool {
+		return slices.ContainsFunc(w.routing.state().Rules, func(r hostnet.Rule) bool { return r.Priority == hostnet.ExternalPriority })
+	}
+	_, stop = w.start()
+	eventually(t, "it is another one", func() bool { return table() != before && table() != "" && external() })
+	stop()
+	w.env["AWS_VPC_K8S_CNI_EXTERNALSNAT"], w.env["AWS_VPC_CNI_NODE_PORT_SUPPORT"], w.env["AWS_EXTERNAL_SERVICE_CIDRS"] = "true", "false", ""
+	w.start()
+	eventually(t, "it is gone", func() bool { return table() == "" && !external() })
+}
+
 func TestP5WhatAPodHoldsStaysRoutedWhileMetadataShowsLess(t *testing.T) {
 	w := newWorld(t, pod("p1", "u1"))
 	s, _ := w.start()
