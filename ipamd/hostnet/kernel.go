@@ -165,8 +165,11 @@ func (k *Kernel) Reconcile(ctx context.Context, d Desired) (r Result, err error)
 	if a.Marks, r.Marks = k.nft.marksOf(ctx, shape); r.Marks != nil {
 		a.Marks.Missing = true
 	}
-	if a.Tables, r.NAT = k.nft.ruleTables(ctx); r.NAT != nil {
+	if a.Tables, err = k.nft.ruleTables(ctx); err != nil {
 		a.Tables.Missing = true
+		if d.wantsTables() || !errors.Is(err, ErrNoNFTables) {
+			r.NAT = err
+		}
 	}
 	for _, op := range Plan(d, a) {
 		if err := ctx.Err(); err != nil {

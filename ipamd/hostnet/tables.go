@@ -44,6 +44,9 @@ var ruleTables = []string{NATTable, GuardTable}
 
 func (t nftTable) key() TableKey { return TableKey{t.name, t.family == nftables.TableFamilyIPv6} }
 
+// wantsTables says whether any of these tables is asked for.
+func (d Desired) wantsTables() bool { return d.NAT.Source || d.NAT.NodePort || d.Egress.IsValid() }
+
 // planTables returns the changes to these tables. One that depends on what is not known just now is left as it is.
 func planTables(d Desired, have Tables) (out []TableChange) {
 	if have.Missing {
