@@ -61,6 +61,18 @@ func TestAPodNeedsARuleOfItsOwnOnlyWherePacketsCantBeMarked(t *testing.T) {
 	}
 }
 
+func TestWhatIsNotTranslatedIsSaidOnceAndTheRestGoesOn(t *testing.T) {
+	w := newWorld(t)
+	w.routing.noNAT = hostnet.ErrNoNFTables
+	s, _ := w.start()
+	eventually(t, "pods can be wired, and the node's event", func() bool { return len(s.a.candidates()) > 0 && len(w.events("SourceNATMissing")) == 1 })
+	w.routing.meddle(func(a *hostnet.Actual) { a.Marks = hostnet.Marks{} })
+	eventually(t, "the routing is put in place again", func() bool { return len(w.routing.devices()) > 0 })
+	if n := len(w.events("SourceNATMissing")); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
 func TestAnAddressIsGivenOnlyOnceItsMarkIsThere(t *testing.T) {
 	w := newWorld(t)
 	s, _ := w.start()

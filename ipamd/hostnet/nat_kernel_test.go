@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/branchline-cni/branchline/plugins/nstest"
 )
 
 func TestWhatLeavesTheVPCHasTheAddressThatTheConfigurationSays(t *testing.T) {
@@ -47,6 +49,15 @@ func TestWhatLeavesTheVPCHasTheAddressThatTheConfigurationSays(t *testing.T) {
 	}
 }
 
+func TestWhatIsNoPodsIsLeftAlone(t *testing.T) {
+	w := newNATWorld(t, false)
+	w.set(t, w.on())
+	other, address := nstest.New(t), netip.MustParseAddr("10.88.0.2")
+	w.pod(t, other, "docker0", address, MainTable) // somebody else's container: who made it translates it, or nobody
+	w.wantSeen(t, "to the Internet", other, netip.Addr{}, w.addr[outsideVPC], tellPort)
+	w.wantSeen(t, "to a pod of the primary ENI", other, netip.Addr{}, w.addr[onPrimary], tellPort, address)
+}
+
 func TestSourcePortsAreChosenAsConfigured(t *testing.T) {
 	w := newNATWorld(t, false)
 	for ports, kept := range map[Ports]bool{PortsRandom: false, PortsHashed: false, PortsKept: true} {
@@ -77,7 +88,7 @@ func TestP35NodePortsAnswerLeavesByTheENIThatWasAsked(t *testing.T) {
 		proxy func(*natWorld, *testing.T)
 	}{
 		{"IPv4, nftables", false, (*natWorld).kubeProxy}, {"IPv6, nftables", true, (*natWorld).kubeProxy},
-		{"IPv4, iptables", false, (*natWorld).kubeProxyIptables}, {"IPv6, iptables", true, (*natWorld).kubeProxyIptables},
+		{"IPv4, iptables", false, (*natWorld).kubeProxyIptables},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newNATWorld(t, c.ipv6)

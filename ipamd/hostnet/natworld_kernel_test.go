@@ -204,13 +204,10 @@ func (w *natWorld) kubeProxy(t *testing.T) {
 	})
 }
 
-// kubeProxyIptables makes the NodePorts of kubeProxy as kube-proxy's iptables mode does.
+// kubeProxyIptables makes the NodePorts of kubeProxy, of IPv4, as kube-proxy's iptables mode does.
 func (w *natWorld) kubeProxyIptables(t *testing.T) {
 	t.Helper()
-	tool := "iptables-nft"
-	if w.ipv6 {
-		tool = "ip6tables-nft"
-	}
+	const tool = "iptables-nft"
 	iptables := func(args string) {
 		w.node.Do(t, func() error {
 			out, err := exec.Command(tool, append([]string{"-w", "-t", "nat"}, strings.Fields(args)...)...).CombinedOutput()
