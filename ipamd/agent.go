@@ -111,19 +111,20 @@ type Agent struct {
 
 	takenBack map[netip.Prefix]bool // what is leaving and EC2 took back, in this run; the pool's alone
 
-	mu          sync.Mutex
-	asked       map[store.Key]time.Time // when an executable was last told of an allocation, in this run
-	routed      map[string]hostnet.ENI  // ENIs whose routing is in place, for these addresses
-	marked      bool                    // what pods send is marked by its ENI
-	listed      bool                    // the inventory was read and routing was put in place at least once
-	strict      bool                    // the local rule is behind the pods' rules
-	orphans     map[netip.Addr]bool     // wired, and nobody here remembers for whom
-	joining     map[string]*joining
-	noPrefix    map[string]time.Time // until when no prefix is asked for, by subnet
-	poolErr     error                // why the pool can't grow
-	unmarked    string               // why not, as it was said last
-	kubeletAway string               // why the kubelet's connections don't stay on the node, as it was said last
-	branches    bool                 // something of a branch pod is left on this node
+	mu           sync.Mutex
+	asked        map[store.Key]time.Time // when an executable was last told of an allocation, in this run
+	routed       map[string]hostnet.ENI  // ENIs whose routing is in place, for these addresses
+	marked       bool                    // what pods send is marked by its ENI
+	listed       bool                    // the inventory was read and routing was put in place at least once
+	strict       bool                    // the local rule is behind the pods' rules
+	orphans      map[netip.Addr]bool     // wired, and nobody here remembers for whom
+	joining      map[string]*joining
+	noPrefix     map[string]time.Time // until when no prefix is asked for, by subnet
+	poolErr      error                // why the pool can't grow
+	unmarked     string               // why not, as it was said last
+	untranslated string               // likewise of source NAT
+	kubeletAway  string               // why the kubelet's connections don't stay on the node, as it was said last
+	branches     bool                 // something of a branch pod is left on this node
 
 	routeErr   error // why the host's routing is not in place
 	routeSince time.Time

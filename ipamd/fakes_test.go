@@ -158,7 +158,7 @@ func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 	for _, e := range c.enis {
 		if e.device >= 0 && !e.hidden {
 			out = append(out, aws.Interface{
-				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"),
+				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"), VPCCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: []string{"sg-node"}, Prefixes: slices.Clone(e.prefixes),
 			})
 		}
@@ -277,7 +277,9 @@ func (c *cloud) AttachNetworkInterface(_ context.Context, in *ec2.AttachNetworkI
 	}
 	e := c.enis[*in.NetworkInterfaceId]
 	e.device, e.hidden = int(*in.DeviceIndex), c.hidden
-	go c.onENI()
+	if c.onENI != nil { // nobody watches the links yet
+		go c.onENI()
+	}
 	return &ec2.AttachNetworkInterfaceOutput{AttachmentId: &e.id}, nil
 }
 
@@ -369,6 +371,7 @@ type routing struct {
 	broken  error // what Reconcile answers with
 	failed  int
 	noMarks error // what this host says of nftables
+	noNAT   error // and of source NAT
 	tracked map[netip.Addr]int
 	meddled signal.Signal
 }
@@ -392,7 +395,7 @@ func (r *routing) Reconcile(_ context.Context, d hostnet.Desired) (hostnet.Resul
 	}
 	ops := hostnet.Plan(d, r.actual)
 	r.actual = r.actual.Apply(ops)
-	return hostnet.Result{Ops: ops, Marks: r.noMarks}, nil
+	return hostnet.Result{Ops: ops, Marks: r.noMarks, NAT: r.noNAT}, nil
 }
 
 // Watch calls changed for each meddle.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd/config"
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/install"
@@ -183,6 +184,7 @@ func (a *Agent) sayMissing(r hostnet.Result) {
 		*was = now
 	}
 	say(&a.unmarked, r.Marks, "NFTablesMissing", "packets can't be marked by their ENI; pods on secondary ENIs get a routing rule each, which slows the node down as they become more")
+	say(&a.untranslated, r.NAT, "SourceNATMissing", "source NAT and the answers of NodePort are not in place as configured; pods may not reach what is outside the VPC")
 	say(&a.kubeletAway, r.Kubelet, "KubeletNotLocal", "BRANCHLINE_KUBELET_LOCAL is on and the kubelet's connections to branch pods still pass the pods' security groups")
 }
 
@@ -198,7 +200,10 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 		branchesLeft = len(vlans) > 0
 	}
 	c := a.opt.Config
-	d = hostnet.Desired{IPv6: c.IPv6, NodeLocal: c.NodeLocal, KubeletLocal: c.KubeletLocal, VethPrefix: c.VethPrefix}
+	d = hostnet.Desired{
+		IPv6: c.IPv6, NodeLocal: c.NodeLocal, KubeletLocal: c.KubeletLocal, VethPrefix: c.VethPrefix,
+		NAT: natOf(c, all), External: c.ExternalServices.Prefixes(), Egress: c.EgressSubnet(),
+	}
 	if d.LocalBehindPods, err = a.strictPods(ctx); err != nil {
 		return d, false, err
 	}
@@ -227,6 +232,21 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 		})
 	}
 	return d, branchesLeft, nil
+}
+
+// natOf is what the configuration asks for of source NAT and NodePort, with the VPC as the primary ENI shows it.
+func natOf(c *config.Config, all []enis.ENI) hostnet.NAT {
+	n := hostnet.NAT{Source: !c.ExternalSNAT, Excluded: c.ExcludeSNAT.Prefixes(), NodePort: c.NodePort, ConnMark: c.ConnMark}
+	switch c.RandomizeSNAT {
+	case "hashrandom":
+		n.Ports = hostnet.PortsHashed
+	case "none":
+		n.Ports = hostnet.PortsKept
+	}
+	if at := slices.IndexFunc(all, enis.ENI.Primary); at >= 0 {
+		n.VPC = all[at].VPC
+	}
+	return n
 }
 
 func (a *Agent) noteRouting(all []enis.ENI, d hostnet.Desired, branchesLeft bool, r hostnet.Result) {

@@ -61,6 +61,18 @@ func TestAPodNeedsARuleOfItsOwnOnlyWherePacketsCantBeMarked(t *testing.T) {
 	}
 }
 
+func TestWhatIsNotTranslatedIsSaidOnceAndTheRestGoesOn(t *testing.T) {
+	w := newWorld(t)
+	w.routing.noNAT = hostnet.ErrNoNFTables
+	s, _ := w.start()
+	eventually(t, "pods can be wired, and the node's event", func() bool { return len(s.a.candidates()) > 0 && len(w.events("SourceNATMissing")) == 1 })
+	w.routing.meddle(func(a *hostnet.Actual) { a.Marks = hostnet.Marks{} })
+	eventually(t, "the routing is put in place again", func() bool { return len(w.routing.devices()) > 0 })
+	if n := len(w.events("SourceNATMissing")); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
 func TestAnAddressIsGivenOnlyOnceItsMarkIsThere(t *testing.T) {
 	w := newWorld(t)
 	s, _ := w.start()
@@ -99,6 +111,29 @@ func TestWhatSomebodyFlushesIsMendedByEvent(t *testing.T) {
 			return len(now.Rules) == len(before.Rules) && maps.Equal(now.Marks.Devices, before.Marks.Devices)
 		})
 	}
+}
+
+func TestSourceNATFollowsTheConfigurationAcrossRestarts(t *testing.T) {
+	w := newWorld(t)
+	key := hostnet.TableKey{Name: hostnet.NATTable}
+	table := func() string { return w.routing.state().Tables.Digests[key] }
+	_, stop := w.start()
+	eventually(t, "source NAT is in place", func() bool { return table() != "" })
+	before := table()
+	w.routing.meddle(func(a *hostnet.Actual) { a.Tables = hostnet.Tables{} })
+	eventually(t, "a flush is mended", func() bool { return table() == before })
+	stop()
+	w.env["AWS_VPC_K8S_CNI_RANDOMIZESNAT"], w.env["AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"] = "none", "10.0.0.0/8"
+	w.env["AWS_EXTERNAL_SERVICE_CIDRS"] = "198.51.100.0/24"
+	external := func() bool {
+		return slices.ContainsFunc(w.routing.state().Rules, func(r hostnet.Rule) bool { return r.Priority == hostnet.ExternalPriority })
+	}
+	_, stop = w.start()
+	eventually(t, "it is another one", func() bool { return table() != before && table() != "" && external() })
+	stop()
+	w.env["AWS_VPC_K8S_CNI_EXTERNALSNAT"], w.env["AWS_VPC_CNI_NODE_PORT_SUPPORT"], w.env["AWS_EXTERNAL_SERVICE_CIDRS"] = "true", "false", ""
+	w.start()
+	eventually(t, "it is gone", func() bool { return table() == "" && !external() })
 }
 
 func TestP5WhatAPodHoldsStaysRoutedWhileMetadataShowsLess(t *testing.T) {

@@ -64,6 +64,13 @@ type Config struct {
 	HTTPTimeout      time.Duration
 	HostBinDir       string
 	HostConfDir      string
+	// ExternalSNAT is set where somebody else translates what leaves the VPC.
+	ExternalSNAT                  bool
+	ExcludeSNAT, ExternalServices CIDRs
+	RandomizeSNAT                 string // prng, hashrandom or none
+	// NodePort has answers to what came in by the primary ENI leave by it; ConnMark marks such connections.
+	NodePort bool
+	ConnMark uint32
 	// NetworkPolicyMode is none, strict or standard (NETWORK_POLICY_ENFORCING_MODE).
 	NetworkPolicyMode string
 	// Bandwidth chains the bandwidth plugin.
@@ -71,6 +78,23 @@ type Config struct {
 	// V4Egress gives pods of IPv6 clusters a way out by IPv4, V6Egress the reverse.
 	V4Egress, V6Egress       bool
 	V4EgressLog, V6EgressLog string
+}
+
+// The addresses of egress-cni, which mean nothing outside their node.
+var (
+	egressIPv4 = netip.MustParsePrefix("169.254.172.0/22")
+	egressIPv6 = netip.MustParsePrefix("fd00::ac:00/118")
+)
+
+// EgressSubnet is what egress-cni gives pods addresses of: of the family that they don't have. Not valid without Egress.
+func (c *Config) EgressSubnet() netip.Prefix {
+	switch {
+	case !c.Egress():
+		return netip.Prefix{}
+	case c.IPv6:
+		return egressIPv4
+	}
+	return egressIPv6
 }
 
 // Egress says whether pods get the other family for what they send out.

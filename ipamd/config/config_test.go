@@ -3,10 +3,13 @@ package config
 import (
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/branchline-cni/branchline/ipamd/hostnet"
 )
 
 func load(env map[string]string) (*Config, []string, error) {
@@ -47,8 +50,8 @@ func TestEveryErrorNamesVariableValueAndWhatIsAccepted(t *testing.T) {
 		"ENABLE_POD_ENI": "maybe", "WARM_ENI_TARGET": "-1", "AWS_VPC_ENI_MTU": "9002", "AWS_VPC_K8S_CNI_VETHPREFIX": "vlan",
 		"POD_SECURITY_GROUP_ENFORCING_MODE": "lax", "ADDITIONAL_ENI_TAGS": `{"aws:x":"y"}`, "IP_COOLDOWN_PERIOD": "30s",
 		"ENABLE_IPv6": "true", "ENABLE_IPv4": "false", "ENABLE_PREFIX_DELEGATION": "28", "WARM_IP_TARGET": "-5", "AWS_EC2_ENDPOINT": "ftp://x",
-		"AWS_VPC_K8S_CNI_LOG_FILE": "here.log", "NETWORK_POLICY_ENFORCING_MODE": "lenient", "AWS_VPC_K8S_CNI_EXTERNALSNAT": "1",
-		"AWS_VPC_K8S_CNI_CONNMARK": "0x100", "INTROSPECTION_BIND_ADDRESS": "localhost", "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.0.0.0/8",
+		"AWS_VPC_K8S_CNI_LOG_FILE": "here.log", "NETWORK_POLICY_ENFORCING_MODE": "lenient", "AWS_VPC_K8S_CNI_EXTERNALSNAT": "perhaps", "AWS_VPC_K8S_CNI_RANDOMIZESNAT": "dice", "AWS_EXTERNAL_SERVICE_CIDRS": "10.0.0.1",
+		"AWS_VPC_K8S_CNI_CONNMARK": "0x480", "INTROSPECTION_BIND_ADDRESS": "localhost", "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.0.0.0/8,::ffff:10.0.0.0/104",
 	}
 	_, _, err := load(bad)
 	if err == nil {
@@ -85,6 +88,30 @@ func TestDefaultsAreTheirOwnAcceptedValues(t *testing.T) {
 		if v.Meaning == "" || v.Accepted() == "" || !v.ActedOn && !v.Deprecated && v.Later == "" {
 			t.Errorf("%s is not documented", v.Name)
 		}
+	}
+}
+
+func TestSourceNATIsAsUpstreamsUnlessToldOtherwise(t *testing.T) {
+	c, _, err := load(stock)
+	if err != nil || c.ExternalSNAT || !c.NodePort || c.ConnMark != 0x80 || c.RandomizeSNAT != "prng" || c.ExcludeSNAT.Prefixes() != nil || c.EgressSubnet().IsValid() {
+		t.Errorf("%+v, %v", c, err)
+	}
+	c, _, err = load(map[string]string{
+		"AWS_VPC_K8S_CNI_EXTERNALSNAT": "true", "AWS_VPC_CNI_NODE_PORT_SUPPORT": "false", "AWS_VPC_K8S_CNI_CONNMARK": "256",
+		"AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.8.0.1/16, 10.7.0.0/16,10.8.0.0/16", "AWS_EXTERNAL_SERVICE_CIDRS": "198.51.100.0/24", "ENABLE_V6_EGRESS": "true",
+	})
+	if err != nil || !c.ExternalSNAT || c.NodePort || c.ConnMark != 0x100 || c.EgressSubnet().String() != "fd00::ac:0/118" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	want := []netip.Prefix{netip.MustParsePrefix("10.7.0.0/16"), netip.MustParsePrefix("10.8.0.0/16")}
+	if got := c.ExcludeSNAT.Prefixes(); !slices.Equal(got, want) || len(c.ExternalServices.Prefixes()) != 1 {
+		t.Errorf("excluded %v, external %v", got, c.ExternalServices.Prefixes())
+	}
+}
+
+func TestTheKubeletsMarkIsTheOneThatTheConnectionMarkKeepsClearOf(t *testing.T) {
+	if kubeletMark != hostnet.KubeletMark {
+		t.Errorf("%#x and %#x", kubeletMark, hostnet.KubeletMark)
 	}
 }
 

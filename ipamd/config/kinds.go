@@ -141,6 +141,19 @@ var vethPrefix = kind{"1 to 4 letters, not eth, vlan or lo", func(s string) (any
 	return s, nil
 }}
 
+// CIDRs are prefixes as text in an order of their own, so that equal lists are equal.
+type CIDRs string
+
+// Prefixes are the list's.
+func (c CIDRs) Prefixes() (out []netip.Prefix) {
+	for part := range strings.SplitSeq(string(c), ",") {
+		if p, err := netip.ParsePrefix(part); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 var cidrs = kind{"CIDRs separated by commas", func(s string) (any, error) {
 	var out []string
 	for part := range strings.SplitSeq(s, ",") {
@@ -148,10 +161,13 @@ var cidrs = kind{"CIDRs separated by commas", func(s string) (any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%q is not a CIDR", part)
 		}
+		if p.Addr().Is4In6() {
+			return nil, fmt.Errorf("%q is an IPv4 CIDR in IPv6's clothes", part)
+		}
 		out = append(out, p.Masked().String())
 	}
 	slices.Sort(out)
-	return strings.Join(out, ","), nil
+	return CIDRs(strings.Join(slices.Compact(out), ",")), nil
 }}
 
 // nothing is what the list of node-local destinations may be instead of CIDRs; an empty value would mean the default.
@@ -204,12 +220,20 @@ func parseNodeLocal(s string) (out []netip.Prefix, err error) {
 	return slices.Compact(out), nil
 }
 
-var mark = kind{"a packet mark, like 0x80", func(s string) (any, error) {
+// kubeletMark is on the kubelet's own connections (hostnet.KubeletMark; a test holds them together).
+const kubeletMark = 0x400
+
+var mark = kind{"a mark of 32 bits, like 0x80, not 0 and without 0x400", func(s string) (any, error) {
 	n, err := strconv.ParseUint(s, 0, 32)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, errors.New("not a 32 bit number")
+	case n == 0:
+		return nil, errors.New("no mark at all")
+	case n&kubeletMark != 0:
+		return nil, errors.New("0x400 is the mark of the kubelet's own connections")
 	}
-	return n, nil
+	return uint32(n), nil
 }}
 
 // tags is parsed twice: here it becomes canonical text, which is comparable; parseTags gives the map.

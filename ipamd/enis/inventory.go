@@ -62,6 +62,7 @@ type ENI struct {
 	Device, Card int
 	SubnetID     string
 	Subnet       netip.Prefix
+	VPC          []netip.Prefix // the VPC's own IPv4 CIDRs
 	Groups       []string
 	// Addresses holds the primary address first.
 	Addresses []netip.Addr
@@ -272,7 +273,7 @@ func (i *Inventory) publish(next []ENI, reading int) (changed bool) {
 	}
 	changed = !slices.EqualFunc(i.current, next, func(a, b ENI) bool {
 		return a.ID == b.ID && a.Device == b.Device && a.Trunk == b.Trunk && a.Unmanaged == b.Unmanaged && a.LinkIndex == b.LinkIndex &&
-			a.LinkUp == b.LinkUp && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Prefixes, b.Prefixes)
+			a.LinkUp == b.LinkUp && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Prefixes, b.Prefixes) && slices.Equal(a.VPC, b.VPC)
 	})
 	i.current = next
 	return changed
@@ -300,7 +301,7 @@ func (i *Inventory) leaveOut(next []ENI, reading int) {
 func (i *Inventory) describe(f aws.Interface, links []Link) ENI {
 	e := ENI{
 		ID: f.ENIID, MAC: f.MAC.String(), Device: f.DeviceNumber, Card: f.NetworkCard, SubnetID: f.SubnetID,
-		Subnet: f.SubnetCIDR, Groups: f.SecurityGroupIDs, Addresses: f.Addresses, Prefixes: f.Prefixes,
+		Subnet: f.SubnetCIDR, VPC: f.VPCCIDRs, Groups: f.SecurityGroupIDs, Addresses: f.Addresses, Prefixes: f.Prefixes,
 	}
 	if at := slices.IndexFunc(links, func(l Link) bool { return l.MAC == e.MAC }); at >= 0 {
 		e.LinkIndex = links[at].Index

@@ -146,6 +146,9 @@ type Result struct {
 	// Marks is why packets are not marked by their ENI: pods of secondary ENIs then need a rule each. It is
 	// ErrNoNFTables where this kernel can't.
 	Marks error
+	// NAT is why packets are not translated or answers don't leave by the primary ENI. It is ErrNoNFTables where this kernel
+	// can't.
+	NAT error
 	// Kubelet is why the kubelet's own connections to strict pods do not stay on the node.
 	Kubelet error
 }
@@ -162,6 +165,12 @@ func (k *Kernel) Reconcile(ctx context.Context, d Desired) (r Result, err error)
 	if a.Marks, r.Marks = k.nft.marksOf(ctx, shape); r.Marks != nil {
 		a.Marks.Missing = true
 	}
+	if a.Tables, err = k.nft.ruleTables(ctx); err != nil {
+		a.Tables.Missing = true
+		if d.wantsTables() || !errors.Is(err, ErrNoNFTables) {
+			r.NAT = err
+		}
+	}
 	for _, op := range Plan(d, a) {
 		if err := ctx.Err(); err != nil {
 			return r, err
@@ -170,6 +179,10 @@ func (k *Kernel) Reconcile(ctx context.Context, d Desired) (r Result, err error)
 		if err != nil && op.Marks != nil {
 			// The rules go on without: what is marked later is what is missing now.
 			r.Marks = fmt.Errorf("%s: %w", op, err)
+			continue
+		}
+		if err != nil && op.Table != nil {
+			r.NAT = errors.Join(r.NAT, fmt.Errorf("%s: %w", op, err))
 			continue
 		}
 		if err != nil {
@@ -186,6 +199,8 @@ func (k *Kernel) apply(ctx context.Context, op Op, ipv6 bool) error {
 	switch {
 	case op.Marks != nil:
 		return k.nft.change(ctx, *op.Marks)
+	case op.Table != nil:
+		return k.nft.changeTable(ctx, *op.Table)
 	case op.Rule != nil && op.Delete:
 		// The kernel deletes the first rule that has what is asked for, whatever else it has: our protocol is asked for, too.
 		r := toKernel(*op.Rule, ipv6)

@@ -46,6 +46,9 @@ func (k *Kernel) actual(t *testing.T, d Desired) Actual {
 	if err == nil {
 		a.Marks, err = k.nft.marksOf(context.Background(), Shape{d.IPv6, d.VethPrefix})
 	}
+	if err == nil {
+		a.Tables, err = k.nft.ruleTables(context.Background())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,11 +121,15 @@ func TestRoutingOfARealKernelIsReconciledBothWays(t *testing.T) {
 func TestAFlushIsHeardOfAndMended(t *testing.T) {
 	node, peer := nstest.New(t), nstest.New(t)
 	node.Veth(t, "ens6", peer, "peer")
+	node.Veth(t, "eth0", peer, "peer0")
 	k := open(t, node)
-	d := Desired{LocalBehindPods: true, VethPrefix: "eni", ENIs: []ENI{{
-		Device: 1, LinkIndex: node.Link(t, "ens6").Attrs().Index, Primary: netip.MustParseAddr("192.168.1.20"),
-		Gateway: netip.MustParseAddr("192.168.0.1"), Prefixes: []netip.Prefix{addressOf(false, 1, 1)},
-	}}}
+	d := Desired{LocalBehindPods: true, VethPrefix: "eni", NAT: stockNAT(), Egress: netip.MustParsePrefix("fd00::ac:0/118"), ENIs: []ENI{
+		{Device: 0, LinkIndex: node.Link(t, "eth0").Attrs().Index, Primary: netip.MustParseAddr("192.168.1.10"), Gateway: netip.MustParseAddr("192.168.0.1")},
+		{Device: 1, LinkIndex: node.Link(t, "ens6").Attrs().Index, Primary: netip.MustParseAddr("192.168.1.20"),
+			Gateway: netip.MustParseAddr("192.168.0.1"), Prefixes: []netip.Prefix{addressOf(false, 1, 1)}},
+	}}
+	nat, _, _ := d.natTable()
+	guard, _ := d.guardTable()
 	reconcile(t, k, d)
 	conn, err := nftables.New(nftables.WithNetNSFd(node.FD()))
 	if err != nil {
@@ -163,6 +170,13 @@ func TestAFlushIsHeardOfAndMended(t *testing.T) {
 		{"a rule is added", func() {
 			conn.InsertRule(&nftables.Rule{Table: marksTable(Shape{}).table(), Chain: &nftables.Chain{Name: "prerouting"}, Exprs: setMark(1, 1)})
 		}},
+		{"NAT's table is deleted", func() { conn.DelTable(nat.table()) }},
+		{"NAT's rules are flushed", func() { conn.FlushTable(nat.table()) }},
+		{"a rule is added to NAT's", func() {
+			conn.InsertRule(&nftables.Rule{Table: nat.table(), Chain: &nftables.Chain{Name: "translating"}, Exprs: ret()})
+		}},
+		{"a chain is added to NAT's", func() { conn.AddChain(&nftables.Chain{Name: "theirs", Table: nat.table()}) }},
+		{"the guard of egress addresses is deleted", func() { conn.DelTable(guard.table()) }},
 		{"the ruleset is flushed", conn.FlushRuleset},
 		{"rules are flushed", func() {
 			for _, r := range k.actual(t, d).Rules {

@@ -20,6 +20,8 @@ const (
 	StrictPriority = 10
 	// PodsPriority is the rule that looks up the pods of this node; a miss falls through to the next rule.
 	PodsPriority = 512
+	// ExternalPriority is for destinations that are reached by the main table, whichever ENI the pod has.
+	ExternalPriority = 1535
 	// MarkPriority is one rule per ENI: what carries its mark leaves by its table. Nothing of ours is walked behind it
 	// by a regular pod's packet.
 	MarkPriority = 1536
@@ -44,6 +46,10 @@ const (
 	ENIMask = 0x007f
 	// KubeletMark is on the kubelet's own connections, both ways.
 	KubeletMark = 0x0400
+	// RerouteMark is set on what IPVS forwards to have the kernel route it again, and looked at by nobody.
+	RerouteMark = 0x0200
+	// SourceNATMark is on the first packet of a connection that is given the primary ENI's address.
+	SourceNATMark = 0x0800
 	// NoBranchMark is on all that came in by another link than a branch pod's.
 	NoBranchMark = 0x1000
 )

@@ -90,10 +90,19 @@ type nftTable struct {
 }
 
 type nftChain struct {
-	name  string
-	hook  *nftables.ChainHook // nil: it is only jumped to
-	kind  nftables.ChainType
-	rules [][]expr.Any
+	name     string
+	hook     *nftables.ChainHook // nil: it is only jumped to
+	kind     nftables.ChainType
+	priority *nftables.ChainPriority // nil: that of mangle
+	rules    [][]expr.Any
+}
+
+// at is where among the chains of its hook it is.
+func (w nftChain) at() *nftables.ChainPriority {
+	if w.priority == nil {
+		return nftables.ChainPriorityMangle
+	}
+	return w.priority
 }
 
 func (t nftTable) table() *nftables.Table { return &nftables.Table{Name: t.name, Family: t.family} }
@@ -173,7 +182,7 @@ func (w nftChain) is(o *nftables.Chain) bool {
 	if w.hook == nil {
 		return o.Hooknum == nil
 	}
-	return o.Type == w.kind && o.Hooknum != nil && *o.Hooknum == *w.hook && o.Priority != nil && *o.Priority == *nftables.ChainPriorityMangle
+	return o.Type == w.kind && o.Hooknum != nil && *o.Hooknum == *w.hook && o.Priority != nil && *o.Priority == *w.at()
 }
 
 func (t nftTable) rulesAreThere(c *nftables.Conn) (bool, error) {
@@ -211,7 +220,7 @@ func (t nftTable) rebuild(c *nftables.Conn) error {
 	for _, w := range t.chains {
 		chain := &nftables.Chain{Name: w.name, Table: table}
 		if w.hook != nil {
-			chain.Hooknum, chain.Type, chain.Priority = w.hook, w.kind, nftables.ChainPriorityMangle
+			chain.Hooknum, chain.Type, chain.Priority = w.hook, w.kind, w.at()
 		}
 		chains[w.name] = c.AddChain(chain)
 	}

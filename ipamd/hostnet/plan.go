@@ -100,6 +100,12 @@ type Desired struct {
 	// InUse are the device numbers of ENIs whose addresses pods hold. Nothing of theirs is taken away, also while no
 	// source shows the ENI.
 	InUse []int
+	// NAT is what is translated, and which answers leave by the primary ENI.
+	NAT NAT
+	// External are destinations that are reached by the main table, whichever ENI the pod has.
+	External []netip.Prefix
+	// Egress are egress-cni's addresses, of the family that pods don't have; not valid where that plugin is not used.
+	Egress netip.Prefix
 }
 
 // Actual is what is there: rules and routes of one family, the routes only of the tables that belong to ENIs.
@@ -107,14 +113,16 @@ type Actual struct {
 	Rules  []Rule
 	Routes []Route
 	Marks  Marks
+	Tables Tables
 }
 
-// Op is one change; exactly one of Rule, Route and Marks is set.
+// Op is one change; exactly one of Rule, Route, Marks and Table is set.
 type Op struct {
 	Delete bool
 	Rule   *Rule
 	Route  *Route
 	Marks  *MarksChange
+	Table  *TableChange
 }
 
 func (o Op) String() string {
@@ -127,6 +135,8 @@ func (o Op) String() string {
 		return verb + o.Rule.String()
 	case o.Route != nil:
 		return verb + o.Route.String()
+	case o.Table != nil:
+		return o.Table.String()
 	}
 	return o.Marks.String()
 }
@@ -184,9 +194,15 @@ func (d Desired) wanted() (rules []Rule, routes []Route) {
 		rules = []Rule{{Priority: LocalPriority, Table: LocalTable}}
 	}
 	rules = append(rules, Rule{Priority: PodsPriority, Table: PodsTable})
-	// This rule needs nothing but the number, so it is put back also while no source shows the ENI.
+	for _, p := range sorted(d.External) {
+		if d.family(p.Addr()) {
+			rules = append(rules, Rule{Priority: ExternalPriority, To: p, Table: MainTable})
+		}
+	}
+	// This rule needs nothing but the number, so it is put back also while no source shows the ENI. The primary one's is
+	// what NAT sends its connections by.
 	for device := range maxDevices {
-		if slices.Contains(d.InUse, device) || slices.ContainsFunc(d.ENIs, func(e ENI) bool { return e.Device == device }) {
+		if slices.Contains(d.InUse, device) || device == 0 && (d.NAT.Source || d.NAT.NodePort) || slices.ContainsFunc(d.ENIs, func(e ENI) bool { return e.Device == device }) {
 			rules = append(rules, Rule{Priority: MarkPriority, Mark: Mark(device), Mask: ENIMask, Table: Table(device)})
 		}
 	}
@@ -230,7 +246,7 @@ func (r Route) same(o Route) bool {
 // Plan returns the changes that make the host's routing as desired, in the order in which they are safe, for the agent
 // may end after each of them: everything is added before anything is deleted, so that at no moment the node is without
 // its local rule; a rule is added after what it refers to and deleted before it; an ENI's mark is set only while the
-// ENI's rule and routes are there.
+// ENI's rule and routes are there; what is translated is so by a table that comes and goes as a whole.
 func Plan(d Desired, a Actual) []Op {
 	rules, routes := d.wanted()
 	var ops []Op
@@ -246,6 +262,9 @@ func Plan(d Desired, a Actual) []Op {
 	}
 	if c, needed := planMarks(d, a.Marks); needed {
 		ops = append(ops, Op{Marks: &c})
+	}
+	for _, c := range planTables(d, a.Tables) {
+		ops = append(ops, Op{Table: &c})
 	}
 	var last []Op
 	for _, r := range a.Rules {
@@ -270,11 +289,13 @@ func Plan(d Desired, a Actual) []Op {
 
 // Apply returns what a is after ops; it is the model that tests of Plan use.
 func (a Actual) Apply(ops []Op) Actual {
-	a = Actual{slices.Clone(a.Rules), slices.Clone(a.Routes), a.Marks}
+	a = Actual{slices.Clone(a.Rules), slices.Clone(a.Routes), a.Marks, a.Tables}
 	for _, o := range ops {
 		switch {
 		case o.Marks != nil:
 			a.Marks = a.Marks.apply(*o.Marks)
+		case o.Table != nil:
+			a.Tables = a.Tables.apply(*o.Table)
 		case o.Rule != nil && o.Delete:
 			a.Rules = slices.DeleteFunc(a.Rules, o.Rule.same)
 		case o.Rule != nil:

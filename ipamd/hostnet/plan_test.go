@@ -30,6 +30,10 @@ func addressOf(ipv6 bool, device, n int) netip.Prefix {
 	return netip.PrefixFrom(a, a.BitLen())
 }
 
+// someCIDRs contain each other in part.
+var someCIDRs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("10.0.7.0/24"), netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("0.0.0.0/0")}
+
 func drawDesired(t *rapid.T, ipv6 bool) Desired {
 	d := Desired{
 		IPv6: ipv6, LocalBehindPods: rapid.Bool().Draw(t, "strict"), KubeletLocal: rapid.Bool().Draw(t, "kubelet"),
@@ -38,6 +42,18 @@ func drawDesired(t *rapid.T, ipv6 bool) Desired {
 	}
 	if rapid.Bool().Draw(t, "node-local") {
 		d.NodeLocal = []netip.Prefix{netip.MustParsePrefix("169.254.20.10/32"), netip.MustParsePrefix("169.254.170.23/32"), netip.MustParsePrefix("fd00:ec2::23/128")}
+	}
+	if rapid.Bool().Draw(t, "NAT") {
+		d.NAT = NAT{Source: rapid.Bool().Draw(t, "source NAT"), NodePort: rapid.Bool().Draw(t, "NodePort"), ConnMark: rapid.SampledFrom([]uint32{0x80, 0x100}).Draw(t, "mark"),
+			Ports: rapid.SampledFrom([]Ports{PortsRandom, PortsHashed, PortsKept}).Draw(t, "ports"),
+			VPC:   rapid.SliceOfN(rapid.SampledFrom(someCIDRs), 0, 2).Draw(t, "VPC"), Excluded: rapid.SliceOfN(rapid.SampledFrom(someCIDRs), 0, 3).Draw(t, "excluded")}
+		d.External = rapid.SliceOfN(rapid.SampledFrom(someCIDRs), 0, 3).Draw(t, "external")
+	}
+	if rapid.Bool().Draw(t, "egress") {
+		d.Egress = netip.MustParsePrefix("fd00::ac:0/118")
+		if ipv6 {
+			d.Egress = netip.MustParsePrefix("169.254.172.0/22")
+		}
 	}
 	for i := range 4 {
 		if rapid.Bool().Draw(t, fmt.Sprintf("eni %d", i)) {
@@ -62,6 +78,13 @@ func wantSafe(t *rapid.T, a Actual, did []Op) {
 			t.Fatalf("%v leads to nothing after %v", r, did)
 		}
 	}
+	for _, ipv6 := range []bool{false, true} {
+		_, nat := a.Tables.Digests[TableKey{NATTable, ipv6}]
+		byPrimary := Rule{Priority: MarkPriority, Mark: Mark(0), Mask: ENIMask, Table: MainTable}
+		if nat && !slices.ContainsFunc(a.Rules, byPrimary.same) {
+			t.Fatalf("NAT gives connections to the primary ENI and there is no %v after %v", byPrimary, did)
+		}
+	}
 	for p, device := range a.Marks.Devices {
 		rule := Rule{Priority: MarkPriority, Mark: Mark(device), Mask: ENIMask, Table: Table(device)}
 		if !slices.ContainsFunc(a.Rules, rule.same) {
@@ -79,6 +102,7 @@ func TestPlanConvergesAndEveryMomentOfItIsSafe(t *testing.T) {
 		ipv6 := rapid.Bool().Draw(t, "IPv6")
 		a, foreign := fresh(), fresh().Rules[1:]
 		a.Marks.Missing = rapid.IntRange(0, 4).Draw(t, "no nftables") == 0
+		a.Tables.Missing = a.Marks.Missing
 		for range 5 {
 			d := drawDesired(t, ipv6)
 			ops := Plan(d, a)
@@ -88,7 +112,7 @@ func TestPlanConvergesAndEveryMomentOfItIsSafe(t *testing.T) {
 			a = a.Apply(ops[:rapid.IntRange(0, len(ops)).Draw(t, "killed after")])
 			switch rapid.IntRange(0, 5).Draw(t, "meanwhile") {
 			case 0: // nft flush ruleset
-				a.Marks = Marks{Missing: a.Marks.Missing}
+				a.Marks, a.Tables = Marks{Missing: a.Marks.Missing}, Tables{Missing: a.Tables.Missing}
 			case 1: // ip rule flush
 				a.Rules = slices.DeleteFunc(slices.Clone(a.Rules), func(r Rule) bool { return r.Ours && !(r.isLocal() && r.Priority == 0) })
 			}
@@ -111,8 +135,32 @@ func TestPlanConvergesAndEveryMomentOfItIsSafe(t *testing.T) {
 				}
 			}
 			wantMarked(t, d, a)
+			wantTables(t, d, a)
 		}
 	})
+}
+
+// wantTables: a table is there exactly if it is asked for and can be made, and as it is asked for.
+func wantTables(t *rapid.T, d Desired, a Actual) {
+	t.Helper()
+	if a.Tables.Missing {
+		return
+	}
+	want := map[TableKey]string{}
+	nat, natWanted, unknown := d.natTable()
+	if natWanted {
+		want[nat.key()] = nat.digest()
+	}
+	if guard, wanted := d.guardTable(); wanted {
+		want[guard.key()] = guard.digest()
+	}
+	got := maps.Clone(a.Tables.Digests)
+	if unknown { // of before
+		maps.DeleteFunc(got, func(k TableKey, _ string) bool { return k.Name == NATTable })
+	}
+	if !maps.Equal(got, want) {
+		t.Fatalf("tables %v, want %v", got, want)
+	}
 }
 
 // wantMarked: each address of an ENI that is there is in the map, exactly if there can be one.
@@ -176,8 +224,12 @@ func TestStrictNodesHaveTheRulesOfTheLayoutAndOthersDoNot(t *testing.T) {
 
 func TestMarksKeepClearOfThoseOfOthers(t *testing.T) {
 	const others = 0x80 | 0x2000 | 0xc000 | 0xffff0000
-	if ours := uint32(ENIMask | KubeletMark | NoBranchMark); ours&others != 0 || ENIMask&(KubeletMark|NoBranchMark) != 0 || KubeletMark&NoBranchMark != 0 {
-		t.Errorf("overlap: %#x", ours&others)
+	ours := uint32(0)
+	for _, m := range []uint32{ENIMask, RerouteMark, KubeletMark, SourceNATMark, NoBranchMark} {
+		if m&(ours|others) != 0 {
+			t.Errorf("%#x overlaps", m)
+		}
+		ours |= m
 	}
 	for device := range maxDevices {
 		if m := Mark(device); m == 0 || m&^ENIMask != 0 {

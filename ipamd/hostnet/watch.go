@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -131,7 +132,7 @@ func nftEvent(kind uint16, data []byte) bool {
 	for kind, value := range attributes(data[nftHeader:]) {
 		if kind == nftTableName {
 			name := strings.TrimRight(string(value), "\x00")
-			return name == MarksTable || name == KubeletTable
+			return name == MarksTable || name == KubeletTable || slices.Contains(ruleTables, name)
 		}
 	}
 	return false

@@ -96,16 +96,16 @@ func Conflist(c *config.Config) ([]byte, error) {
 
 func egressOf(c *config.Config) egressEntry {
 	e := egressEntry{
-		Type: EgressPlugin, Name: "aws-cni", MTU: strconv.Itoa(c.MTUOfPods()), Enabled: "true", RandomizeSNAT: "prng", LogLevel: c.PluginLogLevel,
+		Type: EgressPlugin, Name: "aws-cni", MTU: strconv.Itoa(c.MTUOfPods()), Enabled: "true", RandomizeSNAT: c.RandomizeSNAT, LogLevel: c.PluginLogLevel,
 		IPAM: ipam{
 			Type: "host-local", DataDir: "/run/cni/v4pd/egress-v6-ipam",
-			Ranges: [][]ipRange{{{Subnet: "fd00::ac:00/118"}}}, Routes: []route{{Dst: "::/0"}},
+			Ranges: [][]ipRange{{{Subnet: c.EgressSubnet().String()}}}, Routes: []route{{Dst: "::/0"}},
 		},
 		LogFile: c.V6EgressLog,
 	}
 	if c.IPv6 {
 		e.LogFile, e.IPAM.DataDir = c.V4EgressLog, "/run/cni/v6pd/egress-v4-ipam"
-		e.IPAM.Ranges, e.IPAM.Routes = [][]ipRange{{{Subnet: "169.254.172.0/22"}}}, []route{{Dst: "0.0.0.0/0"}}
+		e.IPAM.Routes = []route{{Dst: "0.0.0.0/0"}}
 	}
 	return e
 }

@@ -117,7 +117,11 @@ func (n *node) setUp() error {
 		return err
 	}
 	defer k.Close()
-	_, err = k.Reconcile(context.Background(), hostnet.Desired{LocalBehindPods: true, ENIs: []hostnet.ENI{{
+	_, err = k.Reconcile(context.Background(), hostnet.Desired{LocalBehindPods: true, NAT: hostnet.NAT{
+		Source: true, NodePort: true, ConnMark: 0x80, VPC: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
+	}, External: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}, Egress: netip.MustParsePrefix("fd00::ac:0/118"), ENIs: []hostnet.ENI{{
+		Device: 0, LinkIndex: n.host.Link(n.t, "trunk").Attrs().Index, Primary: netip.MustParseAddr("192.168.10.9"),
+	}, {
 		Device: 1, LinkIndex: n.host.Link(n.t, "eth1").Attrs().Index,
 		Primary: netip.MustParseAddr("192.168.10.10"), Gateway: netip.MustParseAddr("192.168.0.1"),
 	}}})

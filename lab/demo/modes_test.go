@@ -128,7 +128,7 @@ func TestTheFlowLogTellsWhoseGroupsApplied(t *testing.T) {
 
 // What gets nowhere does so for one reason: EC2's check of sources, at the node's ENI or at the pod's.
 func TestWhatIsLostIsLostByTheCheckOfSources(t *testing.T) {
-	f := flow{from: farPod, to: standardPod, caller: farPod, nodePort: 31130, ports: byNode}
+	f := flow{from: farPod, to: strictPod, caller: farPod, nodePort: 31130, ports: byNode}
 	tries := f.tries(lost)
 	if len(tries) != 1 || tries[0].side != refusedNowhere {
 		t.Fatalf("%v", tries)
@@ -154,7 +154,7 @@ func TestWhatIsLostIsLostByTheCheckOfSources(t *testing.T) {
 		{"another pod's", map[try]bool{tries[0]: false}, []vpc.Drop{drop("eni-x", vpc.SourceDestCheck, "192.168.0.6:31130", "192.168.0.8:40000")}, false},
 	} {
 		p := &packets{
-			address: map[string]string{farPod: "192.168.0.8", hostPod: "192.168.0.6", standardPod: "192.168.0.9"},
+			address: map[string]string{farPod: "192.168.0.8", hostPod: "192.168.0.6", strictPod: "192.168.0.9"},
 			eni:     map[string]eniOf{"192.168.0.6": {id: "eni-n"}, "192.168.0.9": {id: "eni-b", branch: true}},
 			groups:  testGroups, connected: c.connected, drops: c.drops,
 		}

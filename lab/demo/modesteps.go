@@ -143,10 +143,11 @@ func (m *modesWalk) converseFrom(ctx context.Context, actor string, tries []try)
 	return connected, nil
 }
 
-// metadata shows that a pod's question to the metadata service leaves by the branch ENI and its answer comes back there.
-// It is not in the flow log, on AWS neither.
+// metadata shows that a strict pod's question to the metadata service leaves by the branch ENI and its answer comes back
+// there, while a standard pod's leaves by the node's ENI, where it can't be told from the node's own. It is not in the
+// flow log, on AWS neither.
 func (m *modesWalk) metadata(ctx context.Context) error {
-	for _, pod := range []string{strictPod, standardPod} {
+	for _, pod := range []string{standardPod, strictPod} {
 		o, err := m.Local(ctx, []string{"kubectl", "exec", pod, "--", "sh", "-c", "timeout 6 busybox nc -w 3 169.254.169.254 80 -e true && echo connected || echo not connected"})
 		if err != nil {
 			return err
@@ -155,11 +156,17 @@ func (m *modesWalk) metadata(ctx context.Context) error {
 		if err := equals("not connected")(o); err != nil {
 			return err
 		}
-		if _, err := m.Await(ctx, 30*time.Second, "on the trunk's port: the "+pod+" pod asks the metadata service by its branch ENI and is answered there",
-			contains("Flags [S],", "Flags [S.],"), m.Local,
-			m.lab.Tool("tcpdump"), "-Z", "root", "-nn", "-e", "-r", m.lab.Pcap(m.trunk), "vlan and host 169.254.169.254 and host "+m.seen.address[pod]); err != nil {
-			return err
-		}
+	}
+	dump := func(pod string) []string {
+		return []string{m.lab.Tool("tcpdump"), "-Z", "root", "-nn", "-e", "-r", m.lab.Pcap(m.trunk), "vlan and host 169.254.169.254 and host " + m.seen.address[pod]}
+	}
+	if _, err := m.Await(ctx, 30*time.Second, "on the trunk's port: the strict pod asks the metadata service by its branch ENI and is answered there",
+		contains("Flags [S],", "Flags [S.],"), m.Local, dump(strictPod)...); err != nil {
+		return err
+	}
+	// What was sent before is there by now.
+	if _, err := m.Await(ctx, 10*time.Second, "on the trunk's port: nothing of the standard pod for the metadata service", lacks("Flags"), m.Local, dump(standardPod)...); err != nil {
+		return err
 	}
 	m.claim(claimMetadata)
 	return nil

@@ -104,7 +104,7 @@ const rowOfDNS = "branch pod → the cluster's DNS, CoreDNS on another node"
 
 // Claims that show rows for which there are no flows.
 const (
-	claimMetadata     = "metadata is asked for by the branch ENI in both modes, and its answer ends at the node, by its hop limit"
+	claimMetadata     = "metadata is asked for by the branch ENI in strict mode and by the node's in standard mode, and its answer ends at the node, by its hop limit"
 	claimProbes       = "kubelet's TCP and HTTP probes pass node's and pod's groups in strict mode, and none in standard mode"
 	claimKubeletLocal = "BRANCHLINE_KUBELET_LOCAL keeps the kubelet's probes of a strict pod on the node, and no other process's packets"
 	claimExec         = "exec probes and kubectl exec reach pods of both modes: they enter the pod on its node"
@@ -174,13 +174,17 @@ var modeTable = []modeRow{
 		flows: func(pod, _ string) []flow { return to(pod, podIdentity) },
 	}, {
 		traffic: "branch pod → instance metadata (169.254.169.254)",
-		strict:  passing(nobody, nobody), standard: passing(nobody, nobody),
+		strict:  passing(nobody, nobody), standard: local,
 		claim: claimMetadata,
 	}, {
 		traffic: "branch pod → outside the VPC",
-		strict:  passing(thePod, nobody), standard: passing(thePod, nobody),
+		strict:  passing(thePod, nobody), standard: way{out: theNode, in: nobody},
 		flows: func(pod, _ string) []flow {
-			return []flow{{from: pod, to: outside, ports: ports{direct.allowed, direct.notOut, 0}, unanswered: true}}
+			f := flow{from: pod, to: outside, ports: ports{direct.allowed, direct.notOut, 0}, unanswered: true}
+			if pod == standardPod { // it has the node's address there
+				f.caller, f.from = pod, hostPod
+			}
+			return []flow{f}
 		},
 	}, {
 		traffic: "regular pod of its node → branch pod",
@@ -204,17 +208,17 @@ var modeTable = []modeRow{
 		flows: func(pod, _ string) []flow { return to(database, pod) },
 	}, {
 		traffic: "NodePort called from elsewhere, `externalTrafficPolicy: Cluster`: the node → branch pod",
-		strict:  passing(theNode, thePod), standard: lost,
+		strict:  passing(theNode, thePod), standard: local,
 		flows: func(pod, _ string) []flow {
 			return []flow{{from: hostPod, to: pod, caller: farPod, nodePort: nodePortsOf[pod].cluster, ports: byNode}}
 		},
 	}, {
-		traffic: "NodePort called from elsewhere, `externalTrafficPolicy: Local`; `hostPort`",
-		strict:  lost, standard: lost,
+		traffic: "NodePort called from elsewhere, `externalTrafficPolicy: Local`; `hostPort`: the node → branch pod",
+		strict:  lost, standard: local,
 		flows: func(pod, _ string) []flow {
 			return []flow{
-				{from: farPod, to: pod, caller: farPod, nodePort: nodePortsOf[pod].local, ports: byNode},
-				{from: farPod, to: pod, caller: farPod, nodePort: nodePortsOf[pod].host, ports: byNode},
+				{from: farPod, to: pod, caller: farPod, nodePort: nodePortsOf[pod].local, ports: ports{allowed: byNode.allowed}},
+				{from: farPod, to: pod, caller: farPod, nodePort: nodePortsOf[pod].host, ports: ports{allowed: byNode.allowed}},
 			}
 		},
 	}, {

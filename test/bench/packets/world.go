@@ -29,6 +29,7 @@ var layouts = []layout{
 	{"no pods' rules at all", (*world).bare, false},
 	{ours, (*world).ours, true},
 	{twoRules, (*world).twoRules, false},
+	{"ours, nothing translated", (*world).untranslated, true},
 	{"ours, reverse path without mark", (*world).ours, false},
 	{"ours, without goto", (*world).withoutGoto, true},
 	{"a rule per /28, no nftables", (*world).rulePerPrefix, false},
@@ -193,6 +194,12 @@ func (w *world) moveLocal() error {
 }
 
 func (w *world) ours(ctx context.Context) error {
+	return w.reconcile(ctx, hostnet.NAT{Source: true, NodePort: true, ConnMark: 0x80, VPC: []netip.Prefix{netip.MustParsePrefix("10.200.0.0/14")}})
+}
+
+func (w *world) untranslated(ctx context.Context) error { return w.reconcile(ctx, hostnet.NAT{}) }
+
+func (w *world) reconcile(ctx context.Context, nat hostnet.NAT) error {
 	if err := w.podRoutes(hostnet.PodsTable); err != nil {
 		return err
 	}
@@ -202,7 +209,7 @@ func (w *world) ours(ctx context.Context) error {
 			return err
 		}
 		defer k.Close()
-		d := hostnet.Desired{LocalBehindPods: w.branch > 0, VethPrefix: "eni"}
+		d := hostnet.Desired{LocalBehindPods: w.branch > 0, VethPrefix: "eni", NAT: nat}
 		if d.LocalBehindPods {
 			d.NodeLocal = []netip.Prefix{netip.MustParsePrefix("169.254.20.10/32"), netip.MustParsePrefix("169.254.170.23/32")}
 		}
@@ -220,7 +227,7 @@ func (w *world) ours(ctx context.Context) error {
 		}
 		d.ENIs = []hostnet.ENI{{Device: 0, LinkIndex: eth0.Attrs().Index, Primary: primaryAddr, Gateway: routerAddr}, eni}
 		r, err := k.Reconcile(ctx, d)
-		return errors.Join(err, r.Marks)
+		return errors.Join(err, r.Marks, r.NAT)
 	})
 }
 
