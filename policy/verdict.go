@@ -16,6 +16,9 @@ import (
 // Grace is how long a pod is looked at before it is refused where no control plane stamps its decisions.
 const Grace = 10 * time.Second
 
+// heardWithin is how long the webhook's watch of policies may lag.
+const heardWithin = time.Minute
+
 // Case is what a node knows of a pod that is about to be wired there.
 type Case struct {
 	// Pod is the pod; of it the name, the labels, the time of creation, the stamp and what it asks for are read.
@@ -101,7 +104,7 @@ func Decide(c Case) Answer {
 		}
 		byAccount := p.Spec.ServiceAccountSelector != nil
 		ok, err := matches(p, c.Pod.Labels, c.Account)
-		if byAccount && (wants || stamped) {
+		if byAccount && (wants || stamped && c.settled(p)) {
 			// Who decided had read the ServiceAccount then: the stamp says what came out.
 			ok = slices.ContainsFunc(stamp, func(r Ref) bool { return r.UID == p.UID })
 		} else if byAccount && c.Account == nil {
@@ -168,6 +171,11 @@ func (c *Case) younger(p *v1beta1.SecurityGroupPolicy, stamp []Ref, stamped bool
 	// Both times are the API server's, in seconds. In the same second the pod may be the younger one.
 	created := c.Pod.CreationTimestamp
 	return !created.IsZero() && created.Unix() < since.Unix()
+}
+
+// settled says whether the policy had not changed for long enough when the pod was created that our webhook had heard of it.
+func (c *Case) settled(p *v1beta1.SecurityGroupPolicy) bool {
+	return c.Pod.CreationTimestamp.Sub(LastChange(p)) > heardWithin
 }
 
 func (c *Case) lacks(groups []string) (out []string) {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -46,7 +47,7 @@ func TestDecide(t *testing.T) {
 	later := one(version(policyFor("green", app("green"), nil, "sg-1"), 101, 101, 1))
 	together := one(version(policyFor("green", app("green"), nil, "sg-1"), 100, 100, 1))
 	edited := one(version(policyFor("green", app("green"), nil, "sg-1"), 10, 101, 2))
-	account := one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 10, 1))
+	account := one(version(policyFor("till", nil, app("till"), "sg-1"), 50, 50, 1))
 	both := one(version(policyFor("till", app("red"), app("till"), "sg-1"), 10, 10, 1))
 	till := map[string]string{"app": "till"}
 	fargate := pod("")
@@ -77,8 +78,9 @@ func TestDecide(t *testing.T) {
 		"unstamped, an edit hides nothing":     {Case{Pod: pod(""), Policies: edited, Stamps: true}, Refuse, Unseen},
 		"refused before, an edit frees nobody": {Case{Pod: pod(none), Policies: edited, Stamps: true, RefusedBefore: true}, Refuse, Unequal},
 		"on a node with Fargate's label":       {Case{Pod: fargate, Policies: green, Stamps: true}, Refuse, Unseen},
-		"by account, stamped: as it was then":  {Case{Pod: pod(none), Policies: account, Stamps: true}, Wire, NoCause},
-		"by account, stamped and stripped":     {Case{Pod: pod(`[{"uid":"uid-till","generation":1}]`), Policies: account, Stamps: true}, Refuse, Stripped},
+		"by account, stamped long after":       {Case{Pod: pod(none), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 30, 1)), Stamps: true}, Wire, NoCause},
+		"by account, stamped soon after":       {Case{Pod: pod(none), Policies: account, Stamps: true}, Wait, Unread},
+		"by account, stamped and stripped":     {Case{Pod: pod(`[{"uid":"uid-till","generation":1}]`), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 10, 1)), Stamps: true}, Refuse, Stripped},
 		"by account, unstamped":                {Case{Pod: pod(""), Policies: account, Stamps: true}, Wait, Unread},
 		"by account, read":                     {Case{Pod: pod(""), Policies: account, Stamps: true, Account: till}, Refuse, Unseen},
 		"by account, another's":                {Case{Pod: pod(""), Policies: account, Stamps: true, Account: map[string]string{}}, Wire, NoCause},
@@ -140,6 +142,7 @@ type cluster struct {
 	policies []v1beta1.SecurityGroupPolicy
 	accounts map[string]string
 	stamps   bool
+	made     int // policies
 }
 
 // A pod never gets fewer groups than its policies give it: in any history of policies, outages of the webhook and pods,
@@ -167,11 +170,12 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 				SecurityGroups: v1beta1.GroupIDs{Groups: []string{rapid.SampledFrom([]string{"sg-1", "sg-2"}).Draw(t, "group")}}}
 		}
 		var pods []made
-		for range rapid.IntRange(1, 12).Draw(t, "steps") {
-			w.now += rapid.IntRange(0, 2).Draw(t, "seconds")
+		for range rapid.IntRange(20, 80).Draw(t, "steps") {
+			w.now += rapid.SampledFrom([]int{0, 1, 2, 90}).Draw(t, "seconds")
 			switch rapid.IntRange(0, 4).Draw(t, "step") {
 			case 0:
-				p := version(policyFor(rapid.StringMatching(`[a-z]{5}`).Draw(t, "name"), nil, nil), w.now, w.now, 1)
+				w.made++
+				p := version(policyFor(fmt.Sprint("p", w.made), nil, nil), w.now, w.now, 1)
 				p.Spec = spec()
 				w.policies = append(w.policies, p)
 			case 1:
@@ -229,7 +233,7 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 				}
 				// What the webhook decided and nobody changed since holds, but for the one second that is both.
 				if m.webhook && !slices.ContainsFunc(w.policies, func(p v1beta1.SecurityGroupPolicy) bool {
-					return LastChange(&p).Unix() == m.pod.CreationTimestamp.Unix()
+					return LastChange(&p).Unix() == m.pod.CreationTimestamp.Unix() || p.CreationTimestamp.Unix() == m.pod.CreationTimestamp.Unix()
 				}) {
 					t.Fatalf("%+v passed the webhook and was refused (%+v), policies %+v", m.pod, a, w.policies)
 				}
