@@ -97,8 +97,8 @@ func TestTheCNINodeSaysWhetherPodsAreStamped(t *testing.T) {
 			})
 		}
 	}
-	for node, kind := range map[string]string{"stamped-small": "t3.medium", "stamped-large": "m5.large"} {
-		register(t, node, kind, "i-0000000000000000"+kind[:1])
+	for node, id := range map[string]string{"stamped-small": "i-0000000000000000a", "stamped-large": "i-0000000000000000b"} {
+		register(t, node, map[string]string{"stamped-small": "t3.medium", "stamped-large": "m5.large"}[node], id)
 		t.Cleanup(func() {
 			w.admin.Delete(context.Background(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}})
 		})
