@@ -38,6 +38,7 @@ func TestPodsThatComeAtOnceShareAQuestionThatIsYoungerThanThey(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		synctest.Wait()
 		if asked != 2 || len(a.running)+len(a.next) > 0 {
 			t.Errorf("asked %d times, left %v, %v", asked, a.running, a.next)
 		}
