@@ -85,7 +85,7 @@ func (w *wiring) add() error {
 		Watches(&corev1.Pod{}, toNode, builder.WithPredicates(branchPods(), predicate.NewPredicateFuncs(func(o client.Object) bool { return o.(*corev1.Pod).Spec.NodeName != "" }))).
 		WithOptions(options(nodeWorkers)).
 		Complete(&trunk.Nodes{Client: c, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, ClusterName: w.o.ClusterName, Recheck: w.o.Recheck, Now: w.o.Now,
-			Pods: func(ctx context.Context, node string) ([]corev1.Pod, error) { return branch.PodsOf(ctx, c, node) }}); err != nil {
+			Stamps: w.o.Webhooks != nil, Pods: func(ctx context.Context, node string) ([]corev1.Pod, error) { return branch.PodsOf(ctx, c, node) }}); err != nil {
 		return fmt.Errorf("set up the node reconciler: %w", err)
 	}
 

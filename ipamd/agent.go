@@ -93,6 +93,7 @@ type Agent struct {
 	events    *kube.Events
 	lookup    *podeni.Lookup
 	assigned  *podeni.Assignments
+	guard     *podeni.Guard // nil: ENABLE_POD_ENI is off, and policies count for nothing here
 	trunk     *podeni.TrunkRequest
 	releaser  *podeni.Releaser
 	metrics   *metrics
@@ -125,6 +126,7 @@ type Agent struct {
 	untranslated string               // likewise of source NAT
 	kubeletAway  string               // why the kubelet's connections don't stay on the node, as it was said last
 	branches     bool                 // something of a branch pod is left on this node
+	trunkless    time.Time            // since when a trunk is wanted and not there
 
 	routeErr   error // why the host's routing is not in place
 	routeSince time.Time
@@ -166,8 +168,14 @@ func New(o Options) (*Agent, error) {
 		a.events.Node("PodsOfAnotherAgent", "%d addresses of this node are routed to pods that this node agent did not wire (or has forgotten): they are left alone until those pods end; drain the node before switching from another CNI plugin", n)
 	}
 	a.lookup = podeni.NewLookup(o.Kube, o.Kube.Changed.C)
-	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, IPv6: o.Config.IPv6, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
-	a.trunk = &podeni.TrunkRequest{Node: o.Kube, InstanceType: o.Identity.InstanceType, Unknown: !a.limitsKnown(), Warn: a.events.Node}
+	if o.Config.PodENI {
+		a.guard = podeni.NewGuard(o.Kube, o.Kube.Changed.C, o.Now)
+	}
+	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, Guard: a.guard, IPv6: o.Config.IPv6, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
+	a.trunk = &podeni.TrunkRequest{Node: o.Kube, InstanceType: o.Identity.InstanceType, Unknown: !a.limitsKnown(), Warn: func(reason, format string, args ...any) {
+		a.metrics.failed(reason)
+		a.events.Node(reason, format, args...)
+	}}
 	a.releaser = &podeni.Releaser{Pods: o.Kube, Memory: st, Ledger: o.Kube, VLANs: o.Links.VLANs, Now: o.Now}
 	a.metrics = newMetrics(o.Metrics, a)
 	return a, nil

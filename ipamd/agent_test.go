@@ -433,6 +433,11 @@ func TestTurningTheFeatureOffKeepsRunningBranchPodsThenCleansUp(t *testing.T) {
 	if !w.labelled() || !slices.Equal(w.routing.localAt(), []int{hostnet.LocalPriorityStrict}) {
 		t.Fatal("taken away under a running branch pod")
 	}
+	if err := w.api.Create(context.Background(), branchPod("blue", "u2", 8)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := add(t, s, addRequest("blue", "u2", "s2"))
+	wantCode(t, err, codes.FailedPrecondition, "default/blue", "ENABLE_POD_ENI")
 	w.cloud.setVLAN(7, false)
 	if _, err := s.Del(context.Background(), delRequest("s1")); err != nil {
 		t.Fatal(err)

@@ -32,6 +32,7 @@ import (
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/api/v1beta1"
 	"github.com/branchline-cni/branchline/aws"
 	"github.com/branchline-cni/branchline/ipamd/config"
 	"github.com/branchline-cni/branchline/ipamd/enis"
@@ -470,6 +471,8 @@ type world struct {
 	typ       string
 	noGet     atomic.Bool  // the API server answers no questions; watches go on
 	ledgers   atomic.Bool  // the API server knows branch ledgers
+	denied    atomic.Bool  // the agent's role has no policies
+	asked     atomic.Int64 // questions: objects one by one, and policies of one namespace
 	later     atomic.Int64 // how far the agent's clock is ahead
 	join      time.Duration
 	noteReady func() error
@@ -482,6 +485,8 @@ func (w *world) pass(d time.Duration) { w.later.Add(int64(d)) }
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.later.Load())) }
 
 var noLedgers = apierrors.NewNotFound(schema.GroupResource{Group: "branchline.dev", Resource: "branchledgers"}, "")
+
+var errDenied = apierrors.NewForbidden(schema.GroupResource{Group: "vpcresources.k8s.aws", Resource: "securitygrouppolicies"}, "", errors.New("RBAC"))
 
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
@@ -500,6 +505,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	w := &world{t: t, dir: t.TempDir(), cloud: newCloud(), routing: newRouting(), typ: "m5.large", env: map[string]string{"MY_NODE_NAME": nodeName}}
 	w.api = interceptor.NewClient(api, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+			w.asked.Add(1)
 			if w.noGet.Load() {
 				return errors.New("connection refused")
 			}
@@ -509,11 +515,22 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 			if _, ok := l.(*ledgerv1.BranchLedgerList); ok && !w.ledgers.Load() {
 				return noLedgers
 			}
+			if _, ok := l.(*v1beta1.SecurityGroupPolicyList); ok {
+				if w.denied.Load() {
+					return errDenied
+				}
+				if slices.Contains(opts, client.ListOption(client.InNamespace("default"))) {
+					w.asked.Add(1)
+				}
+			}
 			return c.List(ctx, l, opts...)
 		},
 		Watch: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) (watch.Interface, error) {
 			if _, ok := l.(*ledgerv1.BranchLedgerList); ok && !w.ledgers.Load() {
 				return nil, noLedgers
+			}
+			if _, ok := l.(*v1beta1.SecurityGroupPolicyList); ok && w.denied.Load() {
+				return nil, errDenied
 			}
 			return c.Watch(ctx, l, opts...)
 		},
@@ -531,7 +548,7 @@ func (w *world) start() (s service, stop func()) {
 		w.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	k, err := kube.New(kube.Options{API: w.api, NodeName: nodeName, InstanceID: instanceID, Log: log})
+	k, err := kube.New(kube.Options{API: w.api, NodeName: nodeName, InstanceID: instanceID, Policies: c.PodENI, Log: log})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ const (
 	mendEvery      = 200 * time.Millisecond // at most this often the routing is mended because of events
 	unsettledFor   = time.Minute            // a link that stays unexplained is no ENI of ours
 	callTimeout    = 20 * time.Second
+	sayTrunkEvery  = 10 * time.Minute // a missing trunk is said again, while nothing else happens
 	retryFirst     = 500 * time.Millisecond
 	retryMost      = time.Minute
 )
@@ -321,7 +322,7 @@ func (a *Agent) runTrunk(ctx context.Context) {
 	var retry backoff
 	for ctx.Err() == nil {
 		channels := []<-chan struct{}{a.opt.Kube.Changed.C(), a.inventory.Changed.C(), a.changed.C()}
-		s, ok := a.trunkState()
+		s, late, ok := a.trunkState()
 		if !ok {
 			wait(ctx, 0, channels...)
 			continue
@@ -336,11 +337,12 @@ func (a *Agent) runTrunk(ctx context.Context) {
 			continue
 		}
 		retry = 0
-		wait(ctx, 0, channels...)
+		wait(ctx, late, channels...)
 	}
 }
 
-func (a *Agent) trunkState() (s podeni.TrunkState, ok bool) {
+// trunkState is what the trunk depends on. late is when to look again whether it is late; 0: only when something changes.
+func (a *Agent) trunkState() (s podeni.TrunkState, late time.Duration, ok bool) {
 	a.mu.Lock()
 	listed, branches := a.listed, a.branches
 	a.mu.Unlock()
@@ -350,7 +352,19 @@ func (a *Agent) trunkState() (s podeni.TrunkState, ok bool) {
 	}
 	p := a.snapshot()
 	s.FreeSlot = p.Attached < p.MaxENIs
-	return s, listed
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch now := a.opt.Now(); {
+	case !s.Wanted || !s.Supported || s.Trunk != nil:
+		a.trunkless = time.Time{}
+	case a.trunkless.IsZero():
+		a.trunkless, late = now, podeni.TrunkLate
+	case now.Sub(a.trunkless) < podeni.TrunkLate:
+		late = podeni.TrunkLate - now.Sub(a.trunkless)
+	default:
+		s.Late, late = true, sayTrunkEvery
+	}
+	return s, late, listed
 }
 
 // runReleases tells the ledger what is over.
@@ -377,7 +391,11 @@ func (a *Agent) checkReady() error {
 	if a.ready.Load() {
 		return nil
 	}
-	if !a.hasListed() || !a.opt.Kube.PodsSynced() || len(a.candidates()) == 0 && len(a.store.View().Allocations) == 0 {
+	if err := a.opt.Kube.PoliciesDenied(); err != nil && !a.opt.Kube.PoliciesKnown() {
+		a.metrics.failed("policy")
+		a.events.Node("PoliciesNotReadable", "ENABLE_POD_ENI is on and the node agent may not read SecurityGroupPolicies, so that it can't tell which pods need security groups of their own: it is not ready before; apply the ClusterRole aws-node of this version's manifest (config/aws-node): %v", err)
+	}
+	if !a.hasListed() || !a.opt.Kube.PodsSynced() || !a.opt.Kube.PoliciesKnown() || len(a.candidates()) == 0 && len(a.store.View().Allocations) == 0 {
 		return nil
 	}
 	a.noteReady() // before the runtime sees a network and asks for its status

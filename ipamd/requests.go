@@ -178,7 +178,7 @@ func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocatio
 	network := in.GetAttachment().GetNetworkName()
 	if pod.Branch {
 		al, err = a.addBranch(ctx, k, network, pod)
-	} else {
+	} else if err = a.guardRegular(ctx, pod); err == nil {
 		al, err = a.addRegular(ctx, k, network, store.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: identity(p, pod)})
 	}
 	if err != nil {
@@ -195,6 +195,18 @@ func identity(asked *rpc.Pod, found kube.Pod) string {
 		return asked.GetUid()
 	}
 	return found.UID
+}
+
+// guardRegular lets no pod through as a regular one that a policy gives security groups of its own.
+func (a *Agent) guardRegular(ctx context.Context, pod kube.Pod) error {
+	if a.guard == nil || slices.ContainsFunc(a.store.View().Allocations, func(al store.Allocation) bool { return pod.Is(al.Pod.UID) }) {
+		return nil // another sandbox of it is here
+	}
+	err := a.guard.Regular(ctx, pod)
+	if err != nil {
+		a.metrics.failed("policy")
+	}
+	return err
 }
 
 func (a *Agent) addBranch(ctx context.Context, k store.Key, network string, pod kube.Pod) (al store.Allocation, err error) {

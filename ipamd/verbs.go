@@ -64,6 +64,8 @@ func (a *Agent) whyNotReady() string {
 		return "the ENIs of this instance are not known, or their routing is not in place"
 	case !a.opt.Kube.PodsSynced():
 		return "the pods of this node are not known yet: look at the API server and at the agent's roles"
+	case !a.opt.Kube.PoliciesKnown():
+		return "the SecurityGroupPolicies are not known yet: look at the API server, and apply the ClusterRole aws-node of this version's manifest"
 	}
 	return "it has no address to give yet"
 }

@@ -1,6 +1,7 @@
 // Package policy decides which security groups a pod gets from the SecurityGroupPolicies of its namespace. It is pure:
 // the caller brings the policies and, only where NeedsServiceAccount says so, the labels of the pod's ServiceAccount.
-// The control plane and the node agent use the same functions, so that they cannot disagree.
+// The control plane and the node agent use the same functions, so that they cannot disagree. Decide is the node's last
+// word: whether a pod may be wired with what it has.
 //
 // It reads nothing, caches nothing, and knows nothing of EC2.
 package policy
@@ -26,8 +27,11 @@ const FargateProfileLabel = "eks.amazonaws.com/fargate-profile"
 type Decision struct {
 	// Groups is the union over all matching policies, sorted, without duplicates. Empty: no policy matches.
 	Groups []string
-	// Policies are the names of the matching policies, sorted.
-	Policies []string
+	// Policies are the names of the matching policies, sorted. Selecting are the same by UID and generation, sorted by UID.
+	Policies  []string
+	Selecting []Ref
+	// Considered is how many policies the pod's namespace has, those included that select nobody.
+	Considered int
 	// Invalid holds one error per policy whose selector can't be read. Such a policy selects nobody.
 	Invalid []error
 }
@@ -59,7 +63,10 @@ func Match(policies []v1beta1.SecurityGroupPolicy, pod *corev1.Pod, serviceAccou
 	}
 	for i := range policies {
 		p := &policies[i]
-		if p.Namespace != pod.Namespace || ignored(p) {
+		if p.Namespace != pod.Namespace {
+			continue
+		}
+		if d.Considered++; ignored(p) {
 			continue
 		}
 		ok, err := matches(p, pod.Labels, serviceAccount)
@@ -69,10 +76,12 @@ func Match(policies []v1beta1.SecurityGroupPolicy, pod *corev1.Pod, serviceAccou
 		}
 		if ok {
 			d.Policies = append(d.Policies, p.Name)
+			d.Selecting = append(d.Selecting, Ref{p.UID, p.Generation})
 			d.Groups = append(d.Groups, p.Spec.SecurityGroups.Groups...)
 		}
 	}
 	slices.Sort(d.Policies)
+	sortRefs(d.Selecting)
 	slices.Sort(d.Groups)
 	d.Groups = slices.Compact(d.Groups)
 	return d

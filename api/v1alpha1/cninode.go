@@ -19,6 +19,13 @@ func AddToScheme(s *runtime.Scheme) error {
 // Finalizer is on each CNINode until the controller has let go of it.
 const Finalizer = "networking.k8s.aws/resource-cleanup"
 
+// StampsAnnotation is on the CNINodes of a control plane whose webhook leaves its decision on each pod (policy.StampKey). Its
+// value is the form of the stamps, StampsForm. EKS's control plane has neither.
+const (
+	StampsAnnotation = "branchline.dev/stamps-pods"
+	StampsForm       = "v1"
+)
+
 // FeatureName is what an agent asks the control plane for.
 // +kubebuilder:validation:Enum=SecurityGroupsForPods;CustomNetworking
 type FeatureName string
@@ -71,6 +78,9 @@ func (n *CNINode) Has(name FeatureName) (value string, ok bool) {
 	}
 	return "", false
 }
+
+// Stamps says whether the control plane stamps its decisions on pods, in the form that this version reads.
+func (n *CNINode) Stamps() bool { return n.Annotations[StampsAnnotation] == StampsForm }
 
 // CNINodeList is a list of CNINodes.
 //

@@ -117,14 +117,14 @@ func (r *Configs) validating() []admissionregistrationv1.ValidatingWebhook {
 	}
 }
 
-// touches is a CEL expression: the request creates a pod with the annotation of a branch ENI, or changes one of the two
-// guarded annotations of a pod.
+// touches is a CEL expression: the request creates a pod with the annotation of a branch ENI or with a stamp (as the mutating
+// webhook leaves it, or as somebody wrote it while that was away), or changes a guarded annotation of a pod.
 func touches() string {
 	value := func(object, key string) string {
 		return fmt.Sprintf("(has(%[1]s.metadata.annotations) && '%[2]s' in %[1]s.metadata.annotations ? 'set:' + %[1]s.metadata.annotations['%[2]s'] : '')", object, key)
 	}
-	branch, fargate := policy.Resource, FargateAnnotation
-	return fmt.Sprintf("oldObject == null ? %s != '' : (%s != %s || %s != %s)",
-		value("object", branch),
-		value("oldObject", branch), value("object", branch), value("oldObject", fargate), value("object", fargate))
+	branch, fargate, stamp := policy.Resource, FargateAnnotation, policy.StampKey
+	return fmt.Sprintf("oldObject == null ? (%s != '' || %s != '') : (%s != %s || %s != %s || %s != %s)",
+		value("object", branch), value("object", stamp),
+		value("oldObject", branch), value("object", branch), value("oldObject", fargate), value("object", fargate), value("oldObject", stamp), value("object", stamp))
 }

@@ -61,10 +61,10 @@ func (h *MutatePod) Handle(ctx context.Context, req admission.Request) admission
 	for _, err := range d.Invalid {
 		h.Log.WarnContext(ctx, "policy can't be read", "error", err)
 	}
-	if !apply(&pod, d.Groups) {
+	if !apply(&pod, d) {
 		return admission.Allowed("")
 	}
-	changed, err := carry(req.Object.Raw, &pod)
+	changed, err := carry(req.Object.Raw, &pod, len(d.Groups) > 0 && len(pod.Spec.Containers) > 0)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
@@ -73,18 +73,23 @@ func (h *MutatePod) Handle(ctx context.Context, req admission.Request) admission
 
 // carry takes what apply may have changed over into the object as it was sent: fields that a newer API server has and
 // this program does not know stay as they are.
-func carry(raw []byte, pod *corev1.Pod) ([]byte, error) {
+func carry(raw []byte, pod *corev1.Pod, selected bool) ([]byte, error) {
 	o, err := object(raw)
 	if err != nil {
 		return nil, err
 	}
+	keys := []string{policy.StampKey}
 	if policy.OnFargate(pod) {
-		if value, set := pod.Annotations[FargateAnnotation]; set {
-			err = unstructured.SetNestedField(o, value, "metadata", "annotations", FargateAnnotation)
+		keys = append(keys, FargateAnnotation)
+	}
+	for _, key := range keys {
+		if value, set := pod.Annotations[key]; set {
+			err = errors.Join(err, unstructured.SetNestedField(o, value, "metadata", "annotations", key))
 		} else {
-			unstructured.RemoveNestedField(o, "metadata", "annotations", FargateAnnotation)
+			unstructured.RemoveNestedField(o, "metadata", "annotations", key)
 		}
-	} else {
+	}
+	if selected && !policy.OnFargate(pod) {
 		containers, _, _ := unstructured.NestedFieldNoCopy(o, "spec", "containers")
 		list, ok := containers.([]any)
 		if !ok || len(list) == 0 {
@@ -121,30 +126,20 @@ func object(raw []byte) (map[string]any, error) {
 	return o, nil
 }
 
-// apply changes the pod by what the policies give it, and says whether anything changed.
-func apply(pod *corev1.Pod, groups []string) bool {
+// apply changes the pod by what the policies give it, and says whether anything changed. Whatever stamp it came with is
+// not ours.
+func apply(pod *corev1.Pod, d policy.Decision) (changed bool) {
 	if policy.OnFargate(pod) {
-		want, have := strings.Join(groups, ","), pod.Annotations[FargateAnnotation]
-		_, set := pod.Annotations[FargateAnnotation]
-		switch {
-		case len(groups) == 0 && set:
-			delete(pod.Annotations, FargateAnnotation)
-		case len(groups) > 0 && have != want:
-			if pod.Annotations == nil {
-				pod.Annotations = map[string]string{}
-			}
-			pod.Annotations[FargateAnnotation] = want
-		default:
-			return false
-		}
-		return true
+		changed = annotate(pod, policy.StampKey, "", false)
+		return annotate(pod, FargateAnnotation, strings.Join(d.Groups, ","), len(d.Groups) > 0) || changed
 	}
-	if len(groups) == 0 || len(pod.Spec.Containers) == 0 {
-		return false
+	stamp, stamped := d.Stamp()
+	changed = annotate(pod, policy.StampKey, stamp, stamped)
+	if len(d.Groups) == 0 || len(pod.Spec.Containers) == 0 {
+		return changed
 	}
 	one := resource.MustParse("1")
 	r := &pod.Spec.Containers[0].Resources
-	changed := false
 	for _, list := range []*corev1.ResourceList{&r.Limits, &r.Requests} {
 		if q, ok := (*list)[policy.Resource]; ok && q.Cmp(one) == 0 {
 			continue
@@ -158,13 +153,32 @@ func apply(pod *corev1.Pod, groups []string) bool {
 	return changed
 }
 
+// annotate sets an annotation, or takes it away, and says whether that changed anything.
+func annotate(pod *corev1.Pod, key, value string, want bool) (changed bool) {
+	have, set := pod.Annotations[key]
+	switch {
+	case !want && set:
+		delete(pod.Annotations, key)
+	case want && (!set || have != value):
+		if pod.Annotations == nil {
+			pod.Annotations = map[string]string{}
+		}
+		pod.Annotations[key] = value
+	default:
+		return false
+	}
+	return true
+}
+
 // ValidatePod answers /validate-v1-pod.
 type ValidatePod struct {
-	Decoder admission.Decoder
+	// Policies is the cache, Live the API server itself: as MutatePod has them.
+	Policies, Live client.Reader
+	Decoder        admission.Decoder
 }
 
 // Handle implements admission.Handler.
-func (h *ValidatePod) Handle(_ context.Context, req admission.Request) admission.Response {
+func (h *ValidatePod) Handle(ctx context.Context, req admission.Request) admission.Response {
 	var pod, old corev1.Pod
 	if err := h.Decoder.Decode(req, &pod); err != nil {
 		return admission.Errored(http.StatusBadRequest, fmt.Errorf("read the pod: %w", err))
@@ -177,7 +191,39 @@ func (h *ValidatePod) Handle(_ context.Context, req admission.Request) admission
 	if reason := refuse(req.Operation, req.UserInfo.Username, &old, &pod); reason != "" {
 		return admission.Denied(reason)
 	}
+	if req.Operation == admissionv1.Create {
+		pod.Namespace = req.Namespace
+		ours, err := h.stampIsOurs(ctx, &pod)
+		if err != nil {
+			return admission.Errored(http.StatusInternalServerError, err)
+		}
+		if !ours {
+			return admission.Denied(fmt.Sprintf("the annotation %s of a new pod is set by the webhook mpod.vpc.k8s.aws alone, and this is not what it says: remove it from the manifest, or, if it is not there, try again, as the policies have just changed", policy.StampKey))
+		}
+	}
 	return admission.Allowed("")
+}
+
+// stampIsOurs says whether a new pod's stamp is what the mutating webhook would have given: that may have been passed over,
+// and the node goes by the stamp. A replica's memory may lag behind the other's, so only the API server's word denies.
+func (h *ValidatePod) stampIsOurs(ctx context.Context, pod *corev1.Pod) (bool, error) {
+	have, set := pod.Annotations[policy.StampKey]
+	if !set || pod.Spec.HostNetwork {
+		return true, nil
+	}
+	for _, read := range []client.Reader{h.Policies, h.Live} {
+		d, err := groups.Of(ctx, read, h.Live, pod)
+		if err != nil {
+			if read == h.Live {
+				return false, err
+			}
+			continue
+		}
+		if want, ok := d.Stamp(); ok && want == have && !policy.OnFargate(pod) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func refuse(op admissionv1.Operation, user string, old, pod *corev1.Pod) string {
@@ -189,6 +235,9 @@ func refuse(op admissionv1.Operation, user string, old, pod *corev1.Pod) string 
 	case admissionv1.Update:
 		if differ(old, pod, policy.Resource) && !controllers[user] {
 			return fmt.Sprintf("only the VPC resource controller may change the annotation %s, not %s", policy.Resource, user)
+		}
+		if differ(old, pod, policy.StampKey) {
+			return fmt.Sprintf("nobody may change the annotation %s of a pod that exists: it says which SecurityGroupPolicies selected the pod when it was created", policy.StampKey)
 		}
 		if differ(old, pod, FargateAnnotation) {
 			return fmt.Sprintf("nobody may change the annotation %s of a pod that exists: change the SecurityGroupPolicy and create the pod again", FargateAnnotation)

@@ -31,13 +31,13 @@ func hooks(t testing.TB) map[string]http.Handler {
 		}
 	}
 	c := fake.NewClientBuilder().WithScheme(s).WithObjects(&v1beta1.SecurityGroupPolicy{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "all"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "all", UID: "u-all", Generation: 3},
 		Spec:       v1beta1.SecurityGroupPolicySpec{PodSelector: &metav1.LabelSelector{}, SecurityGroups: v1beta1.GroupIDs{Groups: []string{"sg-1", "sg-2"}}},
 	}).Build()
 	d := admission.NewDecoder(s)
 	return map[string]http.Handler{
 		PathMutatePod:    &webhook.Admission{Handler: &MutatePod{Policies: c, Live: c, Decoder: d, Log: slog.New(slog.DiscardHandler)}},
-		PathValidatePod:  &webhook.Admission{Handler: &ValidatePod{Decoder: d}},
+		PathValidatePod:  &webhook.Admission{Handler: &ValidatePod{Policies: c, Live: c, Decoder: d}},
 		PathValidateNode: &webhook.Admission{Handler: &ValidateNode{}},
 	}
 }
@@ -70,11 +70,16 @@ func TestThePatchTouchesNothingElse(t *testing.T) {
 	h := hooks(t)[PathMutatePod]
 	r := ask(t, h, review("CREATE", "me", `{"metadata":{"name":"p","newField":{"a":9007199254740993}},"spec":{"newList":[1],"containers":[{"name":"c","newField":true},{"name":"d"}]}}`, ""))
 	var ops []struct{ Op, Path string }
-	if err := json.Unmarshal(r.Patch, &ops); err != nil || !r.Allowed || len(ops) != 1 || ops[0].Op != "add" || ops[0].Path != "/spec/containers/0/resources" {
+	if err := json.Unmarshal(r.Patch, &ops); err != nil || !r.Allowed || len(ops) != 2 {
 		t.Fatalf("%+v: %v, %s", r, err, r.Patch)
 	}
-	for _, body := range []string{`{"spec":{"hostNetwork":true,"containers":[{}]}}`, `{"spec":{}}`,
-		`{"spec":{"containers":[{"resources":{"limits":{"vpc.amazonaws.com/pod-eni":"1"},"requests":{"vpc.amazonaws.com/pod-eni":"1"}}}]}}`} {
+	for _, o := range ops {
+		if o.Op != "add" || o.Path != "/spec/containers/0/resources" && o.Path != "/metadata/annotations" {
+			t.Errorf("changes %s", o.Path)
+		}
+	}
+	for _, body := range []string{`{"spec":{"hostNetwork":true,"containers":[{}]}}`,
+		`{"metadata":{"annotations":{"branchline.dev/security-group-policies":"[{\"uid\":\"u-all\",\"generation\":3}]"}},"spec":{"containers":[{"resources":{"limits":{"vpc.amazonaws.com/pod-eni":"1"},"requests":{"vpc.amazonaws.com/pod-eni":"1"}}}]}}`} {
 		if r := ask(t, h, review("CREATE", "me", body, "")); !r.Allowed || len(r.Patch) > 0 {
 			t.Errorf("%s: %+v", body, r)
 		}
@@ -110,6 +115,47 @@ func TestTheAgentChangesNothingOnANodeButItsLabels(t *testing.T) {
 	}
 	if r := ask(t, h, review("UPDATE", AgentUser, `{"metadata":{}}`, label)); !r.Allowed {
 		t.Error("taking the last label away was refused")
+	}
+}
+
+// The stamp is the webhook's alone: whatever a new pod comes with is overwritten or taken away, what got past that is denied,
+// and nobody changes it later.
+func TestP2NobodyButTheWebhookStampsAPod(t *testing.T) {
+	all := hooks(t)
+	const right = `[{\"uid\":\"u-all\",\"generation\":3}]`
+	pod := func(stamp, rest string) string {
+		return fmt.Sprintf(`{"metadata":{"annotations":{"a":"b","branchline.dev/security-group-policies":"%s"}%s},"spec":{"containers":[{"name":"c"}]}}`, stamp, rest)
+	}
+	fargate := `,"labels":{"eks.amazonaws.com/fargate-profile":"f"}`
+	for _, stamp := range []string{"[]", "x", `[{\"uid\":\"u-all\",\"generation\":2}]`} {
+		if r := ask(t, all[PathMutatePod], review("CREATE", "me", pod(stamp, ""), "")); !r.Allowed || !strings.Contains(string(r.Patch), "u-all") || strings.Contains(string(r.Patch), `"/metadata/annotations/a"`) {
+			t.Errorf("%s was left: %s", stamp, r.Patch)
+		}
+		if r := ask(t, all[PathValidatePod], review("CREATE", "system:admin", pod(stamp, ""), "")); r.Allowed {
+			t.Errorf("%s was let through", stamp)
+		}
+		if r := ask(t, all[PathValidatePod], review("UPDATE", "system:admin", pod(stamp, ""), pod(right, ""))); r.Allowed {
+			t.Errorf("%s was set later", stamp)
+		}
+		elsewhere := strings.Replace(string(review("CREATE", "me", pod(stamp, ""), "")), `"namespace":"ns"`, `"namespace":"other"`, 1)
+		if r := ask(t, all[PathMutatePod], []byte(elsewhere)); !strings.Contains(string(r.Patch), `"remove"`) || strings.Contains(string(r.Patch), "resources") {
+			t.Errorf("%s was left where there is no policy: %s", stamp, r.Patch)
+		}
+		if r := ask(t, all[PathValidatePod], []byte(elsewhere)); r.Allowed {
+			t.Errorf("%s was let through where there is no policy", stamp)
+		}
+		if r := ask(t, all[PathMutatePod], review("CREATE", "me", pod(stamp, fargate), "")); !strings.Contains(string(r.Patch), `"remove"`) {
+			t.Errorf("%s was left on Fargate: %s", stamp, r.Patch)
+		}
+	}
+	if r := ask(t, all[PathValidatePod], review("CREATE", "me", pod(right, ""), "")); !r.Allowed {
+		t.Errorf("the webhook's own stamp was denied: %+v", r.Result)
+	}
+	if r := ask(t, all[PathValidatePod], review("CREATE", "me", pod(right, fargate), "")); r.Allowed {
+		t.Error("a stamp got past with Fargate's label")
+	}
+	if r := ask(t, all[PathValidatePod], review("UPDATE", "me", `{"metadata":{},"spec":{"containers":[{}]}}`, pod(right, ""))); r.Allowed {
+		t.Error("a stamp was taken away")
 	}
 }
 

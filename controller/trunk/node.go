@@ -34,6 +34,8 @@ type Nodes struct {
 	Events      *events.Recorder
 	Log         *slog.Logger
 	ClusterName string
+	// Stamps: the webhooks run, and leave their decisions on pods. The nodes learn it from their CNINodes.
+	Stamps bool
 	// Pods lists the pods of a node that ask for a branch ENI and have not ended, from the cache.
 	Pods func(ctx context.Context, node string) ([]corev1.Pod, error)
 	// Recheck is half the first pause before EC2 is asked again where the node can't have a trunk now. It defaults to 30 s.
@@ -174,6 +176,9 @@ func (r *Nodes) cninode(ctx context.Context, node *corev1.Node) (*v1alpha1.CNINo
 			},
 			Spec: v1alpha1.CNINodeSpec{Tags: map[string]string{"kubernetes.io/cluster/" + r.ClusterName: "owned"}},
 		}
+		if r.Stamps {
+			c.Annotations = map[string]string{v1alpha1.StampsAnnotation: v1alpha1.StampsForm}
+		}
 		if err := r.Client.Create(ctx, &c); err != nil && !apierrors.IsAlreadyExists(err) {
 			return nil, fmt.Errorf("create CNINode %s: %w", node.Name, err)
 		} else if err != nil {
@@ -185,6 +190,20 @@ func (r *Nodes) cninode(ctx context.Context, node *corev1.Node) (*v1alpha1.CNINo
 	}
 	if !c.DeletionTimestamp.IsZero() || ofAnother(&c, node.UID) {
 		return nil, r.removeCNINode(ctx, &c)
+	}
+	if c.Stamps() != r.Stamps {
+		// Made by an earlier version, or while the webhooks were off.
+		patch := client.MergeFrom(c.DeepCopy())
+		delete(c.Annotations, v1alpha1.StampsAnnotation)
+		if r.Stamps {
+			if c.Annotations == nil {
+				c.Annotations = map[string]string{}
+			}
+			c.Annotations[v1alpha1.StampsAnnotation] = v1alpha1.StampsForm
+		}
+		if err := r.Client.Patch(ctx, &c, patch); err != nil {
+			return nil, fmt.Errorf("say in CNINode %s whether pods are stamped: %w", c.Name, err)
+		}
 	}
 	return &c, nil
 }

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +23,7 @@ import (
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/reconnect"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/api/v1beta1"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 )
 
@@ -34,7 +35,9 @@ type Options struct {
 	API        client.WithWatch
 	NodeName   string
 	InstanceID string // the branch ledger's name
-	Log        *slog.Logger
+	// Policies has the cluster's SecurityGroupPolicies watched too.
+	Policies bool
+	Log      *slog.Logger
 }
 
 // Client is the agent's view of the API server. Changed fires when any watched object came, changed or went.
@@ -44,15 +47,18 @@ type Client struct {
 
 	pods, node, cninode, ledger cache.SharedIndexInformer
 
-	mu        sync.Mutex
-	noLedgers bool // the ledger's resource is not known to this API server
-	missing   int  // how many answers in a row said so
+	policies cache.SharedIndexInformer // nil: not watched
+	current  atomic.Bool               // the watch of policies is up
+	denied   atomic.Pointer[error]     // why policies may not be read
+	accounts accounts
+
+	noLedgers, noPolicies absence
 }
 
 // Scheme holds the types that the agent speaks of.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	return s, errors.Join(corev1.AddToScheme(s), cninodev1.AddToScheme(s), ledgerv1.AddToScheme(s))
+	return s, errors.Join(corev1.AddToScheme(s), cninodev1.AddToScheme(s), ledgerv1.AddToScheme(s), v1beta1.AddToScheme(s))
 }
 
 // Connect makes the client of the API server's API that Options takes. It sends nothing: the resources are known
@@ -68,6 +74,8 @@ func Connect(cfg *rest.Config) (client.WithWatch, error) {
 	m.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
 	m.Add(cninodev1.GroupVersion.WithKind("CNINode"), meta.RESTScopeRoot)
 	m.Add(ledgerv1.GroupVersion.WithKind("BranchLedger"), meta.RESTScopeRoot)
+	m.Add(v1beta1.GroupVersion.WithKind("SecurityGroupPolicy"), meta.RESTScopeNamespace)
+	m.Add(corev1.SchemeGroupVersion.WithKind("ServiceAccount"), meta.RESTScopeNamespace)
 	return client.NewWithWatch(cfg, client.Options{Scheme: scheme, Mapper: m})
 }
 
@@ -78,14 +86,27 @@ func New(o Options) (*Client, error) {
 	c.pods = gate.NewInformer(c.listWatch(&corev1.PodList{}, "spec.nodeName", o.NodeName), &corev1.Pod{}, 0, cache.Indexers{})
 	c.node = gate.NewInformer(c.listWatch(&corev1.NodeList{}, "metadata.name", o.NodeName), &corev1.Node{}, 0, cache.Indexers{})
 	c.cninode = gate.NewInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName), &cninodev1.CNINode{}, 0, cache.Indexers{})
-	c.ledger = cache.NewSharedIndexInformer(c.watchLedgers(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID))), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
+	c.noLedgers, c.noPolicies = absence{most: ledgersMost, changed: c.Changed.Fire}, absence{most: policiesMost, changed: c.Changed.Fire}
+	c.ledger = cache.NewSharedIndexInformer(c.noLedgers.watch(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID))), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },
 		UpdateFunc: func(any, any) { c.Changed.Fire() },
 		DeleteFunc: func(any) { c.Changed.Fire() },
 	}
-	for _, i := range []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger} {
+	if o.Policies {
+		if err := c.watchPolicies(gate); err != nil {
+			return nil, err
+		}
+	}
+	for _, i := range c.informers() {
 		handler := wake
+		if i == c.policies { // what there is at the start is one change
+			handler = cache.ResourceEventHandlerFuncs{
+				AddFunc:    func(any) { c.policyChanged() },
+				UpdateFunc: func(any, any) { c.policyChanged() },
+				DeleteFunc: func(any) { c.policyChanged() },
+			}
+		}
 		if i == c.node {
 			handler.UpdateFunc = func(old, now any) { // the kubelet's heartbeats are none of ours
 				if !sameLabel(old, now) {
@@ -96,7 +117,11 @@ func New(o Options) (*Client, error) {
 		if _, err := i.AddEventHandler(handler); err != nil {
 			return nil, fmt.Errorf("watch the API server: %w", err)
 		}
-		if err := i.SetWatchErrorHandlerWithContext(c.watchFailed); err != nil {
+		failed := c.watchFailed
+		if i == c.policies {
+			failed = c.policiesFailed
+		}
+		if err := i.SetWatchErrorHandlerWithContext(failed); err != nil {
 			return nil, fmt.Errorf("watch the API server: %w", err)
 		}
 	}
@@ -112,20 +137,23 @@ func New(o Options) (*Client, error) {
 // Run watches until ctx ends.
 func (c *Client) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, i := range []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger} {
+	for _, i := range c.informers() {
 		wg.Go(func() { i.RunWithContext(ctx) })
+		wg.Go(func() {
+			if cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
+				c.Changed.Fire()
+			}
+		})
 	}
-	wg.Go(func() {
-		if cache.WaitForCacheSync(ctx.Done(), c.pods.HasSynced) {
-			c.Changed.Fire()
-		}
-	})
-	wg.Go(func() {
-		if cache.WaitForCacheSync(ctx.Done(), c.ledger.HasSynced) {
-			c.Changed.Fire()
-		}
-	})
 	wg.Wait()
+}
+
+func (c *Client) informers() []cache.SharedIndexInformer {
+	all := []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger}
+	if c.policies != nil {
+		all = append(all, c.policies)
+	}
+	return all
 }
 
 // PodsSynced says whether the pods of this node are known.
@@ -144,73 +172,15 @@ func (c *Client) listWatch(list client.ObjectList, field, value string) *cache.L
 	}
 }
 
-// ledgersMost is the longest pause between two questions for a resource that isn't there.
-const ledgersMost = 10 * time.Minute
-
-// watchLedgers asks ever more rarely while the resource is not there: it may come, and thousands of nodes ask.
-func (c *Client) watchLedgers(lw *cache.ListWatch) *cache.ListWatch {
-	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			if err := c.pauseLedgers(ctx); err != nil {
-				return nil, err
-			}
-			l, err := lw.ListWithContextFunc(ctx, o)
-			c.sawLedgers(err)
-			return l, err
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			if err := c.pauseLedgers(ctx); err != nil {
-				return nil, err
-			}
-			w, err := lw.WatchFuncWithContext(ctx, o)
-			c.sawLedgers(err)
-			return w, err
-		},
-	}
-}
-
-func (c *Client) pauseLedgers(ctx context.Context) error {
-	c.mu.Lock()
-	missing := c.missing
-	c.mu.Unlock()
-	if missing == 0 {
-		return nil
-	}
-	d := min(time.Second<<min(missing, 20), ledgersMost)
-	t := time.NewTimer(d*3/4 + rand.N(d/2))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// sawLedgers learns from the answers whether this API server knows branch ledgers at all: with the hosted
-// control plane it does not.
-func (c *Client) sawLedgers(err error) {
-	missing := apierrors.IsNotFound(err) || meta.IsNoMatchError(err)
-	if err != nil && !missing {
-		return
-	}
-	c.mu.Lock()
-	changed := c.noLedgers != missing
-	if c.noLedgers = missing; missing {
-		c.missing++
-	} else {
-		c.missing = 0
-	}
-	c.mu.Unlock()
-	if changed {
-		c.Changed.Fire()
-	}
-}
+// The longest pauses between two questions for a resource that isn't there. Ledgers never are with the hosted control
+// plane. Without policies nobody gives a pod its own security groups: they are expected to come.
+const (
+	ledgersMost  = 10 * time.Minute
+	policiesMost = time.Minute
+)
 
 func (c *Client) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
-	c.mu.Lock()
-	quiet := c.noLedgers && apierrors.IsNotFound(err)
-	c.mu.Unlock()
+	quiet := apierrors.IsNotFound(err) && (c.noLedgers.is() || c.noPolicies.is())
 	if !quiet && !apierrors.IsResourceExpired(err) {
 		c.opt.Log.Warn("a watch of the API server ended and is taken up again", "error", err)
 	}

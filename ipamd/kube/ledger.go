@@ -23,10 +23,7 @@ var (
 // Ledger returns this instance's branch ledger from memory: ErrNotSynced while that is not known, ErrNoLedgers or
 // ErrNoLedger where there is none. It must not be changed.
 func (c *Client) Ledger() (*ledgerv1.BranchLedger, error) {
-	c.mu.Lock()
-	none := c.noLedgers
-	c.mu.Unlock()
-	if none {
+	if c.noLedgers.is() {
 		return nil, ErrNoLedgers
 	}
 	if !c.ledger.HasSynced() {

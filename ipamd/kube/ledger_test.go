@@ -21,8 +21,8 @@ func TestAMissingResourceIsAskedForRarelyAndFoundOnceItIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
 		answer := error(apierrors.NewNotFound(schema.GroupResource{Group: "branchline.dev", Resource: "branchledgers"}, ""))
-		c := &Client{}
-		lw := c.watchLedgers(&cache.ListWatch{
+		c := &Client{noLedgers: absence{most: ledgersMost, changed: func() {}}}
+		lw := c.noLedgers.watch(&cache.ListWatch{
 			ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 				asked++
 				return &ledgerv1.BranchLedgerList{}, answer
@@ -62,7 +62,7 @@ func TestAMissingResourceIsAskedForRarelyAndFoundOnceItIsThere(t *testing.T) {
 		if _, err := lw.WatchFuncWithContext(ctx, metav1.ListOptions{}); err != nil || time.Since(start) > 0 {
 			t.Errorf("and is read without a pause: %v after %s", err, time.Since(start))
 		}
-		if c.noLedgers {
+		if c.noLedgers.is() {
 			t.Error("the ledgers are not believed in")
 		}
 	})

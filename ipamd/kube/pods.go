@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/branchline-cni/branchline/ipamd/podeni/annotation"
+	"github.com/branchline-cni/branchline/policy"
 )
 
 // mirrorAnnotation holds, on the API server's image of a static pod, the UID that the kubelet gives the pod.
@@ -31,6 +33,11 @@ type Pod struct {
 	Annotation string
 	// Ended is set when no container of it will run again.
 	Ended bool
+	// WiredBefore is set when a sandbox of it was wired, whoever did it: the kubelet has said that it has an address or
+	// that a container of it was made.
+	WiredBefore bool
+	// Object is what is kept of it, for comparing it with policies. It must not be changed.
+	Object *corev1.Pod
 }
 
 // Is says whether the runtime's UID means this pod.
@@ -43,11 +50,15 @@ func trim(obj any) (any, error) {
 		return obj, nil
 	}
 	small := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
-		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName},
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion, Labels: p.Labels, CreationTimestamp: p.CreationTimestamp},
+		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, ServiceAccountName: p.Spec.ServiceAccountName},
 		Status:     corev1.PodStatus{Phase: p.Status.Phase},
 	}
-	for _, key := range []string{annotation.Key, mirrorAnnotation} {
+	if wiredBefore(p) {
+		// One container is enough to say it, here too.
+		small.Status.ContainerStatuses = []corev1.ContainerStatus{{ContainerID: "was made"}}
+	}
+	for _, key := range []string{annotation.Key, mirrorAnnotation, policy.StampKey} {
 		if v, ok := p.Annotations[key]; ok {
 			if small.Annotations == nil {
 				small.Annotations = map[string]string{}
@@ -76,11 +87,23 @@ func requested(p *corev1.Pod) bool {
 	return false
 }
 
+// wiredBefore goes by what the kubelet has written of the pod. A pod that was refused has no address and no container.
+func wiredBefore(p *corev1.Pod) bool {
+	if p.Status.PodIP != "" || len(p.Status.PodIPs) > 0 || p.Status.Phase == corev1.PodRunning {
+		return true
+	}
+	made := func(s corev1.ContainerStatus) bool {
+		return s.ContainerID != "" || s.RestartCount > 0 || s.State.Running != nil || s.LastTerminationState.Terminated != nil
+	}
+	return slices.ContainsFunc(p.Status.InitContainerStatuses, made) || slices.ContainsFunc(p.Status.ContainerStatuses, made)
+}
+
 func podOf(p *corev1.Pod) Pod {
 	return Pod{
 		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), MirrorOf: p.Annotations[mirrorAnnotation],
 		Branch: requested(p), Annotation: p.Annotations[annotation.Key],
-		Ended: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		Ended:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		WiredBefore: wiredBefore(p), Object: p,
 	}
 }
 

@@ -23,7 +23,8 @@ type Ledgers interface {
 type Assignments struct {
 	Pods    Pods
 	Ledgers Ledgers
-	IPv6    bool // pods have IPv6 addresses
+	Guard   *Guard // compares the branch ENI's groups with the policies; nil: nobody does
+	IPv6    bool   // pods have IPv6 addresses
 	Trunk   func() (enis.ENI, bool)
 	// PodsChanged and TrunkChanged are taken before the state is looked at.
 	PodsChanged, TrunkChanged func() <-chan struct{}
@@ -103,5 +104,8 @@ func (a *Assignments) checkLedger(pod kube.Pod, b annotation.BranchENI) error {
 	case len(s.SecurityGroups) == 0:
 		return fmt.Errorf("%w: branch ledger %s names no security group for %s", ErrLate, l.Name, b.ENIID)
 	}
-	return nil
+	if a.Guard == nil {
+		return nil
+	}
+	return a.Guard.Branch(pod, s.SecurityGroups)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/ipamd/enis"
@@ -30,7 +31,11 @@ type TrunkState struct {
 	Trunk             *enis.ENI // nil: not attached
 	FreeSlot          bool      // one more ENI can be attached
 	BranchPods        bool      // something of a branch pod is left on this node
+	Late              bool      // a trunk could have come for TrunkLate, and has not
 }
+
+// TrunkLate is how long a trunk may take before people are told: the controller's calls of EC2 take seconds.
+const TrunkLate = 2 * time.Minute
 
 // Action is what is to be done about the trunk now.
 type Action int
@@ -47,6 +52,8 @@ const (
 	SayNoSlot
 	// SayUnsupported: a trunk never comes.
 	SayUnsupported
+	// SayMissing: a trunk was asked for long ago and has not come, or nobody made the CNINode to ask by.
+	SayMissing
 )
 
 // Label is what is known of the node's label; the zero value is: nothing.
@@ -70,6 +77,9 @@ func Decide(s TrunkState, hasFeature, haveCNINode bool, label Label) []Action {
 		} else {
 			out = append(out, SayNoSlot)
 		}
+	}
+	if s.Late && s.Trunk == nil && (hasFeature || !haveCNINode) {
+		out = append(out, SayMissing)
 	}
 	if s.Trunk != nil && s.Trunk.LinkIndex != 0 && s.Trunk.LinkUp && label.Known && !label.Right {
 		out = append(out, SetLabel)
@@ -115,7 +125,13 @@ func (t *TrunkRequest) Reconcile(ctx context.Context, s TrunkState) error {
 				errs = append(errs, err)
 			}
 		case SayNoSlot:
-			t.Warn("NoSlotForTrunk", "ENABLE_POD_ENI is on and every ENI slot of this instance (%s) is taken: the trunk ENI is asked for as soon as one is free; detach an ENI, or drain this node", t.InstanceType)
+			t.Warn("NoSlotForTrunk", "ENABLE_POD_ENI is on and every ENI slot of this instance (%s) is taken: the trunk ENI is asked for as soon as one is free; detach an ENI, raise MAX_ENI where that is the limit, or drain this node", t.InstanceType)
+		case SayMissing:
+			if !haveCNINode {
+				t.Warn("TrunkMissing", "ENABLE_POD_ENI is on and this node has no CNINode, by which a trunk ENI is asked for: the VPC resource controller makes it; see that one runs, and that the Node has its spec.providerID")
+				continue
+			}
+			t.Warn("TrunkMissing", "the trunk ENI was asked for %s ago and is not attached: look at the other events of this node and at the VPC resource controller; its role (on EKS the cluster role) needs AmazonEKSVPCResourceController, and the subnet a free address", TrunkLate)
 		case SayUnsupported:
 			if t.warned {
 				continue
