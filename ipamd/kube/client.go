@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	eniconfigv1 "github.com/branchline-cni/branchline/api/eniconfig/v1alpha1"
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/reconnect"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
@@ -34,17 +35,24 @@ type Options struct {
 	API        client.WithWatch
 	NodeName   string
 	InstanceID string // the branch ledger's name
+	// NodeLabels and NodeAnnotations are keys of the Node that are kept in memory beside the agent's own.
+	NodeLabels, NodeAnnotations []string
+	// ENIConfigs has the ENIConfigs watched.
+	ENIConfigs bool
 	Log        *slog.Logger
 }
 
-// Client is the agent's view of the API server. Changed fires when any watched object came, changed or went.
+// Client is the agent's view of the API server. Changed fires when any watched object came, changed or went, NodeChanged
+// when the Node did or an ENIConfig.
 type Client struct {
-	opt     Options
-	Changed signal.Signal
+	opt                  Options
+	Changed, NodeChanged signal.Signal
 
 	pods, node, cninode, ledger cache.SharedIndexInformer
+	eniConfigs                  cache.SharedIndexInformer // nil: not watched
 
 	mu        sync.Mutex
+	noConfigs bool // the API server does not know ENIConfigs
 	noLedgers bool // the ledger's resource is not known to this API server
 	missing   int  // how many answers in a row said so
 }
@@ -52,7 +60,7 @@ type Client struct {
 // Scheme holds the types that the agent speaks of.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	return s, errors.Join(corev1.AddToScheme(s), cninodev1.AddToScheme(s), ledgerv1.AddToScheme(s))
+	return s, errors.Join(corev1.AddToScheme(s), cninodev1.AddToScheme(s), ledgerv1.AddToScheme(s), eniconfigv1.AddToScheme(s))
 }
 
 // Connect makes the client of the API server's API that Options takes. It sends nothing: the resources are known
@@ -67,6 +75,7 @@ func Connect(cfg *rest.Config) (client.WithWatch, error) {
 	m.Add(corev1.SchemeGroupVersion.WithKind("Event"), meta.RESTScopeNamespace)
 	m.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
 	m.Add(cninodev1.GroupVersion.WithKind("CNINode"), meta.RESTScopeRoot)
+	m.Add(eniconfigv1.GroupVersion.WithKind("ENIConfig"), meta.RESTScopeRoot)
 	m.Add(ledgerv1.GroupVersion.WithKind("BranchLedger"), meta.RESTScopeRoot)
 	return client.NewWithWatch(cfg, client.Options{Scheme: scheme, Mapper: m})
 }
@@ -78,20 +87,28 @@ func New(o Options) (*Client, error) {
 	c.pods = gate.NewInformer(c.listWatch(&corev1.PodList{}, "spec.nodeName", o.NodeName), &corev1.Pod{}, 0, cache.Indexers{})
 	c.node = gate.NewInformer(c.listWatch(&corev1.NodeList{}, "metadata.name", o.NodeName), &corev1.Node{}, 0, cache.Indexers{})
 	c.cninode = gate.NewInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName), &cninodev1.CNINode{}, 0, cache.Indexers{})
+	if o.ENIConfigs {
+		c.eniConfigs = gate.NewInformer(c.watchENIConfigs(), &eniconfigv1.ENIConfig{}, 0, cache.Indexers{})
+	}
 	c.ledger = cache.NewSharedIndexInformer(c.watchLedgers(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID))), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },
 		UpdateFunc: func(any, any) { c.Changed.Fire() },
 		DeleteFunc: func(any) { c.Changed.Fire() },
 	}
-	for _, i := range []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger} {
-		handler := wake
-		if i == c.node {
-			handler.UpdateFunc = func(old, now any) { // the kubelet's heartbeats are none of ours
-				if !sameLabel(old, now) {
-					c.Changed.Fire()
-				}
+	wakeNode := cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { c.nodeChanged() },
+		UpdateFunc: func(old, now any) { // the kubelet's heartbeats are none of ours
+			if !sameNode(old, now) {
+				c.nodeChanged()
 			}
+		},
+		DeleteFunc: func(any) { c.nodeChanged() },
+	}
+	for _, i := range c.informers() {
+		handler := wake
+		if i == c.node || i == c.eniConfigs {
+			handler = wakeNode
 		}
 		if _, err := i.AddEventHandler(handler); err != nil {
 			return nil, fmt.Errorf("watch the API server: %w", err)
@@ -103,18 +120,36 @@ func New(o Options) (*Client, error) {
 	if err := c.pods.SetTransform(trim); err != nil {
 		return nil, fmt.Errorf("watch pods: %w", err)
 	}
-	if err := c.node.SetTransform(trimNode); err != nil {
+	if err := c.node.SetTransform(o.trimNode); err != nil {
 		return nil, fmt.Errorf("watch node %s: %w", o.NodeName, err)
 	}
 	return c, nil
 }
 
+func (c *Client) informers() []cache.SharedIndexInformer {
+	all := []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger}
+	if c.eniConfigs != nil {
+		all = append(all, c.eniConfigs)
+	}
+	return all
+}
+
+func (c *Client) nodeChanged() {
+	c.NodeChanged.Fire()
+	c.Changed.Fire()
+}
+
 // Run watches until ctx ends.
 func (c *Client) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, i := range []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger} {
+	for _, i := range c.informers() {
 		wg.Go(func() { i.RunWithContext(ctx) })
 	}
+	wg.Go(func() {
+		if cache.WaitForCacheSync(ctx.Done(), c.node.HasSynced) && (c.eniConfigs == nil || cache.WaitForCacheSync(ctx.Done(), c.eniConfigs.HasSynced)) {
+			c.nodeChanged()
+		}
+	})
 	wg.Go(func() {
 		if cache.WaitForCacheSync(ctx.Done(), c.pods.HasSynced) {
 			c.Changed.Fire()
@@ -209,7 +244,7 @@ func (c *Client) sawLedgers(err error) {
 
 func (c *Client) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
 	c.mu.Lock()
-	quiet := c.noLedgers && apierrors.IsNotFound(err)
+	quiet := (c.noLedgers || c.noConfigs) && apierrors.IsNotFound(err)
 	c.mu.Unlock()
 	if !quiet && !apierrors.IsResourceExpired(err) {
 		c.opt.Log.Warn("a watch of the API server ended and is taken up again", "error", err)

@@ -55,6 +55,8 @@ func (w *walk) privileges(ctx context.Context) error {
 		{"aws-node", "update", "pods", []string{"-A"}, "no"},
 		{"aws-node", "patch", "branchledgers", []string{"--subresource=status"}, "yes"},
 		{"aws-node", "patch", "branchledgers", nil, "no"},
+		{"aws-node", "watch", "eniconfigs", nil, "yes"},
+		{"aws-node", "update", "eniconfigs", nil, "no"},
 		{"vpc-resource-controller", "patch", "pods", []string{"-A"}, "yes"},
 		{"vpc-resource-controller", "delete", "pods", []string{"-A"}, "no"},
 		{"vpc-resource-controller", "get", "secrets", []string{"-A"}, "no"},
