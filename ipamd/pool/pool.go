@@ -184,6 +184,9 @@ func Target(s Snapshot) int {
 	return max(want, s.inUse()+1)
 }
 
+// Missing is how many addresses the node is below its target.
+func Missing(s Snapshot) int { return max(0, Target(s)-s.steady()) }
+
 // Free counts the addresses that can be given now, whatever kind of unit they are of.
 func Free(s Snapshot) (n int) {
 	for _, e := range s.ENIs {
@@ -248,11 +251,10 @@ func Plan(s Snapshot) []Step {
 			return []Step{{Kind: Retire, ENIID: id}}
 		}
 	}
-	missing := Target(s) - s.steady()
-	if missing > 0 {
+	if missing := Missing(s); missing > 0 {
 		return s.grow(missing)
 	}
-	return s.shrink(-missing)
+	return s.shrink(s.steady() - Target(s))
 }
 
 func (s Snapshot) grow(missing int) (steps []Step) {
