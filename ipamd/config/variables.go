@@ -98,7 +98,7 @@ var Variables = []Variable{
 	known("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "false", boolean, "ENIConfig custom networking.", comes),
 	known("ENI_CONFIG_LABEL_DEF", "k8s.amazonaws.com/eniConfig", text, "Node label that names the ENIConfig.", comes),
 	known("ENI_CONFIG_ANNOTATION_DEF", "k8s.amazonaws.com/eniConfig", text, "Node annotation that names the ENIConfig.", comes),
-	known("ENABLE_SUBNET_DISCOVERY", "true", boolean, "Secondary ENIs may be put in other subnets by tag; this version uses the primary's subnet.", comes, "false"),
+	acted("ENABLE_SUBNET_DISCOVERY", "true", boolean, func(c *Config) *bool { return &c.SubnetDiscovery }, "ENIs are made in other subnets of the node's VPC and zone, too, by their tags; false: only in the primary ENI's subnet."),
 	known("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "false", boolean, "ENIs are managed on a cordoned node.", comes),
 	known("MANAGE_UNTAGGED_ENI", "true", boolean, "ENIs without the agent's tags are used.", comes),
 	known("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", boolean, "No ENI or address is ever asked for.", comes),
