@@ -99,7 +99,7 @@ var Variables = []Variable{
 	acted("ENI_CONFIG_LABEL_DEF", "k8s.amazonaws.com/eniConfig", objectKey, func(c *Config) *string { return &c.ENIConfigLabel }, "Node label whose value names the ENIConfig, after the label vpc.amazonaws.com/externalEniConfig and the annotation; without any of them it is the one called default."),
 	acted("ENI_CONFIG_ANNOTATION_DEF", "k8s.amazonaws.com/eniConfig", objectKey, func(c *Config) *string { return &c.ENIConfigAnnotation }, "Node annotation whose value names the ENIConfig."),
 	acted("ENABLE_SUBNET_DISCOVERY", "true", boolean, func(c *Config) *bool { return &c.SubnetDiscovery }, "ENIs are made in other subnets of the node's VPC and zone, too, by their tags; false: only in the primary ENI's subnet."),
-	known("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "false", boolean, "ENIs are managed on a cordoned node.", comes),
+	acted("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "false", boolean, func(c *Config) *bool { return &c.ENIsOfCordoned }, "ENIs come and go on a cordoned node, too. Without it such a node keeps those that it has."),
 	acted("MANAGE_UNTAGGED_ENI", "true", boolean, func(c *Config) *bool { return &c.ManageUntagged }, "ENIs that the agent did not make are used for pods (and never deleted); one with the tag node.k8s.amazonaws.com/no_manage=true never is, one with false always."),
 	known("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", boolean, "No ENI or address is ever asked for.", comes),
 	acted("DISABLE_LEAKED_ENI_CLEANUP", "false", boolean, func(c *Config) *bool { return &c.LeakSweepOff }, "Detached ENIs that this node left behind are not deleted at start."),
