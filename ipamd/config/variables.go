@@ -101,7 +101,7 @@ var Variables = []Variable{
 	acted("ENABLE_SUBNET_DISCOVERY", "true", boolean, func(c *Config) *bool { return &c.SubnetDiscovery }, "ENIs are made in other subnets of the node's VPC and zone, too, by their tags; false: only in the primary ENI's subnet."),
 	acted("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "false", boolean, func(c *Config) *bool { return &c.ENIsOfCordoned }, "ENIs come and go on a cordoned node, too. Without it such a node keeps those that it has."),
 	acted("MANAGE_UNTAGGED_ENI", "true", boolean, func(c *Config) *bool { return &c.ManageUntagged }, "ENIs that the agent did not make are used for pods (and never deleted); one with the tag node.k8s.amazonaws.com/no_manage=true never is, one with false always."),
-	known("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", boolean, "No ENI or address is ever asked for.", comes),
+	acted("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", boolean, func(c *Config) *bool { return &c.NoProvisioning }, "No ENI or address is asked for or given back: somebody else provides, and what is attached is used."),
 	acted("DISABLE_LEAKED_ENI_CLEANUP", "false", boolean, func(c *Config) *bool { return &c.LeakSweepOff }, "Detached ENIs that this node left behind are not deleted at start."),
 	known("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", absolutePath, "The upstream agent's checkpoint.", "it is read when taking over from the upstream agent, in a later version"),
 	acted("IP_COOLDOWN_PERIOD", "30", seconds(0, 3600), func(c *Config) *time.Duration { return &c.CoolDown }, "How long a freed address rests before it is given again."),
