@@ -139,7 +139,7 @@ var Variables = []Variable{
 	acted("ENABLE_V4_EGRESS", "true", boolean, func(c *Config) *bool { return &c.V4Egress }, "In IPv6 clusters: pods reach IPv4 destinations from the node's address. Without effect in IPv4 clusters."),
 	acted("ENABLE_V6_EGRESS", "false", boolean, func(c *Config) *bool { return &c.V6Egress }, "In IPv4 clusters: pods reach IPv6 destinations from the node's address. Without effect in IPv6 clusters."),
 	known("ENABLE_MULTI_NIC", "false", boolean, "Several interfaces in a pod.", comes),
-	known("ENABLE_IMDS_ONLY_MODE", "false", boolean, "EC2 is never asked.", comes),
+	acted("ENABLE_IMDS_ONLY_MODE", "false", boolean, func(c *Config) *bool { return &c.IMDSOnly }, "EC2 is never asked: what IMDS shows is used, and nothing is asked for or given back. Not together with ENABLE_POD_ENI."),
 	{Name: "VPC_CNI_VERSION", Meaning: "The manifest's version; shown in the log only.", ActedOn: true, kind: text},
 	acted("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", absolutePath, func(c *Config) *string { return &c.HostBinDir }, "Where the init container puts the executables."),
 	acted("HOST_CNI_CONFDIR_PATH", "/host/etc/cni/net.d", absolutePath, func(c *Config) *string { return &c.HostConfDir }, "Where the agent writes 10-aws.conflist."),
