@@ -48,7 +48,8 @@ type Interface struct {
 	DeviceNumber     int
 	NetworkCard      int
 	SubnetID         string
-	SubnetCIDR       netip.Prefix
+	VPCID            string
+	SubnetCIDR       netip.Prefix // not valid where the interface has no IPv4 address at all (EFA only)
 	VPCCIDRs         []netip.Prefix
 	Addresses        []netip.Addr   // IPv4, the primary one first
 	Prefixes         []netip.Prefix // IPv4, /28 each
@@ -161,13 +162,13 @@ func (m *IMDS) Interface(ctx context.Context, mac string) (Interface, error) {
 	}
 	fields := make(map[string]string)
 	for _, key := range []string{"device-number", "interface-id", "subnet-id", "subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks",
-		"security-group-ids", "local-ipv4s", "ipv4-prefix", "network-card"} {
+		"security-group-ids", "local-ipv4s", "ipv4-prefix", "network-card", "vpc-id"} {
 		v, err := m.get(ctx, path.Join("network/interfaces/macs", mac, key))
 		switch {
 		case err == nil:
 			fields[key] = v
-		case IsNotFound(err) && (key == "network-card" || key == "local-ipv4s" || key == "ipv4-prefix"):
-			// Types with one card have no network-card; an interface without IPv4 has no local-ipv4s, most have no prefix.
+		case IsNotFound(err) && slices.Contains([]string{"network-card", "local-ipv4s", "ipv4-prefix", "vpc-id", "subnet-ipv4-cidr-block"}, key):
+			// Types with one card have no network-card; an EFA-only interface has no IPv4, most have no prefix.
 		default:
 			return Interface{}, err
 		}
@@ -182,7 +183,7 @@ func (m *IMDS) Interface(ctx context.Context, mac string) (Interface, error) {
 
 func parseInterface(fields map[string]string) (Interface, error) {
 	i := Interface{
-		ENIID: fields["interface-id"], SubnetID: fields["subnet-id"],
+		ENIID: fields["interface-id"], SubnetID: fields["subnet-id"], VPCID: fields["vpc-id"],
 		SecurityGroupIDs: strings.Fields(fields["security-group-ids"]),
 	}
 	if i.ENIID == "" {
@@ -196,6 +197,9 @@ func parseInterface(fields map[string]string) (Interface, error) {
 		if i.NetworkCard, err = strconv.Atoi(card); err != nil {
 			return i, fmt.Errorf("network-card: %w", err)
 		}
+	}
+	if fields["subnet-ipv4-cidr-block"] == "" && fields["local-ipv4s"] == "" {
+		return i, nil // an EFA-only interface carries no IP
 	}
 	if i.SubnetCIDR, err = netip.ParsePrefix(fields["subnet-ipv4-cidr-block"]); err != nil {
 		return i, fmt.Errorf("subnet-ipv4-cidr-block: %w", err)

@@ -19,13 +19,28 @@ func FuzzIdentity(f *testing.F) {
 func FuzzInterface(f *testing.F) {
 	f.Add([]byte(`{"interface-id":"eni-1","device-number":"1","subnet-ipv4-cidr-block":"10.0.0.0/24","local-ipv4s":"10.0.0.4\n10.0.0.5"}`))
 	f.Add([]byte(`{"interface-id":"eni-1","device-number":"","network-card":"x"}`))
+	f.Add([]byte(`{"interface-id":"eni-1","device-number":"1","network-card":"2","subnet-id":"subnet-1"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var fields map[string]string
 		if json.Unmarshal(b, &fields) != nil {
 			return
 		}
-		if i, err := parseInterface(fields); err == nil && (i.ENIID == "" || !i.SubnetCIDR.IsValid()) {
+		if i, err := parseInterface(fields); err == nil && (i.ENIID == "" || !i.SubnetCIDR.IsValid() && len(i.Addresses)+len(i.Prefixes) > 0) {
 			t.Fatalf("%+v", i)
 		}
 	})
+}
+
+// An interface for EFA alone has neither an address nor a range of its subnet. One that has an address and no range is
+// incomplete: nobody may decide by it.
+func TestAnInterfaceThatCarriesNoIPIsListed(t *testing.T) {
+	fields := map[string]string{"interface-id": "eni-1", "device-number": "1", "network-card": "2", "subnet-id": "subnet-1", "vpc-id": "vpc-1"}
+	i, err := parseInterface(fields)
+	if err != nil || i.NetworkCard != 2 || len(i.Addresses) > 0 || i.VPCID != "vpc-1" {
+		t.Errorf("%+v, %v", i, err)
+	}
+	fields["local-ipv4s"] = "10.0.0.4"
+	if i, err := parseInterface(fields); err == nil {
+		t.Errorf("%+v", i)
+	}
 }

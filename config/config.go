@@ -12,7 +12,7 @@ import (
 //go:embed crd/*.yaml vpc-controller/*.yaml vpc-controller/*.json aws-node/*.yaml
 var manifests embed.FS
 
-// CRDs are the definitions of SecurityGroupPolicy, CNINode and BranchLedger.
+// CRDs are the definitions of SecurityGroupPolicy, CNINode, ENIConfig and BranchLedger.
 func CRDs() []byte { return read("crd/*.yaml") }
 
 // ControllerRBAC is the controller's ServiceAccount and roles, for one that runs in the cluster or beside it.

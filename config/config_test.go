@@ -36,6 +36,7 @@ func TestManifestsHoldTheNamesThatOthersKnow(t *testing.T) {
 			"CustomResourceDefinition securitygrouppolicies.vpcresources.k8s.aws",
 			"CustomResourceDefinition cninodes.vpcresources.k8s.aws",
 			"CustomResourceDefinition branchledgers.branchline.dev",
+			"CustomResourceDefinition eniconfigs.crd.k8s.amazonaws.com",
 		}},
 		{AWSNode(), []string{"DaemonSet aws-node", "ServiceAccount aws-node", "ClusterRole aws-node", "ClusterRoleBinding aws-node"}},
 		{ControllerRBAC(), []string{"ServiceAccount vpc-resource-controller"}},

@@ -21,6 +21,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/placement"
 	"github.com/branchline-cni/branchline/ipamd/podeni"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 	"github.com/branchline-cni/branchline/ipamd/store"
@@ -100,17 +101,19 @@ type Agent struct {
 	sandboxes keyed
 	past      past
 
-	links   signal.Signal // an ENI's link came, changed or went
-	meddled signal.Signal // somebody changed the host's routing
-	branch  signal.Signal // a branch pod's VLAN link or its allocation came or went
-	changed signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
-	ready   atomic.Bool
-	waiting atomic.Int32 // pods that wait for an address
-	typ     atomic.Pointer[aws.InstanceType]
+	links         signal.Signal // an ENI's link came, changed or went
+	meddled       signal.Signal // somebody changed the host's routing
+	branch        signal.Signal // a branch pod's VLAN link or its allocation came or went
+	subnetsWanted signal.Signal // what is known of subnets is too old
+	changed       signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
+	ready         atomic.Bool
+	waiting       atomic.Int32 // pods that wait for an address
+	typ           atomic.Pointer[aws.InstanceType]
 
 	started time.Time
 
 	takenBack map[netip.Prefix]bool // what is leaving and EC2 took back, in this run; the pool's alone
+	unplaced  string                // why no ENI can be made, as it was said last; the pool's alone
 
 	mu           sync.Mutex
 	asked        map[store.Key]time.Time // when an executable was last told of an allocation, in this run
@@ -127,6 +130,8 @@ type Agent struct {
 	kubeletAway  string               // why the kubelet's connections don't stay on the node, as it was said last
 	branches     bool                 // something of a branch pod is left on this node
 	trunkless    time.Time            // since when a trunk is wanted and not there
+	full         map[string]scarcity  // subnets that had no free address
+	subnets      subnets
 
 	routeErr   error // why the host's routing is not in place
 	routeSince time.Time
@@ -146,8 +151,11 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{
 		opt: o, store: st, events: o.Kube.Events(), started: o.Now(),
-		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[netip.Prefix]bool{}, noPrefix: map[string]time.Time{},
-		inventory: enis.New(enis.Options{Metadata: o.Metadata, EC2: o.EC2, Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log}),
+		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[netip.Prefix]bool{}, noPrefix: map[string]time.Time{}, full: map[string]scarcity{},
+		inventory: enis.New(enis.Options{
+			Metadata: o.Metadata, EC2: describer(o), Rules: placement.Rules{InstanceID: o.Identity.InstanceID, Untagged: o.Config.ManageUntagged},
+			Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log,
+		}),
 		provision: &enis.Provisioner{
 			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,
 		},
@@ -179,6 +187,14 @@ func New(o Options) (*Agent, error) {
 	a.releaser = &podeni.Releaser{Pods: o.Kube, Memory: st, Ledger: o.Kube, VLANs: o.Links.VLANs, Now: o.Now}
 	a.metrics = newMetrics(o.Metrics, a)
 	return a, nil
+}
+
+// describer is who says what kind of ENI something is; nil where EC2 is never to be asked.
+func describer(o Options) enis.Describer {
+	if o.Config.IMDSOnly {
+		return nil
+	}
+	return o.EC2
 }
 
 // orphans are the addresses that the host routes to pods which the store does not know: the store was lost. They must
@@ -214,6 +230,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(func(ctx context.Context) { a.opt.Routing.Watch(ctx, a.meddled.Fire) })
 	background(a.runInventory)
 	background(a.runPool)
+	background(a.runSubnets)
 	background(a.runTrunk)
 	background(a.runReleases)
 	background(a.runReclaim)

@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	eniconfigv1 "github.com/branchline-cni/branchline/api/eniconfig/v1alpha1"
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/api/v1beta1"
@@ -45,6 +46,7 @@ const (
 	nodeName   = "node-1"
 	instanceID = "i-0123456789abcdef0"
 	region     = "us-west-2"
+	zone       = "us-west-2a"
 )
 
 // cloud is one instance with its ENIs: EC2, IMDS and links at once, without any delay between them.
@@ -59,18 +61,21 @@ type cloud struct {
 	onENI   func()
 	onVLAN  func()
 
-	fresh       bool // EC2 does not give what was given back lately; else it gives the lowest address
-	stale       bool // IMDS goes on to show what is unassigned
-	lost        int  // so many answers to unassignments are lost
-	unassigns   int
-	assigns     int
-	noPrefix    bool  // the subnet has no free block
-	hidden      bool  // neither IMDS nor links show what is attached from now on
-	sweepFailed error // what EC2 answers to who looks for left-overs
-	sweeps      int
-	describes   int                      // of single ENIs
-	types       []types.InstanceTypeInfo // that EC2 knows; nil: it doesn't answer
-	typesAsked  int
+	fresh        bool // EC2 does not give what was given back lately; else it gives the lowest address
+	stale        bool // IMDS goes on to show what is unassigned
+	lost         int  // so many answers to unassignments are lost
+	unassigns    int
+	assigns      int
+	noPrefix     bool  // the subnet has no free block
+	hidden       bool  // neither IMDS nor links show what is attached from now on
+	sweepFailed  error // what EC2 answers to who looks for left-overs
+	sweeps       int
+	describes    int             // of single ENIs
+	subnets      []types.Subnet  // of the instance's VPC and zone; nil: EC2 doesn't answer
+	full         map[string]bool // subnets without a free address
+	subnetsAsked int
+	types        []types.InstanceTypeInfo // that EC2 knows; nil: it doesn't answer
+	typesAsked   int
 }
 
 type cloudENI struct {
@@ -79,6 +84,10 @@ type cloudENI struct {
 	trunk       bool
 	addresses   []netip.Addr
 	prefixes    []netip.Prefix
+	subnet      string // empty: subnet-1
+	groups      []string
+	card        int
+	kind        types.NetworkInterfaceType
 	tags        []types.Tag
 	description string
 	up          bool
@@ -87,7 +96,7 @@ type cloudENI struct {
 }
 
 func newCloud() *cloud {
-	c := &cloud{enis: map[string]*cloudENI{}, vlans: map[int]bool{}}
+	c := &cloud{enis: map[string]*cloudENI{}, vlans: map[int]bool{}, subnets: []types.Subnet{subnet("subnet-1", 1000)}}
 	c.add(0, 0, false)
 	c.enis["eni-1"].up = true
 	return c
@@ -95,7 +104,10 @@ func newCloud() *cloud {
 
 func (c *cloud) add(device, secondary int, trunk bool) *cloudENI {
 	c.next++
-	e := &cloudENI{id: fmt.Sprintf("eni-%d", c.next), device: device, trunk: trunk}
+	e := &cloudENI{id: fmt.Sprintf("eni-%d", c.next), device: device, trunk: trunk, subnet: "subnet-1", groups: []string{"sg-node"}}
+	if trunk {
+		e.kind = types.NetworkInterfaceTypeTrunk
+	}
 	c.enis[e.id] = e
 	c.grow(e, secondary+1)
 	return e
@@ -159,8 +171,8 @@ func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 	for _, e := range c.enis {
 		if e.device >= 0 && !e.hidden {
 			out = append(out, aws.Interface{
-				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, SubnetID: "subnet-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"), VPCCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
-				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: []string{"sg-node"}, Prefixes: slices.Clone(e.prefixes),
+				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, NetworkCard: e.card, SubnetID: e.subnet, VPCID: "vpc-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"), VPCCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
+				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: e.groups, Prefixes: slices.Clone(e.prefixes),
 			})
 		}
 	}
@@ -232,12 +244,9 @@ func (c *cloud) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNet
 		if len(in.NetworkInterfaceIds) > 0 && !slices.Contains(in.NetworkInterfaceIds, e.id) || len(in.Filters) > 0 && e.device >= 0 {
 			continue
 		}
-		n := types.NetworkInterface{NetworkInterfaceId: &e.id, TagSet: e.tags, Description: &e.description}
+		n := types.NetworkInterface{NetworkInterfaceId: &e.id, InterfaceType: e.kind, TagSet: e.tags, Description: &e.description}
 		for _, a := range e.addresses {
 			n.PrivateIpAddresses = append(n.PrivateIpAddresses, types.NetworkInterfacePrivateIpAddress{PrivateIpAddress: awssdk.String(a.String())})
-		}
-		if e.trunk {
-			n.InterfaceType = types.NetworkInterfaceTypeTrunk
 		}
 		if e.device >= 0 {
 			n.Attachment = &types.NetworkInterfaceAttachment{AttachmentId: &e.id, InstanceId: awssdk.String(instanceID)}
@@ -245,6 +254,29 @@ func (c *cloud) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNet
 		out.NetworkInterfaces = append(out.NetworkInterfaces, n)
 	}
 	return out, nil
+}
+
+func subnet(id string, free int32, kv ...string) types.Subnet {
+	s := types.Subnet{SubnetId: awssdk.String(id), AvailableIpAddressCount: awssdk.Int32(free)}
+	for i := 0; i < len(kv); i += 2 {
+		s.Tags = append(s.Tags, types.Tag{Key: awssdk.String(kv[i]), Value: awssdk.String(kv[i+1])})
+	}
+	return s
+}
+
+var subnetFull = &smithy.GenericAPIError{Code: aws.CodeSubnetFull, Message: "no free address"}
+
+func (c *cloud) DescribeSubnets(_ context.Context, in *ec2.DescribeSubnetsInput, _ ...func(*ec2.Options)) (*ec2.DescribeSubnetsOutput, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.subnetsAsked++
+	if c.subnets == nil {
+		return nil, errors.New("connection refused")
+	}
+	if len(in.Filters) != 2 || in.Filters[0].Values[0] != "vpc-1" || in.Filters[1].Values[0] != zone {
+		return nil, &smithy.GenericAPIError{Code: "InvalidParameterValue", Message: "asks for more than this node's"}
+	}
+	return &ec2.DescribeSubnetsOutput{Subnets: c.subnets}, nil
 }
 
 func (c *cloud) described() int {
@@ -259,7 +291,11 @@ func (c *cloud) CreateNetworkInterface(_ context.Context, in *ec2.CreateNetworkI
 	if c.failed != nil {
 		return nil, c.failed
 	}
+	if c.full[*in.SubnetId] {
+		return nil, subnetFull
+	}
 	e := c.add(-1, int(awssdk.ToInt32(in.SecondaryPrivateIpAddressCount)), false)
+	e.subnet, e.groups = *in.SubnetId, in.Groups
 	if n := awssdk.ToInt32(in.Ipv4PrefixCount); n > 0 {
 		if _, err := c.growPrefixes(e, int(n)); err != nil {
 			delete(c.enis, e.id)
@@ -296,6 +332,9 @@ func (c *cloud) AssignPrivateIpAddresses(_ context.Context, in *ec2.AssignPrivat
 	}
 	out := &ec2.AssignPrivateIpAddressesOutput{}
 	c.assigns++
+	if c.full[c.enis[*in.NetworkInterfaceId].subnet] {
+		return nil, subnetFull
+	}
 	if in.Ipv4PrefixCount != nil {
 		prefixes, err := c.growPrefixes(c.enis[*in.NetworkInterfaceId], int(*in.Ipv4PrefixCount))
 		for _, p := range prefixes {
@@ -501,6 +540,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 		WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }).
 		WithIndex(&corev1.Node{}, "metadata.name", byName).
 		WithIndex(&cninodev1.CNINode{}, "metadata.name", byName).
+		WithIndex(&eniconfigv1.ENIConfig{}, "metadata.name", byName).
 		WithIndex(&ledgerv1.BranchLedger{}, "metadata.name", byName).Build()
 	w := &world{t: t, dir: t.TempDir(), cloud: newCloud(), routing: newRouting(), typ: "m5.large", env: map[string]string{"MY_NODE_NAME": nodeName}}
 	w.api = interceptor.NewClient(api, interceptor.Funcs{
@@ -548,7 +588,9 @@ func (w *world) start() (s service, stop func()) {
 		w.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	k, err := kube.New(kube.Options{API: w.api, NodeName: nodeName, InstanceID: instanceID, Policies: c.PodENI, Log: log})
+	k, err := kube.New(kube.Options{
+		API: w.api, NodeName: nodeName, InstanceID: instanceID, Policies: c.PodENI, Log: log, ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
+	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -558,7 +600,7 @@ func (w *world) start() (s service, stop func()) {
 	}
 	typ, _ := aws.LookupInstanceType(w.typ)
 	a, err := New(Options{
-		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
+		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region, AvailabilityZone: zone}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
 		Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
 		NoteReady: w.noteReady, Sweeper: w.sweeper,

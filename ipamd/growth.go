@@ -1,18 +1,13 @@
 package ipamd
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/branchline-cni/branchline/aws"
-	"github.com/branchline-cni/branchline/ipamd/enis"
-	"github.com/branchline-cni/branchline/ipamd/hostnet"
+	"github.com/branchline-cni/branchline/ipamd/placement"
 	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/store"
 )
@@ -24,149 +19,14 @@ const (
 	sweepMost  = 30 * time.Minute
 )
 
-// maxENIs is how many ENIs this instance may have.
-func (a *Agent) maxENIs() int {
-	t := a.limits()
-	n := t.MaxInterfaces
-	if cards := t.InterfacesPerNetworkCard; t.DefaultNetworkCard == 0 && len(cards) > 0 {
-		n = min(n, cards[0])
-	}
-	if limit := a.opt.Config.MaxENI; limit > 0 {
-		n = min(n, limit)
-	}
-	return n
-}
-
-// snapshot is what the pool decides from.
-func (a *Agent) snapshot() pool.Snapshot {
-	view := a.store.View()
-	all := a.inventory.ENIs()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	c := a.opt.Config
-	s := pool.Snapshot{
-		Targets: pool.Targets{
-			WarmENIs: c.WarmENITarget, WarmPrefixes: c.WarmPrefixTarget, WarmIPs: c.WarmIPTarget, MinimumIPs: c.MinimumIPTarget,
-			MaxENIs: a.maxENIs(), Places: max(0, a.limits().IPv4PerInterface-1), Prefixes: a.usesPrefixes(),
-		},
-		Attached: len(all), Waiting: int(a.waiting.Load()),
-	}
-	noPrefix := func(e enis.ENI) bool { return a.opt.Now().Before(a.noPrefix[e.SubnetID]) }
-	for _, e := range all {
-		s.NoPrefix = s.NoPrefix || e.Primary() && noPrefix(e) // where another ENI would be made
-	}
-	_, trunk := a.inventory.Trunk()
-	s.KeepTrunkSlot = a.opt.Config.PodENI && a.supported() && !trunk
-	for id := range a.joining {
-		if !slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
-			s.Attached++
-		}
-	}
-	held, cooling := make([]netip.Addr, 0, len(view.Allocations)+len(a.orphans)), make([]netip.Addr, 0, len(view.Cooling))
-	for _, al := range view.Allocations {
-		if al.Regular != nil {
-			held = append(held, al.Regular.Address)
-		}
-	}
-	held = slices.AppendSeq(held, maps.Keys(a.orphans))
-	for _, c := range view.Cooling {
-		cooling = append(cooling, c.Address)
-	}
-	for _, e := range all {
-		if e.Trunk || e.Unmanaged {
-			continue
-		}
-		p := pool.ENI{ID: e.ID, Primary: e.Primary(), Device: e.Device, Retiring: slices.Contains(view.Retiring, e.ID), NoPrefix: noPrefix(e)}
-		for _, u := range e.Units() {
-			p.Units = append(p.Units, pool.Unit{
-				Prefix: u, InUse: countIn(held, u), Cooling: countIn(cooling, u),
-				Leaving: slices.ContainsFunc(view.Leaving, func(l store.Leaving) bool { return l.Prefix == u }),
-			})
-		}
-		// What a pod holds is there, also while a source shows fewer addresses.
-		for _, al := range view.Allocations {
-			if r := al.Regular; r != nil && r.ENIID == e.ID && !e.Owns(r.Address) {
-				p.Units = append(p.Units, pool.Unit{Prefix: netip.PrefixFrom(r.Address, r.Address.BitLen()), InUse: 1})
-			}
-		}
-		s.ENIs = append(s.ENIs, p)
-	}
-	return s
-}
-
-func countIn(addrs []netip.Addr, u netip.Prefix) (n int) {
-	for _, a := range addrs {
-		if u.Contains(a) {
-			n++
-		}
-	}
-	return n
-}
-
-// usesPrefixes says whether the node is to have prefixes: ENABLE_PREFIX_DELEGATION, on a Nitro instance.
-func (a *Agent) usesPrefixes() bool {
-	return a.opt.Config.PrefixDelegation && (a.limits().Hypervisor == "nitro" || a.limits().BareMetal)
-}
-
-// candidates are the addresses that may be given to a pod if the store holds them for nobody: those of the lowest device
-// first, so that later ENIs fall empty first, and of a prefix that has pods before those of one that has none.
-func (a *Agent) candidates() []store.Regular {
-	all, view := a.inventory.ENIs(), a.store.View()
-	busy := make(map[netip.Addr]bool, len(view.Allocations)+len(view.Cooling))
-	for _, al := range view.Allocations {
-		if al.Regular != nil {
-			busy[al.Regular.Address] = true
-		}
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	maps.Copy(busy, a.orphans)
-	var out []store.Regular
-	for _, e := range all {
-		placed, routed := a.routed[e.ID]
-		if !e.Usable() || !routed {
-			continue
-		}
-		units := e.Units()
-		users := make(map[netip.Prefix]int, len(units))
-		for addr := range busy {
-			for _, p := range e.Prefixes {
-				if p.Contains(addr) {
-					users[p]++
-				}
-			}
-		}
-		slices.SortStableFunc(units, func(a, b netip.Prefix) int { return cmp.Compare(users[b], users[a]) })
-		for _, u := range units {
-			for addr := u.Addr(); u.Contains(addr); addr = addr.Next() {
-				if placed.Holds(addr) && !busy[addr] {
-					out = append(out, store.Regular{Address: addr, ENIID: e.ID, Device: e.Device, RouteTable: hostnet.Table(e.Device)})
-				}
-			}
-		}
-	}
-	return out
-}
-
-// nextCooled is how long until the next address has cooled down; 0 where none cools.
-func (a *Agent) nextCooled() time.Duration {
-	var next time.Duration
-	for _, c := range a.store.View().Cooling {
-		if d := c.Until.Sub(a.opt.Now()) + time.Millisecond; next == 0 || d < next {
-			next = max(d, time.Millisecond)
-		}
-	}
-	return next
-}
-
 // runPool brings the pool to its target, one EC2 step after the other.
 func (a *Agent) runPool(ctx context.Context) {
 	var retry backoff
 	var sweep sweeper
 	for ctx.Err() == nil {
-		channels := []<-chan struct{}{a.inventory.Changed.C(), a.changed.C()}
+		channels := []<-chan struct{}{a.inventory.Changed.C(), a.changed.C(), a.opt.Kube.NodeChanged.C()}
 		if !a.ready.Load() {
-			channels = append(channels, a.opt.Kube.Changed.C())
+			channels[2] = a.opt.Kube.Changed.C() // which fires with the other, too
 		}
 		if err := a.checkReady(); err != nil {
 			a.opt.Log.Error("the CNI configuration can't be written; it is tried again", "error", err)
@@ -194,7 +54,7 @@ func (a *Agent) runPool(ctx context.Context) {
 		case did || lost:
 			retry = 0
 		default:
-			wait(ctx, soonest(a.nextCooled(), joins, sweeps), channels...)
+			wait(ctx, soonest(a.nextCooled(), joins, sweeps, a.scarceUntil()), channels...)
 		}
 	}
 }
@@ -209,7 +69,7 @@ type sweeper struct {
 // sweep deletes what this node left detached, unless that is done or not due yet. It returns how long until it is tried again,
 // 0 for never. It runs between two steps, so that nothing of a step under way can be taken for a left-over.
 func (a *Agent) sweep(ctx context.Context, s *sweeper) time.Duration {
-	if s.done || a.opt.Config.LeakSweepOff {
+	if s.done || a.opt.Config.LeakSweepOff || a.opt.Config.Frozen() {
 		return 0
 	}
 	if left := s.next.Sub(a.opt.Now()); left > 0 {
@@ -256,13 +116,21 @@ func (a *Agent) notePool(ctx context.Context, err error) {
 func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
+	if a.opt.Config.Frozen() {
+		return false, nil
+	}
 	if did, err := a.resumeRetirement(ctx); did || err != nil {
 		return did, err
 	}
 	if !a.limitsKnown() {
 		return false, nil // what is attached stays as it is
 	}
-	steps := pool.Plan(a.snapshot())
+	snapshot, at := a.placedSnapshot()
+	if at.Reason == placement.None && !a.subnetsTried() {
+		return false, nil // tags may say that it is not this ENI that is to have addresses
+	}
+	steps := pool.Plan(snapshot)
+	a.sayPlace(snapshot, at)
 	// Giving back never keeps pods from getting addresses, also where EC2 doesn't take them.
 	if len(steps) == 0 || steps[0].Kind == pool.Unassign || steps[0].Kind == pool.Retire {
 		if did, err := a.resumeLeaving(ctx); did || err != nil {
@@ -276,7 +144,10 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	case pool.Assign:
 		return true, a.assign(ctx, s)
 	case pool.Attach:
-		return true, a.attach(ctx, s)
+		if !a.subnetsAsked(at) {
+			return false, nil // the answer wakes the pool
+		}
+		return true, a.attach(ctx, s, at)
 	case pool.Unassign:
 		leaving, err := a.store.Leave(s.ENIID, s.Units)
 		if err != nil || len(leaving) == 0 { // pods came meanwhile
@@ -309,31 +180,15 @@ func (a *Agent) assign(ctx context.Context, s pool.Step) error {
 	if err == nil && len(got) == 0 {
 		err = fmt.Errorf("assign %d addresses or prefixes to %s: EC2 gave none", s.Count, s.ENIID)
 	}
-	return a.withoutPrefixes(s.ENIID, err)
-}
-
-// noPrefixFor is how long single addresses are asked for in a subnet that had no free prefix.
-const noPrefixFor = 10 * time.Minute
-
-// withoutPrefixes takes a subnet without a free prefix for what it is: no failure, as single addresses serve meanwhile.
-func (a *Agent) withoutPrefixes(eniID string, err error) error {
-	if !enis.NoPrefix(err) {
-		return err
-	}
 	for _, e := range a.inventory.ENIs() {
-		if e.ID == eniID {
-			a.mu.Lock()
-			a.noPrefix[e.SubnetID] = a.opt.Now().Add(noPrefixFor)
-			a.mu.Unlock()
-			a.metrics.failed("prefix")
-			a.opt.Log.Warn("the subnet has no free prefix: single addresses are used meanwhile", "subnet", e.SubnetID, "error", err)
-			a.events.Node("NoFreePrefix", "subnet %s has no free /28 for a prefix (ENABLE_PREFIX_DELEGATION): single addresses are used meanwhile; reserve a range for prefixes (a subnet CIDR reservation), or use a larger subnet", e.SubnetID)
+		if e.ID == s.ENIID {
+			return a.scarce(e.SubnetID, err)
 		}
 	}
-	return nil
+	return err
 }
 
-func (a *Agent) attach(ctx context.Context, s pool.Step) error {
+func (a *Agent) attach(ctx context.Context, s pool.Step, at placed) error {
 	all := a.inventory.ENIs()
 	if len(all) == 0 || !all[0].Primary() {
 		return errors.New("the primary ENI is not known yet")
@@ -349,9 +204,13 @@ func (a *Agent) attach(ctx context.Context, s pool.Step) error {
 		used = append(used, j.device)
 	}
 	a.mu.Unlock()
-	id, device, err := a.provision.Attach(ctx, all[0], used, s.Count, s.Prefixes)
-	if err != nil {
-		return a.withoutPrefixes(all[0].ID, err)
+	place := at.Places[0]
+	id, device, err := a.provision.Attach(ctx, place, used, s.Count, s.Prefixes)
+	if err = a.scarce(place.SubnetID, err); err != nil && at.config != "" {
+		err = fmt.Errorf("after ENIConfig %s (correct its subnet and securityGroups if EC2 refuses them): %w", at.config, err)
+	}
+	if err != nil || id == "" {
+		return err
 	}
 	a.join(id, device)
 	a.links.Fire()

@@ -23,6 +23,9 @@ func (a *Agent) supported() bool { return a.limits().TrunkCompatible }
 
 // sayUnknownType tells people of a type that is not in this version's table.
 func (a *Agent) sayUnknownType() {
+	if a.opt.Config.IMDSOnly {
+		return // nothing here depends on them: what is attached is used
+	}
 	const text = "instance type %s is not known to this version: EC2 is asked for its limits (ec2:DescribeInstanceTypes), and pods with security groups of their own can't run here, as EC2 does not tell whether a type can have a trunk ENI; use a version that knows the type"
 	a.opt.Log.Warn("the instance type is not known to this version: EC2 is asked for its limits, and it gets no trunk; use a version that knows it", "type", a.opt.Identity.InstanceType)
 	a.events.Node("UnknownInstanceType", text, a.opt.Identity.InstanceType)
@@ -30,7 +33,7 @@ func (a *Agent) sayUnknownType() {
 
 // runLimits asks EC2 for the limits of a type that is not in the table, until it answers.
 func (a *Agent) runLimits(ctx context.Context) {
-	for pause := limitsFirst; !a.limitsKnown() && ctx.Err() == nil; pause = min(2*pause, limitsMost) {
+	for pause := limitsFirst; !a.limitsKnown() && !a.opt.Config.IMDSOnly && ctx.Err() == nil; pause = min(2*pause, limitsMost) {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		t, err := aws.DescribeInstanceType(call, a.opt.EC2, a.opt.Identity.InstanceType)
 		cancel()

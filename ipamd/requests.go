@@ -11,9 +11,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/branchline-cni/branchline/aws"
 	"github.com/branchline-cni/branchline/ipamd/config"
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/placement"
 	"github.com/branchline-cni/branchline/ipamd/podeni"
 	"github.com/branchline-cni/branchline/ipamd/podeni/annotation"
 	"github.com/branchline-cni/branchline/ipamd/pool"
@@ -314,16 +316,28 @@ func (a *Agent) exhausted(ctx context.Context) error {
 	a.mu.Lock()
 	listed, poolErr := a.listed, a.poolErr
 	a.mu.Unlock()
-	s := a.snapshot()
+	s, at := a.placedSnapshot()
+	_, why := at.why(a.configured())
 	switch {
 	case ctx.Err() != nil && poolErr != nil:
 		return fmt.Errorf("EC2 gave no more: %w", poolErr)
 	case ctx.Err() != nil:
 		return errors.New("none came in time")
-	case listed && a.limitsKnown() && pool.Room(s) == 0 && pool.Free(s) == 0 && a.nextCooled() == 0 && !a.expecting():
+	case at.Reason == placement.NotKnown || !listed || pool.Room(s) > 0 || pool.Free(s) > 0 || a.nextCooled() > 0 || a.expecting():
+		return nil
+	case s.Frozen:
+		return errors.New("this node agent asks EC2 for none (DISABLE_NETWORK_RESOURCE_PROVISIONING or ENABLE_IMDS_ONLY_MODE) and every address that is attached is taken: attach more, or run fewer pods here")
+	case !a.limitsKnown():
+		return nil
+	case s.Settled && s.Attached < s.MaxENIs:
+		return errors.New("the node is cordoned, and gets no more ENIs while it is: uncordon it, or set AWS_MANAGE_ENIS_NON_SCHEDULABLE=true")
+	case why != "" && s.Attached < s.MaxENIs:
+		return errors.New(why)
+	case slices.ContainsFunc(s.ENIs, func(e pool.ENI) bool { return e.Full && len(e.Units) < s.Places }):
+		return errors.New(aws.CodeSubnetFull + ": the subnets of this node's ENIs have no free address, and the instance has no slot for an ENI in another: free some addresses there, or run fewer pods on this node")
+	default:
 		return fmt.Errorf("all ENIs that instance type %s can have for regular pods (%d in all, MAX_ENI considered) are there and full", a.opt.Identity.InstanceType, s.MaxENIs)
 	}
-	return nil
 }
 
 // reply is the answer to an executable that is going to wire the sandbox.

@@ -94,7 +94,7 @@ func world(m *testing.M) (code int, err error) {
 	}
 	w.env = &envtest.Environment{
 		BinaryAssetsDirectory: assets, ErrorIfCRDPathMissing: true,
-		CRDDirectoryPaths: []string{"../config/crd/vpcresources.k8s.aws_cninodes.yaml"},
+		CRDDirectoryPaths: []string{"../config/crd/vpcresources.k8s.aws_cninodes.yaml", "../config/crd/crd.k8s.amazonaws.com_eniconfigs.yaml"},
 	}
 	if w.cfg, err = w.env.Start(); err != nil {
 		return 1, fmt.Errorf("start the API server: %w", err)

@@ -79,7 +79,10 @@ func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, st
 	if err != nil {
 		return fmt.Errorf("make the client of the API server: %w", err)
 	}
-	k, err := kube.New(kube.Options{API: api, NodeName: c.NodeName, InstanceID: identity.InstanceID, Policies: c.PodENI, Log: log})
+	k, err := kube.New(kube.Options{
+		API: api, NodeName: c.NodeName, InstanceID: identity.InstanceID, Policies: c.PodENI, Log: log,
+		ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
+	})
 	if err != nil {
 		return err
 	}

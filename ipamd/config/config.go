@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/branchline-cni/branchline/ipamd/placement"
 )
 
 // Enforcing modes of security groups for pods (POD_SECURITY_GROUP_ENFORCING_MODE).
@@ -43,27 +45,38 @@ type Config struct {
 	PrefixDelegation bool
 	WarmPrefixTarget int
 	MaxENI           int // 0: the instance type's limit
-	CoolDown         time.Duration
-	LeakSweepOff     bool
-	ENIMTU           int
-	PodMTU           int // 0: ENIMTU
-	VethPrefix       string
-	LogLevel         slog.Level
-	LogFile          string // path, "stdout" or "stderr"
-	PluginLogLevel   string
-	PluginLogFile    string
-	Introspection    string // host:port
-	NoIntrospect     bool
-	NoMetrics        bool
-	ENITags          map[string]string
-	ClusterName      string
-	APIServer        string // URL, or empty for the in-cluster address
-	NodeName         string
-	PodName          string
-	EC2Endpoint      string // URL, or empty for AWS's own
-	HTTPTimeout      time.Duration
-	HostBinDir       string
-	HostConfDir      string
+	// CustomNetworking makes ENIs after the node's ENIConfig, which the label or annotation of these keys names.
+	CustomNetworking                    bool
+	ENIConfigLabel, ENIConfigAnnotation string
+	// SubnetDiscovery makes ENIs in other subnets, too, by their tags.
+	SubnetDiscovery bool
+	// ENIsOfCordoned has ENIs come and go on a cordoned node.
+	ENIsOfCordoned bool
+	// ManageUntagged uses ENIs that the agent did not make.
+	ManageUntagged bool
+	// NoProvisioning asks EC2 for nothing and gives it nothing back; IMDSOnly never speaks to EC2.
+	NoProvisioning, IMDSOnly bool
+	CoolDown                 time.Duration
+	LeakSweepOff             bool
+	ENIMTU                   int
+	PodMTU                   int // 0: ENIMTU
+	VethPrefix               string
+	LogLevel                 slog.Level
+	LogFile                  string // path, "stdout" or "stderr"
+	PluginLogLevel           string
+	PluginLogFile            string
+	Introspection            string // host:port
+	NoIntrospect             bool
+	NoMetrics                bool
+	ENITags                  map[string]string
+	ClusterName              string
+	APIServer                string // URL, or empty for the in-cluster address
+	NodeName                 string
+	PodName                  string
+	EC2Endpoint              string // URL, or empty for AWS's own
+	HTTPTimeout              time.Duration
+	HostBinDir               string
+	HostConfDir              string
 	// ExternalSNAT is set where somebody else translates what leaves the VPC.
 	ExternalSNAT                  bool
 	ExcludeSNAT, ExternalServices CIDRs
@@ -108,6 +121,25 @@ func (c *Config) MTUOfPods() int {
 	return c.ENIMTU
 }
 
+// NodeLabels and NodeAnnotations are keys of the Node that decide which ENIConfig is used.
+func (c *Config) NodeLabels() []string {
+	if !c.CustomNetworking {
+		return nil
+	}
+	return []string{placement.LabelExternal, c.ENIConfigLabel}
+}
+
+// NodeAnnotations are as NodeLabels.
+func (c *Config) NodeAnnotations() []string {
+	if !c.CustomNetworking {
+		return nil
+	}
+	return []string{c.ENIConfigAnnotation}
+}
+
+// Frozen says whether the instance's ENIs and addresses are somebody else's to provide.
+func (c *Config) Frozen() bool { return c.NoProvisioning || c.IMDSOnly }
+
 // StrictBranchPods says whether branch pods in strict mode may come to run on this node.
 func (c *Config) StrictBranchPods() bool { return c.PodENI && c.EnforcingMode == ModeStrict }
 
@@ -125,7 +157,7 @@ func (e *Error) Error() string {
 // Load reads the environment through lookup (os.LookupEnv). An empty value counts as not set. The error joins one
 // *Error for each variable that is wrong; warnings are for people and never a reason to stop.
 func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err error) {
-	c = &Config{ENITags: map[string]string{}, NetworkPolicyMode: "none"}
+	c = &Config{ENITags: map[string]string{}, NetworkPolicyMode: "none", ManageUntagged: true}
 	var errs []error
 	for _, v := range Variables {
 		value, isSet := lookup(v.Name)
@@ -164,6 +196,9 @@ func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err
 func (c *Config) check() (errs []error) {
 	if c.PodMTU > c.ENIMTU && c.ENIMTU > 0 {
 		errs = append(errs, &Error{"POD_MTU", fmt.Sprint(c.PodMTU), "more than the ENIs carry", fmt.Sprintf("at most AWS_VPC_ENI_MTU (%d)", c.ENIMTU)})
+	}
+	if c.IMDSOnly && c.PodENI {
+		errs = append(errs, &Error{"ENABLE_IMDS_ONLY_MODE", "true", "only EC2 can tell which ENI is the trunk that ENABLE_POD_ENI needs", "false where ENABLE_POD_ENI is true"})
 	}
 	return errs
 }

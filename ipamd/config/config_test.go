@@ -51,7 +51,7 @@ func TestEveryErrorNamesVariableValueAndWhatIsAccepted(t *testing.T) {
 		"POD_SECURITY_GROUP_ENFORCING_MODE": "lax", "ADDITIONAL_ENI_TAGS": `{"aws:x":"y"}`, "IP_COOLDOWN_PERIOD": "30s",
 		"ENABLE_IPv6": "true", "ENABLE_IPv4": "false", "ENABLE_PREFIX_DELEGATION": "28", "WARM_IP_TARGET": "-5", "AWS_EC2_ENDPOINT": "ftp://x",
 		"AWS_VPC_K8S_CNI_LOG_FILE": "here.log", "NETWORK_POLICY_ENFORCING_MODE": "lenient", "AWS_VPC_K8S_CNI_EXTERNALSNAT": "perhaps", "AWS_VPC_K8S_CNI_RANDOMIZESNAT": "dice", "AWS_EXTERNAL_SERVICE_CIDRS": "10.0.0.1",
-		"AWS_VPC_K8S_CNI_CONNMARK": "0x480", "INTROSPECTION_BIND_ADDRESS": "localhost", "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.0.0.0/8,::ffff:10.0.0.0/104",
+		"ENI_CONFIG_LABEL_DEF": "a label", "ENABLE_SUBNET_DISCOVERY": "0-1", "AWS_VPC_K8S_CNI_CONNMARK": "0x480", "INTROSPECTION_BIND_ADDRESS": "localhost", "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.0.0.0/8,::ffff:10.0.0.0/104",
 	}
 	_, _, err := load(bad)
 	if err == nil {
@@ -187,4 +187,12 @@ func FuzzNodeLocalDestinations(f *testing.F) {
 			t.Errorf("%q: %v, %v; as %q: %v, %v", s, list, err, text, again, aerr)
 		}
 	})
+}
+
+func TestWithoutEC2ThereIsNoTrunk(t *testing.T) {
+	_, _, err := load(map[string]string{"ENABLE_IMDS_ONLY_MODE": "true", "ENABLE_POD_ENI": "true"})
+	var e *Error
+	if !errors.As(err, &e) || e.Variable != "ENABLE_IMDS_ONLY_MODE" || !strings.Contains(e.Error(), "ENABLE_POD_ENI") {
+		t.Errorf("%v", err)
+	}
 }

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // kind parses the text of one variable. What it returns is comparable, so that "is this the default" has one meaning
@@ -66,6 +68,14 @@ func oneOf(values ...string) kind {
 }
 
 var text = kind{"any text", func(s string) (any, error) { return s, nil }}
+
+// objectKey is a key of a label or an annotation.
+var objectKey = kind{"a label's key, like example.com/name", func(s string) (any, error) {
+	if problems := validation.IsQualifiedName(s); len(problems) > 0 {
+		return nil, errors.New("not the key of a label or an annotation")
+	}
+	return s, nil
+}}
 
 var absolutePath = kind{"an absolute path", func(s string) (any, error) {
 	if !path.IsAbs(s) || strings.ContainsRune(s, 0) {

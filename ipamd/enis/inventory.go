@@ -11,21 +11,18 @@ import (
 	"sync"
 
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd/placement"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 )
 
-// Tags and descriptions by which ENIs are known (contracts of the AWS VPC CNI).
+// Tags of the ENIs that the agent makes (contracts of the AWS VPC CNI).
 const (
-	TrunkDescription = "aws-k8s-trunk-eni"
-	TagNoManage      = "node.k8s.amazonaws.com/no_manage"
-	TagInstance      = "node.k8s.amazonaws.com/instance_id"
-	TagCreatedAt     = "node.k8s.amazonaws.com/createdAt"
-	TagCluster       = "cluster.k8s.amazonaws.com/name"
-	TagOwner         = "eks:eni:owner"
-	owner            = "amazon-vpc-cni"
+	TagCreatedAt = "node.k8s.amazonaws.com/createdAt"
+	TagCluster   = "cluster.k8s.amazonaws.com/name"
+	TagOwner     = "eks:eni:owner"
+	owner        = "amazon-vpc-cni"
 )
 
 // Metadata is what is read of IMDS.
@@ -61,6 +58,7 @@ type ENI struct {
 	MAC          string
 	Device, Card int
 	SubnetID     string
+	VPCID        string
 	Subnet       netip.Prefix
 	VPC          []netip.Prefix // the VPC's own IPv4 CIDRs
 	Groups       []string
@@ -72,6 +70,8 @@ type ENI struct {
 	Trunk bool
 	// Unmanaged is set where the agent keeps its hands off: tagged so, on another network card, or not yet known.
 	Unmanaged bool
+	// Made is set where the agent made it, so that it may delete it.
+	Made bool
 	// LinkIndex is 0 while the link is not there; LinkUp says that it is up and set up.
 	LinkIndex int
 	LinkUp    bool
@@ -124,15 +124,15 @@ func (e ENI) without(gone func(netip.Prefix) bool) ENI {
 	return e
 }
 
-type kind struct{ trunk, noManage bool }
-
 // Options of an Inventory.
 type Options struct {
 	Metadata Metadata
-	EC2      Describer
-	Links    Links
-	MTU      int
-	Log      *slog.Logger
+	// EC2 says what kind of ENI something is; nil: nobody is asked, and all that IMDS shows is for pods.
+	EC2   Describer
+	Rules placement.Rules
+	Links Links
+	MTU   int
+	Log   *slog.Logger
 }
 
 // Inventory is the node's view of its ENIs. Refresh makes it new; Changed fires when it became another.
@@ -140,8 +140,8 @@ type Inventory struct {
 	opt     Options
 	Changed signal.Signal
 
-	refresh sync.Mutex // one Refresh at a time
-	kinds   map[string]kind
+	refresh sync.Mutex                 // one Refresh at a time
+	kinds   map[string]placement.Facts // what EC2 said
 
 	mu      sync.Mutex
 	current []ENI
@@ -154,7 +154,7 @@ type Inventory struct {
 
 // New makes an empty inventory.
 func New(o Options) *Inventory {
-	return &Inventory{opt: o, kinds: map[string]kind{}, learned: map[string][]netip.Prefix{}, forgotten: map[netip.Prefix]int{}}
+	return &Inventory{opt: o, kinds: map[string]placement.Facts{}, learned: map[string][]netip.Prefix{}, forgotten: map[netip.Prefix]int{}}
 }
 
 // ENIs returns the last view, by network card and device number. It must not be changed.
@@ -248,7 +248,7 @@ func (i *Inventory) Refresh(ctx context.Context) (settled bool, err error) {
 				e.LinkUp = false
 			}
 		}
-		settled = settled && e.LinkIndex != 0
+		settled = settled && (e.LinkIndex != 0 || len(e.Addresses) == 0) // EFA alone has no link
 		next = append(next, e)
 	}
 	slices.SortFunc(next, func(a, b ENI) int { return cmp.Or(cmp.Compare(a.Card, b.Card), cmp.Compare(a.Device, b.Device)) })
@@ -272,7 +272,7 @@ func (i *Inventory) publish(next []ENI, reading int) (changed bool) {
 		next[n] = e.add(late)
 	}
 	changed = !slices.EqualFunc(i.current, next, func(a, b ENI) bool {
-		return a.ID == b.ID && a.Device == b.Device && a.Trunk == b.Trunk && a.Unmanaged == b.Unmanaged && a.LinkIndex == b.LinkIndex &&
+		return a.ID == b.ID && a.Device == b.Device && a.Trunk == b.Trunk && a.Unmanaged == b.Unmanaged && a.Made == b.Made && a.LinkIndex == b.LinkIndex &&
 			a.LinkUp == b.LinkUp && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Prefixes, b.Prefixes) && slices.Equal(a.VPC, b.VPC)
 	})
 	i.current = next
@@ -300,17 +300,20 @@ func (i *Inventory) leaveOut(next []ENI, reading int) {
 
 func (i *Inventory) describe(f aws.Interface, links []Link) ENI {
 	e := ENI{
-		ID: f.ENIID, MAC: f.MAC.String(), Device: f.DeviceNumber, Card: f.NetworkCard, SubnetID: f.SubnetID,
+		ID: f.ENIID, MAC: f.MAC.String(), Device: f.DeviceNumber, Card: f.NetworkCard, SubnetID: f.SubnetID, VPCID: f.VPCID,
 		Subnet: f.SubnetCIDR, VPC: f.VPCCIDRs, Groups: f.SecurityGroupIDs, Addresses: f.Addresses, Prefixes: f.Prefixes,
 	}
 	if at := slices.IndexFunc(links, func(l Link) bool { return l.MAC == e.MAC }); at >= 0 {
 		e.LinkIndex = links[at].Index
 	}
-	if !e.Primary() {
-		k, known := i.kinds[e.ID]
-		e.Trunk = k.trunk
-		e.Unmanaged = !known || k.noManage || e.Card != 0
+	facts, rules := i.kinds[e.ID], i.opt.Rules
+	if i.opt.EC2 == nil {
+		facts.Described, rules.Untagged = true, true
 	}
+	facts.Primary, facts.Card, facts.Addressed = e.Primary(), e.Card, len(e.Addresses) > 0
+	var role placement.Role
+	role, e.Made = placement.RoleOf(facts, rules)
+	e.Trunk, e.Unmanaged = role == placement.Trunk, role == placement.HandsOff
 	return e
 }
 
@@ -342,7 +345,7 @@ func (i *Inventory) classify(ctx context.Context, interfaces []aws.Interface) er
 			unknown = append(unknown, f.ENIID)
 		}
 	}
-	if len(unknown) == 0 {
+	if len(unknown) == 0 || i.opt.EC2 == nil {
 		return nil
 	}
 	out, err := i.opt.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: unknown})
@@ -350,11 +353,11 @@ func (i *Inventory) classify(ctx context.Context, interfaces []aws.Interface) er
 		return fmt.Errorf("ask EC2 what kind of ENIs %s are (ec2:DescribeNetworkInterfaces): %w", strings.Join(unknown, ", "), err)
 	}
 	for _, n := range out.NetworkInterfaces {
-		k := kind{trunk: n.InterfaceType == types.NetworkInterfaceTypeTrunk || value(n.Description) == TrunkDescription}
+		f := placement.Facts{Described: true, Type: string(n.InterfaceType), Description: value(n.Description), Tags: map[string]string{}}
 		for _, t := range n.TagSet {
-			k.noManage = k.noManage || value(t.Key) == TagNoManage && value(t.Value) == "true"
+			f.Tags[value(t.Key)] = value(t.Value)
 		}
-		i.kinds[value(n.NetworkInterfaceId)] = k
+		i.kinds[value(n.NetworkInterfaceId)] = f
 	}
 	return nil
 }

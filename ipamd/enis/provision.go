@@ -14,11 +14,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd/placement"
 )
 
 // EC2 is what provisioning calls.
 type EC2 interface {
 	Describer
+	DescribeSubnets(ctx context.Context, in *ec2.DescribeSubnetsInput, opts ...func(*ec2.Options)) (*ec2.DescribeSubnetsOutput, error)
 	CreateNetworkInterface(ctx context.Context, in *ec2.CreateNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.CreateNetworkInterfaceOutput, error)
 	AttachNetworkInterface(ctx context.Context, in *ec2.AttachNetworkInterfaceInput, opts ...func(*ec2.Options)) (*ec2.AttachNetworkInterfaceOutput, error)
 	ModifyNetworkInterfaceAttribute(ctx context.Context, in *ec2.ModifyNetworkInterfaceAttributeInput, opts ...func(*ec2.Options)) (*ec2.ModifyNetworkInterfaceAttributeOutput, error)
@@ -40,16 +42,16 @@ type Provisioner struct {
 	Sleep func(ctx context.Context, d time.Duration) error
 }
 
-// EC2's codes for a subnet without a free address, and without a free block for a prefix.
-const (
-	codeSubnetFull = "InsufficientFreeAddressesInSubnet"
-	codeNoPrefix   = "InsufficientCidrBlocks"
-)
+// codeNoPrefix is EC2's for a subnet without a free block for a prefix.
+const codeNoPrefix = "InsufficientCidrBlocks"
 
 // NoPrefix says whether EC2 refused because the subnet has no free prefix. Single addresses may still be there.
 func NoPrefix(err error) bool { return aws.Code(err) == codeNoPrefix }
 
-func scarce(err error) bool { return aws.Code(err) == codeSubnetFull || NoPrefix(err) }
+// SubnetFull says whether EC2 refused because the subnet has no free address.
+func SubnetFull(err error) bool { return aws.Code(err) == aws.CodeSubnetFull }
+
+func scarce(err error) bool { return SubnetFull(err) || NoPrefix(err) }
 
 func units(count int, prefixes bool) string {
 	if prefixes {
@@ -143,12 +145,12 @@ func (p *Provisioner) has(ctx context.Context, eniID string, asked []netip.Prefi
 	return slices.DeleteFunc(slices.Clone(asked), func(u netip.Prefix) bool { return !has[u.String()] }), nil
 }
 
-// Attach creates an ENI beside the primary (same subnet, same groups) with count secondary addresses, or prefixes, and
-// attaches it at the lowest free device index. On failure nothing is left behind, as far as EC2 lets it.
-func (p *Provisioner) Attach(ctx context.Context, primary ENI, used []int, count int, prefixes bool) (eniID string, device int, err error) {
-	out, err := p.create(ctx, primary, count, prefixes)
+// Attach creates an ENI in the place's subnet and groups with count secondary addresses, or prefixes, and attaches it at
+// the lowest free device index. On failure nothing is left behind, as far as EC2 lets it.
+func (p *Provisioner) Attach(ctx context.Context, at placement.Place, used []int, count int, prefixes bool) (eniID string, device int, err error) {
+	out, err := p.create(ctx, at, count, prefixes)
 	if err != nil {
-		return "", 0, fmt.Errorf("create an ENI in %s: %w", primary.SubnetID, err)
+		return "", 0, fmt.Errorf("create an ENI in %s: %w", at.SubnetID, err)
 	}
 	eniID = value(out.NetworkInterface.NetworkInterfaceId)
 	defer func() {
@@ -182,12 +184,12 @@ func (p *Provisioner) Attach(ctx context.Context, primary ENI, used []int, count
 
 const undoTimeout = 30 * time.Second
 
-func (p *Provisioner) create(ctx context.Context, primary ENI, count int, prefixes bool) (*ec2.CreateNetworkInterfaceOutput, error) {
+func (p *Provisioner) create(ctx context.Context, at placement.Place, count int, prefixes bool) (*ec2.CreateNetworkInterfaceOutput, error) {
 	description := p.description()
 	for {
 		n := int32(count)
 		in := &ec2.CreateNetworkInterfaceInput{
-			SubnetId: &primary.SubnetID, Groups: primary.Groups, Description: &description,
+			SubnetId: &at.SubnetID, Groups: at.Groups, Description: &description,
 			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeNetworkInterface, Tags: p.tags()}},
 		}
 		switch {
@@ -211,7 +213,7 @@ func (p *Provisioner) tags() []types.Tag {
 	if all == nil {
 		all = map[string]string{}
 	}
-	all[TagInstance] = p.InstanceID
+	all[placement.TagInstance] = p.InstanceID
 	all[TagCreatedAt] = p.Now().UTC().Format(time.RFC3339)
 	if p.ClusterName != "" {
 		all[TagCluster], all[TagOwner] = p.ClusterName, owner
@@ -312,7 +314,7 @@ func (p *Provisioner) Attached(ctx context.Context, eniID string) (bool, error) 
 func (p *Provisioner) Sweep(ctx context.Context) (deleted []string, err error) {
 	filter := func(name, v string) types.Filter { return types.Filter{Name: &name, Values: []string{v}} }
 	out, err := p.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{Filters: []types.Filter{
-		filter("tag:"+TagInstance, p.InstanceID), filter("status", "available"), filter("description", p.description()),
+		filter("tag:"+placement.TagInstance, p.InstanceID), filter("status", "available"), filter("description", p.description()),
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("look for ENIs that this node left behind: %w", err)

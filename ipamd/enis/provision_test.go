@@ -13,6 +13,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/smithy-go"
+
+	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd/placement"
 )
 
 // account is EC2 with as much state as provisioning looks at; codes holds the answer of the next calls of an API.
@@ -43,7 +46,7 @@ func (a *account) CreateNetworkInterface(_ context.Context, in *ec2.CreateNetwor
 		n += int(*in.SecondaryPrivateIpAddressCount)
 	}
 	if n > a.free {
-		return nil, &smithy.GenericAPIError{Code: codeSubnetFull}
+		return nil, &smithy.GenericAPIError{Code: aws.CodeSubnetFull}
 	}
 	a.free -= n
 	id := fmt.Sprintf("eni-%d", len(a.enis)+1)
@@ -97,14 +100,14 @@ func (a *account) DeleteNetworkInterface(_ context.Context, in *ec2.DeleteNetwor
 func provisioner() (*Provisioner, *account) {
 	a := &account{enis: map[string]*types.NetworkInterface{}, codes: map[string][]string{}, free: 100}
 	return &Provisioner{
-		EC2: a, InstanceID: "i-1", ClusterName: "c", Tags: map[string]string{"team": "blue", TagInstance: "forged"}, Now: time.Now,
+		EC2: a, InstanceID: "i-1", ClusterName: "c", Tags: map[string]string{"team": "blue", placement.TagInstance: "forged"}, Now: time.Now,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Sleep: func(ctx context.Context, _ time.Duration) error { return ctx.Err() },
 	}, a
 }
 
 func TestAttachTakesTheLowestFreeIndexAndTagsTheENI(t *testing.T) {
 	p, a := provisioner()
-	id, device, err := p.Attach(context.Background(), ENI{SubnetID: "subnet-1"}, []int{0, 1, 3}, 9, false)
+	id, device, err := p.Attach(context.Background(), placement.Place{SubnetID: "subnet-1"}, []int{0, 1, 3}, 9, false)
 	if err != nil || device != 2 {
 		t.Fatal(id, device, err)
 	}
@@ -113,7 +116,7 @@ func TestAttachTakesTheLowestFreeIndexAndTagsTheENI(t *testing.T) {
 	for _, tag := range n.TagSet {
 		tags[*tag.Key] = *tag.Value
 	}
-	if *n.Description != "aws-K8S-i-1" || tags[TagInstance] != "i-1" || tags[TagCluster] != "c" || tags[TagOwner] != "amazon-vpc-cni" || tags["team"] != "blue" || !*n.Attachment.DeleteOnTermination {
+	if *n.Description != "aws-K8S-i-1" || tags[placement.TagInstance] != "i-1" || tags[TagCluster] != "c" || tags[TagOwner] != "amazon-vpc-cni" || tags["team"] != "blue" || !*n.Attachment.DeleteOnTermination {
 		t.Errorf("%+v, tags %v", n, tags)
 	}
 	if _, err := time.Parse(time.RFC3339, tags[TagCreatedAt]); err != nil {
@@ -126,7 +129,7 @@ func TestP28AFailedAttachLeavesNothingBehind(t *testing.T) {
 		p, a := provisioner()
 		a.codes[api] = []string{"UnauthorizedOperation"}
 		a.codes["Delete"] = []string{"InvalidParameterValue"} // still detaching
-		if _, _, err := p.Attach(context.Background(), ENI{}, nil, 9, false); err == nil {
+		if _, _, err := p.Attach(context.Background(), placement.Place{}, nil, 9, false); err == nil {
 			t.Fatal("no error")
 		}
 		if len(a.enis) > 0 {
@@ -138,14 +141,14 @@ func TestP28AFailedAttachLeavesNothingBehind(t *testing.T) {
 func TestAnAlmostFullSubnetGivesWhatItHas(t *testing.T) {
 	p, a := provisioner()
 	a.free = 4
-	if id, _, err := p.Attach(context.Background(), ENI{}, nil, 9, false); err != nil || id == "" {
+	if id, _, err := p.Attach(context.Background(), placement.Place{}, nil, 9, false); err != nil || id == "" {
 		t.Fatal(id, err)
 	}
 }
 
 func TestP28SweepDeletesOnlyWhatIsDetached(t *testing.T) {
 	p, a := provisioner()
-	kept, _, err := p.Attach(context.Background(), ENI{}, nil, 1, false)
+	kept, _, err := p.Attach(context.Background(), placement.Place{}, nil, 1, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	eniconfigv1 "github.com/branchline-cni/branchline/api/eniconfig/v1alpha1"
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/reconnect"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
@@ -35,17 +36,23 @@ type Options struct {
 	API        client.WithWatch
 	NodeName   string
 	InstanceID string // the branch ledger's name
+	// NodeLabels and NodeAnnotations are keys of the Node that are kept in memory beside the agent's own.
+	NodeLabels, NodeAnnotations []string
+	// ENIConfigs has the ENIConfigs watched.
+	ENIConfigs bool
 	// Policies has the cluster's SecurityGroupPolicies watched too.
 	Policies bool
 	Log      *slog.Logger
 }
 
-// Client is the agent's view of the API server. Changed fires when any watched object came, changed or went.
+// Client is the agent's view of the API server. Changed fires when any watched object came, changed or went, NodeChanged
+// when the Node did or an ENIConfig.
 type Client struct {
-	opt     Options
-	Changed signal.Signal
+	opt                  Options
+	Changed, NodeChanged signal.Signal
 
 	pods, node, cninode, ledger cache.SharedIndexInformer
+	eniConfigs                  cache.SharedIndexInformer // nil: not watched
 
 	policies cache.SharedIndexInformer // nil: not watched
 	current  atomic.Bool               // the watch of policies is up
@@ -53,12 +60,15 @@ type Client struct {
 	accounts accounts
 
 	noLedgers, noPolicies absence
+
+	mu        sync.Mutex
+	noConfigs bool // the API server does not know ENIConfigs
 }
 
 // Scheme holds the types that the agent speaks of.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	return s, errors.Join(corev1.AddToScheme(s), cninodev1.AddToScheme(s), ledgerv1.AddToScheme(s), v1beta1.AddToScheme(s))
+	return s, errors.Join(corev1.AddToScheme(s), cninodev1.AddToScheme(s), ledgerv1.AddToScheme(s), v1beta1.AddToScheme(s), eniconfigv1.AddToScheme(s))
 }
 
 // Connect makes the client of the API server's API that Options takes. It sends nothing: the resources are known
@@ -73,6 +83,7 @@ func Connect(cfg *rest.Config) (client.WithWatch, error) {
 	m.Add(corev1.SchemeGroupVersion.WithKind("Event"), meta.RESTScopeNamespace)
 	m.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
 	m.Add(cninodev1.GroupVersion.WithKind("CNINode"), meta.RESTScopeRoot)
+	m.Add(eniconfigv1.GroupVersion.WithKind("ENIConfig"), meta.RESTScopeRoot)
 	m.Add(ledgerv1.GroupVersion.WithKind("BranchLedger"), meta.RESTScopeRoot)
 	m.Add(v1beta1.GroupVersion.WithKind("SecurityGroupPolicy"), meta.RESTScopeNamespace)
 	m.Add(corev1.SchemeGroupVersion.WithKind("ServiceAccount"), meta.RESTScopeNamespace)
@@ -88,6 +99,9 @@ func New(o Options) (*Client, error) {
 	c.cninode = gate.NewInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName), &cninodev1.CNINode{}, 0, cache.Indexers{})
 	c.noLedgers, c.noPolicies = absence{most: ledgersMost, changed: c.Changed.Fire}, absence{most: policiesMost, changed: c.Changed.Fire}
 	c.ledger = cache.NewSharedIndexInformer(c.noLedgers.watch(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID))), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
+	if o.ENIConfigs {
+		c.eniConfigs = gate.NewInformer(c.watchENIConfigs(), &eniconfigv1.ENIConfig{}, 0, cache.Indexers{})
+	}
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },
 		UpdateFunc: func(any, any) { c.Changed.Fire() },
@@ -98,21 +112,27 @@ func New(o Options) (*Client, error) {
 			return nil, err
 		}
 	}
+	wakeNode := cache.ResourceEventHandlerFuncs{
+		AddFunc: func(any) { c.nodeChanged() },
+		UpdateFunc: func(old, now any) { // the kubelet's heartbeats are none of ours
+			if !sameNode(old, now) {
+				c.nodeChanged()
+			}
+		},
+		DeleteFunc: func(any) { c.nodeChanged() },
+	}
+	wakePolicies := cache.ResourceEventHandlerFuncs{ // what there is at the start is one change
+		AddFunc:    func(any) { c.policyChanged() },
+		UpdateFunc: func(any, any) { c.policyChanged() },
+		DeleteFunc: func(any) { c.policyChanged() },
+	}
 	for _, i := range c.informers() {
 		handler := wake
-		if i == c.policies { // what there is at the start is one change
-			handler = cache.ResourceEventHandlerFuncs{
-				AddFunc:    func(any) { c.policyChanged() },
-				UpdateFunc: func(any, any) { c.policyChanged() },
-				DeleteFunc: func(any) { c.policyChanged() },
-			}
-		}
-		if i == c.node {
-			handler.UpdateFunc = func(old, now any) { // the kubelet's heartbeats are none of ours
-				if !sameLabel(old, now) {
-					c.Changed.Fire()
-				}
-			}
+		switch {
+		case i == c.policies:
+			handler = wakePolicies
+		case i == c.node || i == c.eniConfigs:
+			handler = wakeNode
 		}
 		if _, err := i.AddEventHandler(handler); err != nil {
 			return nil, fmt.Errorf("watch the API server: %w", err)
@@ -128,10 +148,25 @@ func New(o Options) (*Client, error) {
 	if err := c.pods.SetTransform(trim); err != nil {
 		return nil, fmt.Errorf("watch pods: %w", err)
 	}
-	if err := c.node.SetTransform(trimNode); err != nil {
+	if err := c.node.SetTransform(o.trimNode); err != nil {
 		return nil, fmt.Errorf("watch node %s: %w", o.NodeName, err)
 	}
 	return c, nil
+}
+
+func (c *Client) informers() []cache.SharedIndexInformer {
+	all := []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger}
+	for _, i := range []cache.SharedIndexInformer{c.eniConfigs, c.policies} {
+		if i != nil {
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
+func (c *Client) nodeChanged() {
+	c.NodeChanged.Fire()
+	c.Changed.Fire()
 }
 
 // Run watches until ctx ends.
@@ -145,15 +180,12 @@ func (c *Client) Run(ctx context.Context) {
 			}
 		})
 	}
+	wg.Go(func() {
+		if cache.WaitForCacheSync(ctx.Done(), c.node.HasSynced) && (c.eniConfigs == nil || cache.WaitForCacheSync(ctx.Done(), c.eniConfigs.HasSynced)) {
+			c.nodeChanged()
+		}
+	})
 	wg.Wait()
-}
-
-func (c *Client) informers() []cache.SharedIndexInformer {
-	all := []cache.SharedIndexInformer{c.pods, c.node, c.cninode, c.ledger}
-	if c.policies != nil {
-		all = append(all, c.policies)
-	}
-	return all
 }
 
 // PodsSynced says whether the pods of this node are known.
@@ -180,7 +212,10 @@ const (
 )
 
 func (c *Client) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
-	quiet := apierrors.IsNotFound(err) && (c.noLedgers.is() || c.noPolicies.is())
+	c.mu.Lock()
+	noConfigs := c.noConfigs
+	c.mu.Unlock()
+	quiet := apierrors.IsNotFound(err) && (c.noLedgers.is() || c.noPolicies.is() || noConfigs)
 	if !quiet && !apierrors.IsResourceExpired(err) {
 		c.opt.Log.Warn("a watch of the API server ended and is taken up again", "error", err)
 	}

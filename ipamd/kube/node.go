@@ -33,32 +33,76 @@ func (c *Client) HasTrunkLabel() (present, right bool, err error) {
 	if !c.node.HasSynced() {
 		return false, false, ErrNotSynced
 	}
-	for _, obj := range c.node.GetStore().List() {
-		if n, ok := obj.(*corev1.Node); ok && n.Name == c.opt.NodeName {
-			v, present := n.Labels[TrunkLabel]
-			return present, v == "true", nil
-		}
+	n := c.nodeObject()
+	if n == nil {
+		return false, false, ErrNoNode
 	}
-	return false, false, ErrNoNode
+	v, present := n.Labels[TrunkLabel]
+	return present, v == "true", nil
 }
 
-// trimNode keeps of a Node what the agent reads.
-func trimNode(obj any) (any, error) {
+func (c *Client) nodeObject() *corev1.Node {
+	for _, obj := range c.node.GetStore().List() {
+		if n, ok := obj.(*corev1.Node); ok && n.Name == c.opt.NodeName {
+			return n
+		}
+	}
+	return nil
+}
+
+// Node is what the agent needs to know of its Node.
+type Node struct {
+	// Labels and Annotations are those of Options.
+	Labels, Annotations map[string]string
+	// Unschedulable is set on a cordoned node.
+	Unschedulable bool
+}
+
+// Node returns the Node from memory. ErrNotSynced and ErrNoNode say that it is not known.
+func (c *Client) Node() (Node, error) {
+	if !c.node.HasSynced() {
+		return Node{}, ErrNotSynced
+	}
+	n := c.nodeObject()
+	if n == nil {
+		return Node{}, ErrNoNode
+	}
+	return Node{Labels: n.Labels, Annotations: n.Annotations, Unschedulable: n.Spec.Unschedulable}, nil
+}
+
+// trimNode keeps of a Node what the agent reads. A taint that says what a cordon says is one.
+func (o Options) trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {
 		return obj, nil
 	}
-	out := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion}}
-	if v, ok := n.Labels[TrunkLabel]; ok {
-		out.Labels = map[string]string{TrunkLabel: v}
-	}
-	return out, nil
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion,
+			Labels: pick(n.Labels, append([]string{TrunkLabel}, o.NodeLabels...)), Annotations: pick(n.Annotations, o.NodeAnnotations),
+		},
+		Spec: corev1.NodeSpec{Unschedulable: n.Spec.Unschedulable || slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool {
+			return t.Key == corev1.TaintNodeUnschedulable && t.Effect == corev1.TaintEffectNoSchedule
+		})},
+	}, nil
 }
 
-func sameLabel(old, now any) bool {
+func pick(from map[string]string, keys []string) (out map[string]string) {
+	for _, k := range keys {
+		if v, ok := from[k]; ok {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
+	}
+	return out
+}
+
+func sameNode(old, now any) bool {
 	a, ok := old.(*corev1.Node)
 	b, ok2 := now.(*corev1.Node)
-	return ok && ok2 && a.UID == b.UID && maps.Equal(a.Labels, b.Labels)
+	return ok && ok2 && a.UID == b.UID && maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Annotations, b.Annotations) && a.Spec.Unschedulable == b.Spec.Unschedulable
 }
 
 // HasFeature says whether the CNINode in memory has the feature with that value.

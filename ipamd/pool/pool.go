@@ -46,9 +46,16 @@ type ENI struct {
 	Units   []Unit
 	// Retiring ENIs are on their way out: nothing of them counts as free.
 	Retiring bool
+	// Draining ENIs keep their pods and get no others: one goes once it is idle, and of the primary what is idle.
+	Draining bool
+	// Foreign ENIs are somebody else's: they are used, and never deleted.
+	Foreign bool
 	// Full is set while the ENI's subnet has no address left, NoPrefix while it has no free prefix: EC2 said so lately.
 	Full, NoPrefix bool
 }
+
+// serves says whether pods may get addresses of it.
+func (e ENI) serves() bool { return !e.Retiring && !e.Draining }
 
 func (e ENI) inUse() (n int) {
 	for _, u := range e.Units {
@@ -106,6 +113,9 @@ type Snapshot struct {
 	NoENI bool
 	// NoPrefix is set while a new ENI's subnet has no free prefix.
 	NoPrefix bool
+	// Settled keeps the ENIs as they are, no other and none less: the node is cordoned. Frozen leaves all as it is: somebody
+	// else provides.
+	Settled, Frozen bool
 }
 
 // Kind of a step.
@@ -143,7 +153,7 @@ func (s Snapshot) steady() (n int) {
 	for _, e := range s.ENIs {
 		for _, u := range e.Units {
 			n += u.InUse
-			if !e.Retiring && s.right(e, u) {
+			if e.serves() && s.right(e, u) {
 				n += u.free()
 			}
 		}
@@ -174,11 +184,14 @@ func Target(s Snapshot) int {
 	return max(want, s.inUse()+1)
 }
 
+// Missing is how many addresses the node is below its target.
+func Missing(s Snapshot) int { return max(0, Target(s)-s.steady()) }
+
 // Free counts the addresses that can be given now, whatever kind of unit they are of.
 func Free(s Snapshot) (n int) {
 	for _, e := range s.ENIs {
 		for _, u := range e.Units {
-			if !e.Retiring {
+			if e.serves() {
 				n += u.free()
 			}
 		}
@@ -188,17 +201,22 @@ func Free(s Snapshot) (n int) {
 
 // Room says how many more addresses could be had by steps, beyond what is free now.
 func Room(s Snapshot) int {
+	if s.Frozen {
+		return 0
+	}
 	n := 0
-	if !s.NoENI {
+	if s.attachable() {
 		n = max(0, s.slots()) * s.Places * s.size(s.NoPrefix)
 	}
 	for _, e := range s.ENIs {
-		if !e.Retiring && !e.Full {
+		if e.serves() && !e.Full {
 			n += max(0, s.Places-len(e.Units)) * s.size(e.NoPrefix)
 		}
 	}
 	return n
 }
+
+func (s Snapshot) attachable() bool { return !s.NoENI && !s.Settled }
 
 func (s Snapshot) slots() int {
 	n := s.MaxENIs - s.Attached
@@ -224,22 +242,24 @@ func (s Snapshot) size(noPrefix bool) int {
 // ENIs, the highest device first, and where the target is not in ENIs, units. The primary ENI stays. As freed addresses
 // cool down before they count as unused, a pod that comes and goes within the cool-down moves nothing.
 func Plan(s Snapshot) []Step {
+	if s.Frozen {
+		return nil
+	}
 	// Without a free interface the trunk could never come: an idle ENI gives way, below the target too.
 	if s.KeepTrunkSlot && s.Attached >= s.MaxENIs {
 		if id := s.retirable(s.steady() - s.inUse() - s.Waiting); id != "" {
 			return []Step{{Kind: Retire, ENIID: id}}
 		}
 	}
-	missing := Target(s) - s.steady()
-	if missing > 0 {
+	if missing := Missing(s); missing > 0 {
 		return s.grow(missing)
 	}
-	return s.shrink(-missing)
+	return s.shrink(s.steady() - Target(s))
 }
 
 func (s Snapshot) grow(missing int) (steps []Step) {
 	for _, e := range ordered(s.ENIs) {
-		if places := s.Places - len(e.Units); places > 0 && missing > 0 && !e.Retiring && !e.Full {
+		if places := s.Places - len(e.Units); places > 0 && missing > 0 && e.serves() && !e.Full {
 			n := s.count(places, missing, e.NoPrefix)
 			steps = append(steps, Step{Kind: Assign, ENIID: e.ID, Count: n, Prefixes: s.Prefixes && !e.NoPrefix})
 			missing -= n * s.size(e.NoPrefix)
@@ -250,7 +270,13 @@ func (s Snapshot) grow(missing int) (steps []Step) {
 			return steps
 		}
 	}
-	for slots := s.slots(); missing > 0 && slots > 0 && s.Places > 0 && !s.NoENI; slots-- {
+	if len(steps) == 0 && s.attachable() && s.slots() <= 0 {
+		// Nothing more can be had beside an ENI that gives nothing: it makes its slot free.
+		if id := s.drained(); id != "" {
+			return []Step{{Kind: Retire, ENIID: id}}
+		}
+	}
+	for slots := s.slots(); missing > 0 && slots > 0 && s.Places > 0 && s.attachable(); slots-- {
 		n := s.count(s.Places, missing, s.NoPrefix)
 		steps = append(steps, Step{Kind: Attach, Count: n, Prefixes: s.Prefixes && !s.NoPrefix})
 		missing -= n * s.size(s.NoPrefix)
@@ -262,7 +288,7 @@ func (s Snapshot) grow(missing int) (steps []Step) {
 // are missing, as until the right ones are there it is these that pods get.
 func (s Snapshot) makePlaces(missing int) []Step {
 	for _, e := range ordered(s.ENIs) {
-		if e.Retiring || e.Full {
+		if !e.serves() || e.Full {
 			continue
 		}
 		if units := s.wrong(e); len(units) > 0 {
@@ -281,9 +307,15 @@ func (s Snapshot) count(places, missing int, noPrefix bool) int {
 	return min(places, (missing+size-1)/size)
 }
 
-func (s Snapshot) wrong(e ENI) (units []netip.Prefix) {
+func (s Snapshot) wrong(e ENI) []netip.Prefix {
+	return e.givable(func(u Unit) bool { return !s.right(e, u) })
+}
+
+func (e ENI) idleUnits() []netip.Prefix { return e.givable(func(Unit) bool { return true }) }
+
+func (e ENI) givable(which func(Unit) bool) (units []netip.Prefix) {
 	for _, u := range e.Units {
-		if u.idle() && !u.Leaving && !s.right(e, u) {
+		if u.idle() && !u.Leaving && which(u) {
 			units = append(units, u.Prefix)
 		}
 	}
@@ -295,12 +327,15 @@ func (s Snapshot) shrink(surplus int) []Step {
 		return []Step{{Kind: Retire, ENIID: id}}
 	}
 	for _, e := range slices.Backward(ordered(s.ENIs)) {
-		if e.Retiring {
+		if e.Retiring || e.Draining && !e.Primary {
 			continue
 		}
 		units := s.wrong(e)
+		if e.Draining {
+			units = e.idleUnits()
+		}
 		for _, u := range slices.Backward(e.Units) {
-			if !s.whole() && u.idle() && !u.Leaving && s.right(e, u) && u.Size() <= surplus {
+			if !e.Draining && !s.whole() && u.idle() && !u.Leaving && s.right(e, u) && u.Size() <= surplus {
 				units = append(units, u.Prefix)
 				surplus -= u.Size()
 			}
@@ -315,17 +350,28 @@ func (s Snapshot) shrink(surplus int) []Step {
 // retirable returns the ENI to give back where so many addresses are too many, the one with the highest device number
 // first; one at a time, so that each decision sees what the last one led to.
 func (s Snapshot) retirable(surplus int) string {
-	if slices.ContainsFunc(s.ENIs, func(e ENI) bool { return e.Retiring }) {
-		return ""
-	}
-	for _, e := range slices.Backward(ordered(s.ENIs)) {
+	return s.retirableWhere(func(e ENI) bool {
 		counts := 0
 		for _, u := range e.Units {
-			if s.right(e, u) {
+			if e.serves() && s.right(e, u) {
 				counts += u.free()
 			}
 		}
-		if !e.Primary && e.idle() && counts <= surplus {
+		return counts <= surplus
+	})
+}
+
+// drained returns an idle ENI that gives no addresses.
+func (s Snapshot) drained() string {
+	return s.retirableWhere(func(e ENI) bool { return e.Draining })
+}
+
+func (s Snapshot) retirableWhere(which func(ENI) bool) string {
+	if s.Settled || slices.ContainsFunc(s.ENIs, func(e ENI) bool { return e.Retiring }) {
+		return ""
+	}
+	for _, e := range slices.Backward(ordered(s.ENIs)) {
+		if !e.Primary && !e.Foreign && e.idle() && which(e) {
 			return e.ID
 		}
 	}

@@ -76,6 +76,18 @@ func TestPlan(t *testing.T) {
 		"an instance that is full stays quiet":  {s: large(eni(0, 9, 9), eni(1, 9, 9), eni(2, 9, 9))},
 		"interfaces not ours take slots as any": {s: large(eni(0, 9, 9)), with: func(s *Snapshot) { s.Attached = 3 }},
 		"where no ENI can be had, none":         {s: large(eni(0, 9, 9)), with: func(s *Snapshot) { s.NoENI = true }},
+		"a cordoned node keeps its ENIs":        {s: large(eni(0, 9, 0), eni(1, 9, 0)), with: func(s *Snapshot) { s.Settled = true }},
+		"and gets no other":                     {s: large(eni(0, 9, 9)), with: func(s *Snapshot) { s.Settled, s.Waiting = true, 3 }},
+		"but addresses on those that it has":    {s: large(eni(0, 3, 3)), with: func(s *Snapshot) { s.Settled = true }, want: []Step{{Kind: Assign, ENIID: "a", Count: 6}}},
+		"where others provide, nothing is done": {s: large(eni(0, 0, 0)), with: func(s *Snapshot) { s.Frozen, s.Waiting = true, 3 }},
+		"somebody else's ENI stays":             {s: large(eni(0, 9, 0), eni(1, 9, 0)), with: func(s *Snapshot) { s.ENIs[1].Foreign = true }},
+		"a primary that serves nobody gets no address": {s: large(eni(0, 0, 0)), with: func(s *Snapshot) { s.ENIs[0].Draining = true },
+			want: []Step{attach(9)}},
+		"and gives its own back once others are there": {s: large(eni(0, 2, 1), eni(1, 9, 0)), with: func(s *Snapshot) { s.ENIs[0].Draining = true },
+			want: []Step{{Kind: Unassign, ENIID: "a", Units: []netip.Prefix{unit(0, 1, false)}}}},
+		"an ENI that serves nobody goes first":      {s: large(eni(0, 9, 0), eni(1, 9, 0)), with: func(s *Snapshot) { s.ENIs[1].Draining = true }, want: []Step{{Kind: Retire, ENIID: "b"}}},
+		"and not from under its pods":               {s: large(eni(0, 9, 0), eni(1, 9, 1)), with: func(s *Snapshot) { s.ENIs[1].Draining = true }},
+		"it makes room where there is no slot left": {s: large(eni(0, 9, 9), eni(1, 9, 0), eni(2, 9, 9)), with: func(s *Snapshot) { s.ENIs[1].Draining = true }, want: []Step{{Kind: Retire, ENIID: "b"}}},
 		"a full subnet is left alone": {s: large(eni(0, 3, 3), eni(1, 3, 3)), with: func(s *Snapshot) { s.ENIs[0].Full = true },
 			want: []Step{{Kind: Assign, ENIID: "b", Count: 6}, attach(9)}},
 
@@ -121,6 +133,9 @@ func settle(t interface{ Fatalf(string, ...any) }, s Snapshot) Snapshot {
 // apply is one step, done by an EC2 that refuses what the real one does, and looks that nothing in use goes.
 func apply(t interface{ Fatalf(string, ...any) }, s Snapshot, step Step) Snapshot {
 	fail := func(why string) { t.Fatalf("%+v %s: %+v", step, why, s) }
+	if s.Frozen || s.Settled && (step.Kind == Attach || step.Kind == Retire) {
+		fail("is not to be done on this node")
+	}
 	next := s
 	next.ENIs = nil
 	for _, e := range s.ENIs {
@@ -133,7 +148,7 @@ func apply(t interface{ Fatalf(string, ...any) }, s Snapshot, step Step) Snapsho
 			if step.Count < 1 || len(e.Units)+step.Count > s.Places {
 				fail("is not what the ENI can have")
 			}
-			if e.Full || e.Retiring || step.Prefixes && e.NoPrefix {
+			if e.Full || e.Retiring || e.Draining || step.Prefixes && e.NoPrefix {
 				fail("asks for what is not there")
 			}
 			e.Units = slices.Clone(e.Units)
@@ -156,7 +171,7 @@ func apply(t interface{ Fatalf(string, ...any) }, s Snapshot, step Step) Snapsho
 			next.ENIs = append(next.ENIs, e)
 		case Retire:
 			for _, u := range e.Units {
-				if u.InUse+u.Cooling > 0 || e.Primary {
+				if u.InUse+u.Cooling > 0 || e.Primary || e.Foreign {
 					fail("takes an ENI that is in use")
 				}
 			}
@@ -195,6 +210,7 @@ func snapshots() *rapid.Generator[Snapshot] {
 			e := ENI{ID: string(rune('a' + i)), Primary: i == 0, Device: i}
 			e.Full, e.NoPrefix = rapid.IntRange(0, 5).Draw(t, "full") == 0, s.NoPrefix || rapid.IntRange(0, 5).Draw(t, "noPrefixHere") == 0
 			e.Retiring = i > 0 && rapid.IntRange(0, 5).Draw(t, "retiring") == 0
+			e.Draining, e.Foreign = rapid.IntRange(0, 4).Draw(t, "draining") == 0, i > 0 && rapid.IntRange(0, 4).Draw(t, "foreign") == 0
 			for j := range rapid.IntRange(0, s.Places).Draw(t, "units") {
 				u := Unit{Prefix: unit(i, j, rapid.IntRange(0, 3).Draw(t, "other") == 0 != s.Prefixes)}
 				if !e.Retiring {
@@ -206,7 +222,8 @@ func snapshots() *rapid.Generator[Snapshot] {
 			}
 			s.ENIs = append(s.ENIs, e)
 		}
-		s.Attached = n + rapid.IntRange(0, s.MaxENIs-n).Draw(t, "foreign")
+		s.Attached = n + rapid.IntRange(0, s.MaxENIs-n).Draw(t, "others")
+		s.Settled, s.Frozen = rapid.IntRange(0, 4).Draw(t, "settled") == 0, rapid.IntRange(0, 9).Draw(t, "frozen") == 0
 		return s
 	})
 }
@@ -214,13 +231,19 @@ func snapshots() *rapid.Generator[Snapshot] {
 func TestStepsAreSafeAndConverge(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := settle(t, snapshots().Draw(t, "snapshot"))
-		free, used, counted, idleENI, wrong := 0, 0, 0, 0, 0
+		free, used, counted, idleENI, wrong, drained, drainedENI := 0, 0, 0, 0, 0, 0, 0
 		for _, e := range s.ENIs {
 			idle := 0
 			for _, u := range e.Units {
 				used += u.InUse
 				right := u.IsPrefix() == s.Prefixes || e.NoPrefix && !u.IsPrefix()
 				if e.Retiring || u.Leaving {
+					continue
+				}
+				if e.Draining {
+					if e.Primary && u.InUse+u.Cooling == 0 {
+						drained++
+					}
 					continue
 				}
 				free += u.Size() - u.InUse - u.Cooling
@@ -238,9 +261,20 @@ func TestStepsAreSafeAndConverge(t *testing.T) {
 			if e.Retiring { // while one goes, no other does
 				idleENI -= 100
 			}
-			if !e.Primary && idle == len(e.Units) {
+			if e.Draining {
+				idle = 0
+				for _, u := range e.Units {
+					idle += u.InUse + u.Cooling
+				}
+				if !e.Primary && !e.Foreign && idle == 0 {
+					drainedENI++
+				}
+			} else if !e.Primary && !e.Foreign && idle == len(e.Units) {
 				idleENI++
 			}
+		}
+		if s.Frozen {
+			return
 		}
 		if free != Free(s) {
 			t.Fatalf("Free is %d, %d are: %+v", Free(s), free, s)
@@ -251,7 +285,11 @@ func TestStepsAreSafeAndConverge(t *testing.T) {
 			t.Fatalf("%d too few, and there is room for %d: %+v", -over, Room(s), s)
 		case over >= 0 && wrong > 0:
 			t.Fatalf("%d units of the wrong kind remain: %+v", wrong, s)
-		case over >= s.Places*PrefixSize && idleENI > 0:
+		case over >= 0 && drained > 0:
+			t.Fatalf("%d idle units of a primary that serves nobody remain: %+v", drained, s)
+		case over >= 0 && drainedENI > 0 && idleENI >= 0 && !s.Settled:
+			t.Fatalf("%d ENIs that serve nobody remain: %+v", drainedENI, s)
+		case over >= s.Places*PrefixSize && idleENI > 0 && !s.Settled:
 			t.Fatalf("%d too many, with an ENI that nobody uses: %+v", over, s)
 		}
 	})

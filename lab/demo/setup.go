@@ -57,6 +57,8 @@ func (w *walk) privileges(ctx context.Context) error {
 		{"aws-node", "patch", "branchledgers", nil, "no"},
 		{"aws-node", "list", "securitygrouppolicies", []string{"-A"}, "yes"},
 		{"aws-node", "list", "serviceaccounts", []string{"-A"}, "no"},
+		{"aws-node", "watch", "eniconfigs", nil, "yes"},
+		{"aws-node", "update", "eniconfigs", nil, "no"},
 		{"vpc-resource-controller", "patch", "pods", []string{"-A"}, "yes"},
 		{"vpc-resource-controller", "delete", "pods", []string{"-A"}, "no"},
 		{"vpc-resource-controller", "get", "secrets", []string{"-A"}, "no"},
