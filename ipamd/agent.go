@@ -103,6 +103,7 @@ type Agent struct {
 	meddled signal.Signal // somebody changed the host's routing
 	branch  signal.Signal // a branch pod's VLAN link or its allocation came or went
 	changed signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
+	health  signal.Signal // the host's routing failed, or does no more
 	ready   atomic.Bool
 	waiting atomic.Int32 // pods that wait for an address
 	typ     atomic.Pointer[aws.InstanceType]

@@ -458,19 +458,22 @@ func (r *routing) localAt() (out []int) {
 
 // world is everything around one agent; it survives the agent's restarts.
 type world struct {
-	t         *testing.T
-	dir       string
-	cloud     *cloud
-	routing   *routing
-	api       client.WithWatch
-	env       map[string]string
-	typ       string
-	noGet     atomic.Bool  // the API server answers no questions; watches go on
-	ledgers   atomic.Bool  // the API server knows branch ledgers
-	later     atomic.Int64 // how far the agent's clock is ahead
-	join      time.Duration
-	noteReady func() error
-	sweeper   Sweeper
+	t           *testing.T
+	dir         string
+	cloud       *cloud
+	routing     *routing
+	api         client.WithWatch
+	env         map[string]string
+	typ         string
+	noGet       atomic.Bool  // the API server answers no questions; watches go on
+	noAPI       atomic.Bool  // it answers nothing at all
+	log         io.Writer    // of the agent; nil: nobody reads it
+	ledgers     atomic.Bool  // the API server knows branch ledgers
+	later       atomic.Int64 // how far the agent's clock is ahead
+	join        time.Duration
+	noteReady   func() error
+	metricsAddr string
+	sweeper     Sweeper
 }
 
 // pass moves the agent's clock.
@@ -497,12 +500,21 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	w := &world{t: t, dir: t.TempDir(), cloud: newCloud(), routing: newRouting(), typ: "m5.large", env: map[string]string{"MY_NODE_NAME": nodeName}}
 	w.api = interceptor.NewClient(api, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
-			if w.noGet.Load() {
+			if w.noGet.Load() || w.noAPI.Load() {
 				return errors.New("connection refused")
 			}
 			return c.Get(ctx, key, obj, opts...)
 		},
+		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			if w.noAPI.Load() {
+				return errors.New("connection refused")
+			}
+			return c.Create(ctx, obj, opts...)
+		},
 		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			if w.noAPI.Load() {
+				return errors.New("connection refused")
+			}
 			if _, ok := l.(*ledgerv1.BranchLedgerList); ok && !w.ledgers.Load() {
 				return noLedgers
 			}
@@ -522,12 +534,17 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 func (w *world) start() (s service, stop func()) {
 	w.t.Helper()
 	w.env["HOST_CNI_CONFDIR_PATH"] = w.dir
-	w.env["INTROSPECTION_BIND_ADDRESS"] = "127.0.0.1:0"
+	if w.env["INTROSPECTION_BIND_ADDRESS"] == "" {
+		w.env["INTROSPECTION_BIND_ADDRESS"] = "127.0.0.1:0"
+	}
 	c, _, err := config.Load(func(k string) (string, bool) { v, ok := w.env[k]; return v, ok })
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if w.log != nil {
+		log = slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	k, err := kube.New(kube.Options{API: w.api, NodeName: nodeName, InstanceID: instanceID, Log: log})
 	if err != nil {
 		w.t.Fatal(err)
@@ -540,7 +557,7 @@ func (w *world) start() (s service, stop func()) {
 	a, err := New(Options{
 		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
-		Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
+		Metrics: prometheus.NewRegistry(), MetricsAddr: w.metricsAddr, Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
 		NoteReady: w.noteReady, Sweeper: w.sweeper,
 	})
 	if err != nil {

@@ -140,6 +140,8 @@ func (a *Agent) idle(ctx context.Context, w wakeups, d time.Duration) (linked bo
 func (a *Agent) refresh(ctx context.Context) (settled bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	defer a.metrics.doing("nodeIPPoolReconcile")()
+	a.metrics.reconciles.WithLabelValues("nodeIPPoolReconcile").Inc()
 	settled, err = a.inventory.Refresh(ctx)
 	rerr := a.route(ctx)
 	return settled && rerr == nil, errors.Join(err, rerr)
@@ -157,6 +159,9 @@ func (a *Agent) route(ctx context.Context) (err error) {
 		return err
 	}
 	r, err := a.opt.Routing.Reconcile(ctx, d)
+	if len(r.Ops) > 0 {
+		a.metrics.reconciles.WithLabelValues("hostNetwork").Inc()
+	}
 	for _, op := range r.Ops {
 		a.opt.Log.Info("host routing changed", "op", op.String())
 	}
@@ -311,6 +316,7 @@ func (a *Agent) runTrunk(ctx context.Context) {
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			a.metrics.failed("trunk")
+			a.metrics.podENI.WithLabelValues("trunk").Inc()
 			a.opt.Log.Warn("the trunk ENI's request or the node's label is tried again", "error", err)
 			wait(ctx, retry.next())
 			continue
@@ -343,6 +349,7 @@ func (a *Agent) runReleases(ctx context.Context) {
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			a.metrics.failed("release")
+			a.metrics.podENI.WithLabelValues("release").Inc()
 			a.opt.Log.Warn("the release of a branch ENI is confirmed to the ledger later", "error", err)
 			wait(ctx, retry.next())
 			continue

@@ -74,11 +74,31 @@ func (a *Agent) noteRouteError(err error) {
 		return
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err != nil && a.routeErr == nil {
+	failed := a.routeErr != nil
+	if err != nil && !failed {
 		a.routeSince = a.opt.Now()
 	}
 	a.routeErr = err
+	a.mu.Unlock()
+	if err != nil || failed {
+		a.health.Fire()
+	}
+}
+
+// serving is what the agent's health says: pods can be wired, and what is wired can be expected to work. As with Status, a
+// full pool is no reason to say no.
+func (a *Agent) serving() bool {
+	since, err := a.routingBroken()
+	return a.ready.Load() && (err == nil || since < brokenAfter)
+}
+
+// untilBroken is how long until failing routing counts; 0 where it doesn't fail, or counts already.
+func (a *Agent) untilBroken() time.Duration {
+	since, err := a.routingBroken()
+	if err == nil {
+		return 0
+	}
+	return max(0, brokenAfter-since)
 }
 
 func (a *Agent) routingBroken() (since time.Duration, err error) {

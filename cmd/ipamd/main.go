@@ -4,6 +4,7 @@
 //	ipamd install   what the init container does: executables and node-wide kernel settings
 //	ipamd uninstall takes what this product has put onto a drained node away again
 //	ipamd health    asks the running agent whether it can wire pods (for exec probes)
+//	ipamd introspect shows what the running agent knows
 package main
 
 import (
@@ -23,7 +24,7 @@ import (
 	"github.com/branchline-cni/branchline/rpc"
 )
 
-const usage = `usage: ipamd run | install | uninstall | health | version   (-h after each for its flags)
+const usage = `usage: ipamd run | install | uninstall | health | introspect | version   (-h after each for its flags)
 The environment variables are those of the aws-node DaemonSet; see docs/configuration.md.
 `
 
@@ -60,6 +61,8 @@ func command(ctx context.Context, args []string) error {
 		return uninstallCommand(ctx, flags, rest)
 	case "health":
 		return healthCommand(ctx, flags, rest)
+	case "introspect":
+		return introspectCommand(ctx, flags, rest)
 	case "version":
 		fmt.Println(rpc.Version)
 		return nil

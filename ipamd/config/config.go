@@ -71,6 +71,8 @@ type Config struct {
 	// V4Egress gives pods of IPv6 clusters a way out by IPv4, V6Egress the reverse.
 	V4Egress, V6Egress       bool
 	V4EgressLog, V6EgressLog string
+
+	values map[string]any // of every variable that has one, parsed
 }
 
 // Egress says whether pods get the other family for what they send out.
@@ -101,7 +103,7 @@ func (e *Error) Error() string {
 // Load reads the environment through lookup (os.LookupEnv). An empty value counts as not set. The error joins one
 // *Error for each variable that is wrong; warnings are for people and never a reason to stop.
 func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err error) {
-	c = &Config{ENITags: map[string]string{}, NetworkPolicyMode: "none"}
+	c = &Config{ENITags: map[string]string{}, NetworkPolicyMode: "none", values: map[string]any{}}
 	var errs []error
 	for _, v := range Variables {
 		value, isSet := lookup(v.Name)
@@ -117,6 +119,7 @@ func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err
 			errs = append(errs, &Error{v.Name, value, perr.Error(), v.Accepted()})
 			continue
 		}
+		c.values[v.Name] = parsed
 		switch {
 		case v.Deprecated && isSet:
 			warnings = append(warnings, fmt.Sprintf("%s=%q is deprecated and has no effect", v.Name, value))

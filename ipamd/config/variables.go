@@ -120,7 +120,7 @@ var Variables = []Variable{
 	acted("AWS_VPC_K8S_CNI_LOG_FILE", "/host/var/log/aws-routed-eni/ipamd.log", logTarget, func(c *Config) *string { return &c.LogFile }, "Where the agent logs."),
 	acted("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", "DEBUG", logLevelName, func(c *Config) *string { return &c.PluginLogLevel }, "The CNI executable's log level."),
 	acted("AWS_VPC_K8S_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/plugin.log", pluginLog, func(c *Config) *string { return &c.PluginLogFile }, "Where the CNI executable logs, a path on the host."),
-	acted("INTROSPECTION_BIND_ADDRESS", "127.0.0.1:61679", hostPort, func(c *Config) *string { return &c.Introspection }, "Where introspection is served."),
+	acted("INTROSPECTION_BIND_ADDRESS", "127.0.0.1:61679", hostPortOrSocket, func(c *Config) *string { return &c.Introspection }, "Where introspection is served."),
 	acted("DISABLE_INTROSPECTION", "false", boolean, func(c *Config) *bool { return &c.NoIntrospect }, "No introspection."),
 	acted("DISABLE_METRICS", "false", boolean, func(c *Config) *bool { return &c.NoMetrics }, "No metrics."),
 	{Name: "ADDITIONAL_ENI_TAGS", Default: "{}", Meaning: "Tags for the ENIs that the agent creates.", ActedOn: true, kind: tags, assign: func(c *Config, v any) {
