@@ -158,6 +158,9 @@ func New(o Options) (*Agent, error) {
 		o.Log.Error("the file of allocations can't be read and was kept aside; addresses that are wired are left alone until their pods end", "file", o.StatePath, "kept", kept)
 		a.events.Node("AllocationsLost", "the node agent's file of allocations was damaged and is kept as %s; pods that run keep their addresses", kept)
 	}
+	if err := a.takeOver(); err != nil {
+		return nil, err
+	}
 	if a.orphans, err = orphans(o.Routing, st.View()); err != nil {
 		return nil, err
 	}
@@ -213,6 +216,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(a.runReady)
 	background(a.runSweep)
 	background(a.runForget)
+	background(a.runSettle)
 	g.Go(func() error { return a.serve(ctx) })
 	g.Go(func() error { return a.serveMetrics(ctx) })
 	g.Go(func() error { return a.serveIntrospection(ctx) })

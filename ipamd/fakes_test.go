@@ -86,7 +86,8 @@ type cloudENI struct {
 }
 
 func newCloud() *cloud {
-	c := &cloud{enis: map[string]*cloudENI{}, vlans: map[int]bool{}}
+	nobody := func() {} // watches yet
+	c := &cloud{enis: map[string]*cloudENI{}, vlans: map[int]bool{}, onENI: nobody, onVLAN: nobody}
 	c.add(0, 0, false)
 	c.enis["eni-1"].up = true
 	return c
@@ -476,6 +477,9 @@ type world struct {
 	sweeper     Sweeper
 }
 
+// checkpoint is where the node's former agent had its allocations.
+func (w *world) checkpoint() string { return filepath.Join(w.dir, "ipam.json") }
+
 // pass moves the agent's clock.
 func (w *world) pass(d time.Duration) { w.later.Add(int64(d)) }
 
@@ -534,6 +538,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 func (w *world) start() (s service, stop func()) {
 	w.t.Helper()
 	w.env["HOST_CNI_CONFDIR_PATH"] = w.dir
+	w.env["AWS_VPC_K8S_CNI_BACKING_STORE"] = w.checkpoint()
 	if w.env["INTROSPECTION_BIND_ADDRESS"] == "" {
 		w.env["INTROSPECTION_BIND_ADDRESS"] = "127.0.0.1:0"
 	}

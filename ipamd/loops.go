@@ -209,7 +209,7 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 	}
 	held := map[string][]netip.Prefix{}
 	for _, al := range view.Allocations {
-		if r := al.Regular; r != nil {
+		if r := al.Regular; r != nil && r.Settled() {
 			held[r.ENIID] = append(held[r.ENIID], netip.PrefixFrom(r.Address, r.Address.BitLen()))
 			if !slices.Contains(d.InUse, r.Device) {
 				d.InUse = append(d.InUse, r.Device)

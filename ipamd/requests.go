@@ -171,6 +171,13 @@ func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocatio
 	defer unlock()
 	if al, ok := a.store.Get(k); ok {
 		// Asked again: the same answer, whatever is on or off by now.
+		if al.Pod.UID == "" && p.GetNamespace() == al.Pod.Namespace && p.GetName() == al.Pod.Name {
+			// It was taken over, and this is the first that tells its UID.
+			if err := a.store.Settle(k, p.GetUid(), nil); err != nil {
+				return al, kind, nil, err
+			}
+			al.Pod.UID = p.GetUid()
+		}
 		if p.GetUid() != "" && p.GetUid() != al.Pod.UID {
 			return al, kind, nil, fmt.Errorf("sandbox %s: %w %s (%s)", k, store.ErrOtherPod, al.Pod, al.Pod.UID)
 		}
@@ -344,6 +351,9 @@ func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, 
 
 func (a *Agent) answer(ctx context.Context, al store.Allocation) (*rpc.AddReply, error) {
 	r := &rpc.AddReply{Version: a.opt.Version}
+	if al.Regular != nil && !al.Regular.Settled() {
+		return nil, fmt.Errorf("%w: pod %s was taken over from the node's former agent with address %s, which no ENI of this node is known to have", podeni.ErrUnavailable, al.Pod, al.Regular.Address)
+	}
 	if al.Regular != nil {
 		r.Interface = &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
 			Address: al.Regular.Address.String(), EniId: al.Regular.ENIID,

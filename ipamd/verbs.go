@@ -32,7 +32,7 @@ func (s service) Check(ctx context.Context, in *rpc.CheckRequest) (*rpc.AddReply
 	}
 	al, ok := s.a.store.Get(k)
 	p := in.GetPod()
-	if !ok || p.GetUid() != "" && p.GetUid() != al.Pod.UID {
+	if !ok || p.GetUid() != "" && al.Pod.UID != "" && p.GetUid() != al.Pod.UID {
 		return nil, status.Errorf(codes.NotFound, "the node agent holds nothing for sandbox %s of pod %s (%s)", k, name(p), p.GetUid())
 	}
 	r, err := s.a.answer(ctx, al)

@@ -71,6 +71,8 @@ type Config struct {
 	// V4Egress gives pods of IPv6 clusters a way out by IPv4, V6Egress the reverse.
 	V4Egress, V6Egress       bool
 	V4EgressLog, V6EgressLog string
+	// BackingStore is the checkpoint of upstream's agent.
+	BackingStore string
 
 	values map[string]any // of every variable that has one, parsed
 }

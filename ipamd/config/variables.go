@@ -103,7 +103,7 @@ var Variables = []Variable{
 	known("MANAGE_UNTAGGED_ENI", "true", boolean, "ENIs without the agent's tags are used.", comes),
 	known("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", boolean, "No ENI or address is ever asked for.", comes),
 	acted("DISABLE_LEAKED_ENI_CLEANUP", "false", boolean, func(c *Config) *bool { return &c.LeakSweepOff }, "Detached ENIs that this node left behind are not deleted at start."),
-	known("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", absolutePath, "The upstream agent's checkpoint.", "it is read when taking over from the upstream agent, in a later version"),
+	acted("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", absolutePath, func(c *Config) *string { return &c.BackingStore }, "The upstream agent's checkpoint: read once, at this agent's first start on the node."),
 	acted("IP_COOLDOWN_PERIOD", "30", seconds(0, 3600), func(c *Config) *time.Duration { return &c.CoolDown }, "How long a freed address rests before it is given again."),
 	known("ANNOTATE_POD_IP", "false", boolean, "Pods are annotated with their address.", comes),
 	acted("NETWORK_POLICY_ENFORCING_MODE", "", oneOf("none", "strict", "standard"), func(c *Config) *string { return &c.NetworkPolicyMode }, "The AWS network policy agent's mode. With strict or standard that agent must run on the node: each pod's start asks it, and fails without it. Not set is none."),

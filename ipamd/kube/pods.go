@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -29,6 +30,8 @@ type Pod struct {
 	Branch bool
 	// Annotation is the pod-eni annotation; empty where the pod has none.
 	Annotation string
+	// IPs are the addresses that the pod's status tells, of one family or two; zero until the kubelet has said so.
+	IPs [2]netip.Addr
 	// Ended is set when no container of it will run again.
 	Ended bool
 }
@@ -45,7 +48,7 @@ func trim(obj any) (any, error) {
 	small := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
 		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName},
-		Status:     corev1.PodStatus{Phase: p.Status.Phase},
+		Status:     corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs},
 	}
 	for _, key := range []string{annotation.Key, mirrorAnnotation} {
 		if v, ok := p.Annotations[key]; ok {
@@ -77,7 +80,14 @@ func requested(p *corev1.Pod) bool {
 }
 
 func podOf(p *corev1.Pod) Pod {
+	var ips [2]netip.Addr
+	for i, ip := range p.Status.PodIPs[:min(len(ips), len(p.Status.PodIPs))] {
+		if addr, err := netip.ParseAddr(ip.IP); err == nil {
+			ips[i] = addr.Unmap()
+		}
+	}
 	return Pod{
+		IPs:       ips,
 		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), MirrorOf: p.Annotations[mirrorAnnotation],
 		Branch: requested(p), Annotation: p.Annotations[annotation.Key],
 		Ended: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
