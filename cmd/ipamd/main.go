@@ -99,6 +99,7 @@ func load(log *slog.Logger) (*config.Config, error) {
 
 func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	source := flags.String("source", "/opt/branchline/bin", "`directory` with the executables to install")
+	hostRoot := flags.String("host-root", "/host-root", "`directory` of the host's file system, whose iptables removes legacy rules of another agent; none: they stay")
 	if err := parse(flags, args); err != nil {
 		return err
 	}
@@ -113,6 +114,9 @@ func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) err
 		if err := makeKubeletTable(ctx); err != nil {
 			log.Error("the kubelet's own connections to branch pods can't be kept on the node", "error", err)
 		}
+	}
+	if err == nil {
+		dropLegacyNAT(ctx, *hostRoot, log)
 	}
 	return err
 }
