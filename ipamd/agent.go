@@ -74,7 +74,10 @@ type Options struct {
 	NoteReady func() error
 	// Sweeper removes from the kernel what sandboxes have left that are over; nil: nobody does.
 	Sweeper Sweeper
-	Now     func() time.Time
+	// RemoveFormerNAT removes what another agent has left in netfilter, once this one's own rules are in place; nil: nobody
+	// does. It says what went, and what could not.
+	RemoveFormerNAT func(context.Context) (removed, left []string, err error)
+	Now             func() time.Time
 
 	joinTimeout time.Duration // zero: the constant of that name
 }
@@ -109,11 +112,13 @@ type Agent struct {
 	ready         atomic.Bool
 	waiting       atomic.Int32 // pods that wait for an address
 	typ           atomic.Pointer[aws.InstanceType]
+	health        signal.Signal // the host's routing failed, or does no more
 
 	started time.Time
 
-	takenBack map[netip.Prefix]bool // what is leaving and EC2 took back, in this run; the pool's alone
-	unplaced  string                // why no ENI can be made, as it was said last; the pool's alone
+	formerNATGone bool                  // in this run; the routing's alone
+	takenBack     map[netip.Prefix]bool // what is leaving and EC2 took back, in this run; the pool's alone
+	unplaced      string                // why no ENI can be made, as it was said last; the pool's alone
 
 	mu           sync.Mutex
 	asked        map[store.Key]time.Time // when an executable was last told of an allocation, in this run
@@ -167,6 +172,9 @@ func New(o Options) (*Agent, error) {
 	if kept != "" {
 		o.Log.Error("the file of allocations can't be read and was kept aside; addresses that are wired are left alone until their pods end", "file", o.StatePath, "kept", kept)
 		a.events.Node("AllocationsLost", "the node agent's file of allocations was damaged and is kept as %s; pods that run keep their addresses", kept)
+	}
+	if err := a.takeOver(); err != nil {
+		return nil, err
 	}
 	if a.orphans, err = orphans(o.Routing, st.View()); err != nil {
 		return nil, err
@@ -238,6 +246,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(a.runReady)
 	background(a.runSweep)
 	background(a.runForget)
+	background(a.runSettle)
 	g.Go(func() error { return a.serve(ctx) })
 	g.Go(func() error { return a.serveMetrics(ctx) })
 	g.Go(func() error { return a.serveIntrospection(ctx) })

@@ -96,7 +96,8 @@ type cloudENI struct {
 }
 
 func newCloud() *cloud {
-	c := &cloud{enis: map[string]*cloudENI{}, vlans: map[int]bool{}, subnets: []types.Subnet{subnet("subnet-1", 1000)}}
+	nobody := func() {} // watches yet
+	c := &cloud{enis: map[string]*cloudENI{}, vlans: map[int]bool{}, subnets: []types.Subnet{subnet("subnet-1", 1000)}, onENI: nobody, onVLAN: nobody}
 	c.add(0, 0, false)
 	c.enis["eni-1"].up = true
 	return c
@@ -501,22 +502,29 @@ func (r *routing) localAt() (out []int) {
 
 // world is everything around one agent; it survives the agent's restarts.
 type world struct {
-	t         *testing.T
-	dir       string
-	cloud     *cloud
-	routing   *routing
-	api       client.WithWatch
-	env       map[string]string
-	typ       string
-	noGet     atomic.Bool  // the API server answers no questions; watches go on
-	ledgers   atomic.Bool  // the API server knows branch ledgers
-	denied    atomic.Bool  // the agent's role has no policies
-	asked     atomic.Int64 // questions: objects one by one, and policies of one namespace
-	later     atomic.Int64 // how far the agent's clock is ahead
-	join      time.Duration
-	noteReady func() error
-	sweeper   Sweeper
+	t           *testing.T
+	dir         string
+	cloud       *cloud
+	routing     *routing
+	api         client.WithWatch
+	env         map[string]string
+	typ         string
+	noGet       atomic.Bool  // the API server answers no questions; watches go on
+	ledgers     atomic.Bool  // the API server knows branch ledgers
+	denied      atomic.Bool  // the agent's role has no policies
+	asked       atomic.Int64 // questions: objects one by one, and policies of one namespace
+	later       atomic.Int64 // how far the agent's clock is ahead
+	join        time.Duration
+	noteReady   func() error
+	sweeper     Sweeper
+	noAPI       atomic.Bool // it answers nothing at all
+	log         io.Writer   // of the agent; nil: nobody reads it
+	metricsAddr string
+	formerNAT   func(context.Context) (removed, left []string, err error)
 }
+
+// checkpoint is where the node's former agent had its allocations.
+func (w *world) checkpoint() string { return filepath.Join(w.dir, "ipam.json") }
 
 // pass moves the agent's clock.
 func (w *world) pass(d time.Duration) { w.later.Add(int64(d)) }
@@ -546,12 +554,21 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	w.api = interceptor.NewClient(api, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
 			w.asked.Add(1)
-			if w.noGet.Load() {
+			if w.noGet.Load() || w.noAPI.Load() {
 				return errors.New("connection refused")
 			}
 			return c.Get(ctx, key, obj, opts...)
 		},
+		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			if w.noAPI.Load() {
+				return errors.New("connection refused")
+			}
+			return c.Create(ctx, obj, opts...)
+		},
 		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			if w.noAPI.Load() {
+				return errors.New("connection refused")
+			}
 			if _, ok := l.(*ledgerv1.BranchLedgerList); ok && !w.ledgers.Load() {
 				return noLedgers
 			}
@@ -582,12 +599,18 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 func (w *world) start() (s service, stop func()) {
 	w.t.Helper()
 	w.env["HOST_CNI_CONFDIR_PATH"] = w.dir
-	w.env["INTROSPECTION_BIND_ADDRESS"] = "127.0.0.1:0"
+	w.env["AWS_VPC_K8S_CNI_BACKING_STORE"] = w.checkpoint()
+	if w.env["INTROSPECTION_BIND_ADDRESS"] == "" {
+		w.env["INTROSPECTION_BIND_ADDRESS"] = "127.0.0.1:0"
+	}
 	c, _, err := config.Load(func(k string) (string, bool) { v, ok := w.env[k]; return v, ok })
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	if w.log != nil {
+		log = slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	k, err := kube.New(kube.Options{
 		API: w.api, NodeName: nodeName, InstanceID: instanceID, Policies: c.PodENI, Log: log, ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
 	})
@@ -602,8 +625,8 @@ func (w *world) start() (s service, stop func()) {
 	a, err := New(Options{
 		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region, AvailabilityZone: zone}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
-		Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
-		NoteReady: w.noteReady, Sweeper: w.sweeper,
+		Metrics: prometheus.NewRegistry(), MetricsAddr: w.metricsAddr, Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
+		NoteReady: w.noteReady, Sweeper: w.sweeper, RemoveFormerNAT: w.formerNAT,
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -142,13 +142,16 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	}
 	switch s := steps[0]; s.Kind {
 	case pool.Assign:
+		defer a.metrics.doing("increaseIPPool")()
 		return true, a.assign(ctx, s)
 	case pool.Attach:
+		defer a.metrics.doing("increaseIPPool")()
 		if !a.subnetsAsked(at) {
 			return false, nil // the answer wakes the pool
 		}
 		return true, a.attach(ctx, s, at)
 	case pool.Unassign:
+		defer a.metrics.doing("decreaseIPPool")()
 		leaving, err := a.store.Leave(s.ENIID, s.Units)
 		if err != nil || len(leaving) == 0 { // pods came meanwhile
 			return true, err

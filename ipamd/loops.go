@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/branchline-cni/branchline/aws"
@@ -142,6 +143,8 @@ func (a *Agent) idle(ctx context.Context, w wakeups, d time.Duration) (linked bo
 func (a *Agent) refresh(ctx context.Context) (settled bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	defer a.metrics.doing("nodeIPPoolReconcile")()
+	a.metrics.reconciles.WithLabelValues("nodeIPPoolReconcile").Inc()
 	settled, err = a.inventory.Refresh(ctx)
 	rerr := a.route(ctx)
 	return settled && rerr == nil, errors.Join(err, rerr)
@@ -159,6 +162,9 @@ func (a *Agent) route(ctx context.Context) (err error) {
 		return err
 	}
 	r, err := a.opt.Routing.Reconcile(ctx, d)
+	if len(r.Ops) > 0 {
+		a.metrics.reconciles.WithLabelValues("hostNetwork").Inc()
+	}
 	for _, op := range r.Ops {
 		a.opt.Log.Info("host routing changed", "op", op.String())
 	}
@@ -167,7 +173,31 @@ func (a *Agent) route(ctx context.Context) (err error) {
 	}
 	a.sayMissing(r)
 	a.noteRouting(all, d, left, r)
+	if r.NAT == nil && (len(d.NAT.VPC) > 0 || !d.NAT.Source && !d.NAT.NodePort) {
+		a.removeFormerNAT(ctx)
+	}
 	return a.mournOrphans()
+}
+
+// removeFormerNAT removes the rules of the agent that this node had before. What fails is tried with the next change.
+func (a *Agent) removeFormerNAT(ctx context.Context) {
+	if a.formerNATGone || a.opt.RemoveFormerNAT == nil {
+		return
+	}
+	removed, left, err := a.opt.RemoveFormerNAT(ctx)
+	if len(removed) > 0 {
+		a.opt.Log.Info("rules of another agent are removed from netfilter", "removed", removed)
+	}
+	if err != nil {
+		a.metrics.failed("takeOver")
+		a.opt.Log.Warn("rules of another agent in netfilter can't be removed; they do no harm beside this agent's", "error", err)
+		return
+	}
+	if len(left) > 0 {
+		a.opt.Log.Warn("rules of another agent are left in netfilter; they do no harm beside this agent's", "left", left)
+		a.events.Node("FormerNATLeft", "rules of another node agent are left in netfilter: %s; they do no harm beside this agent's, and go with the instance", strings.Join(left, "; "))
+	}
+	a.formerNATGone = true
 }
 
 // sayMissing tells people once what this host can't do, though the rest works.
@@ -210,7 +240,7 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 	}
 	held := map[string][]netip.Prefix{}
 	for _, al := range view.Allocations {
-		if r := al.Regular; r != nil {
+		if r := al.Regular; r != nil && r.Settled() {
 			held[r.ENIID] = append(held[r.ENIID], netip.PrefixFrom(r.Address, r.Address.BitLen()))
 			if !slices.Contains(d.InUse, r.Device) {
 				d.InUse = append(d.InUse, r.Device)
@@ -332,6 +362,7 @@ func (a *Agent) runTrunk(ctx context.Context) {
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			a.metrics.failed("trunk")
+			a.metrics.podENI.WithLabelValues("trunk").Inc()
 			a.opt.Log.Warn("the trunk ENI's request or the node's label is tried again", "error", err)
 			wait(ctx, retry.next())
 			continue
@@ -377,6 +408,7 @@ func (a *Agent) runReleases(ctx context.Context) {
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			a.metrics.failed("release")
+			a.metrics.podENI.WithLabelValues("release").Inc()
 			a.opt.Log.Warn("the release of a branch ENI is confirmed to the ledger later", "error", err)
 			wait(ctx, retry.next())
 			continue

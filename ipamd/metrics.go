@@ -1,134 +1,225 @@
 package ipamd
 
 import (
-	"encoding/json"
-	"net/http"
+	"errors"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
 
 	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/store"
 )
 
-// metrics are the agent's series; the names are those that dashboards of the AWS VPC CNI query.
+// Causes of waits within a request.
+const (
+	waitSandbox    = "sandbox"    // another request of the same sandbox
+	waitPod        = "pod"        // the API server's word on the pod
+	waitAnnotation = "annotation" // the branch ENI that the controller gives
+	waitVLAN       = "vlan"       // the pod that had the VLAN id before
+	waitAddress    = "address"    // a free address
+	waitPast       = "past"       // connections of the address's last pod
+	waitTrunk      = "trunk"      // the trunk's link, and the routing before it
+)
+
+// metrics are the agent's series. Those of the first part have the names, labels and meanings that dashboards of the AWS
+// VPC CNI query; the others are new.
 type metrics struct {
-	adds   prometheus.Counter
-	dels   *prometheus.CounterVec // reason
-	errors *prometheus.CounterVec // fn
+	adds       prometheus.Counter
+	dels       *prometheus.CounterVec // reason
+	errors     *prometheus.CounterVec // fn
+	podENI     *prometheus.CounterVec // fn
+	noAddress  prometheus.Counter
+	reconciles *prometheus.CounterVec // fn
+	inProgress *prometheus.GaugeVec   // fn
+
+	requests *prometheus.HistogramVec // verb, kind, code
+	waits    *prometheus.HistogramVec // cause
 }
 
+// requestBuckets reach from a wiring without any wait to ADD's deadline.
+var requestBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 90}
+
 func newMetrics(reg *prometheus.Registry, a *Agent) *metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	histogram := func(name, help string, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: requestBuckets}, labels)
+	}
 	m := &metrics{
-		adds:   prometheus.NewCounter(prometheus.CounterOpts{Name: "awscni_add_ip_req_count", Help: "Requests for a pod's interface."}),
-		dels:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "awscni_del_ip_req_count", Help: "Requests that end a pod's interface."}, []string{"reason"}),
-		errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "awscni_ipamd_error_count", Help: "Errors of the node agent by function."}, []string{"fn"}),
+		adds:       prometheus.NewCounter(prometheus.CounterOpts{Name: "awscni_add_ip_req_count", Help: "Requests for a pod's interface."}),
+		dels:       counter("awscni_del_ip_req_count", "Requests that end a pod's interface.", "reason"),
+		errors:     counter("awscni_ipamd_error_count", "Errors of the node agent by function.", "fn"),
+		podENI:     counter("awscni_pod_eni_error_count", "Errors with branch ENIs by function.", "fn"),
+		noAddress:  prometheus.NewCounter(prometheus.CounterOpts{Name: "awscni_no_available_ip_addresses", Help: "Pods that were not wired because no address was free."}),
+		reconciles: counter("awscni_reconcile_count", "Rounds in which the view of the ENIs was read anew, or the host's routing was changed, by function.", "fn"),
+		inProgress: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "awscni_ipamd_action_inprogress", Help: "What the node agent is at, by function."}, []string{"fn"}),
+		requests:   histogram("awscni_request_duration_seconds", "Time that a pod's ADD or DEL took in the node agent, waits included, by kind of pod and gRPC code.", "verb", "kind", "code"),
+		waits:      histogram("awscni_wait_seconds", "Time for which an ADD waited, by cause.", "cause"),
 	}
 	if reg == nil {
 		return m
 	}
-	gauge := func(name, help string, f func() int) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return float64(f()) })
-	}
-	reg.MustRegister(m.adds, m.dels, m.errors,
-		gauge("awscni_eni_allocated", "ENIs attached to the instance.", func() int { return len(a.inventory.ENIs()) }),
-		gauge("awscni_eni_max", "ENIs that the instance can have.", a.maxENIs),
-		gauge("awscni_ip_max", "Addresses that regular pods of the instance can have.", func() int {
-			n := a.maxENIs() * max(0, a.limits().IPv4PerInterface-1)
-			if a.usesPrefixes() {
-				n *= pool.PrefixSize
-			}
-			return n
-		}),
-		gauge("awscni_total_ip_addresses", "Secondary addresses of the instance's ENIs.", func() (n int) {
-			for _, e := range a.snapshot().ENIs {
-				for _, u := range e.Units {
-					n += u.Size()
-				}
-			}
-			return n
-		}),
-		gauge("awscni_assigned_ip_addresses", "Addresses that regular pods hold.", func() (n int) {
-			for _, e := range a.snapshot().ENIs {
-				for _, u := range e.Units {
-					n += u.InUse
-				}
-			}
-			return n
-		}),
-		gauge("awscni_ip_cooling", "Addresses that rest before they are given again.", func() int { return len(a.store.View().Cooling) }),
-		gauge("awscni_branch_eni_assigned", "Interfaces of branch pods on this node.", func() (n int) {
-			for _, al := range a.store.View().Allocations {
-				if al.Branch != nil {
-					n++
-				}
-			}
-			return n
-		}),
-		gauge("awscni_trunk_attached", "1 while a trunk ENI is attached.", func() int {
-			if _, ok := a.inventory.Trunk(); ok {
-				return 1
-			}
-			return 0
-		}),
-	)
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "awscni_build_info", Help: "Always 1; the labels say which build runs.",
+		ConstLabels: prometheus.Labels{"version": a.opt.Version, "goversion": runtime.Version()},
+	})
+	build.Set(1)
+	reg.MustRegister(m.adds, m.dels, m.errors, m.podENI, m.noAddress, m.reconciles, m.inProgress, m.requests, m.waits, build, sizes{a})
 	return m
 }
 
 func (m *metrics) failed(fn string) { m.errors.WithLabelValues(fn).Inc() }
 
-// What follows is the shape of /v1/enis that the node's monitoring reads. containerID, ifName and networkName stay
-// blank there, as it wants rules of ours that are not per pod where they are filled.
-type introspectedKey struct {
-	Network   string `json:"networkName"`
-	Container string `json:"containerID"`
-	Interface string `json:"ifName"`
+// doing counts an action as in progress until the returned function is called.
+func (m *metrics) doing(fn string) (done func()) {
+	g := m.inProgress.WithLabelValues(fn)
+	g.Inc()
+	return g.Dec
 }
 
-type introspectedAddress struct {
-	Address    string
-	IPAMKey    introspectedKey
-	AssignedAt time.Time `json:"AssignedTime"`
+// waited observes one wait of a request that began then.
+func (m *metrics) waited(cause string, began time.Time) {
+	m.waits.WithLabelValues(cause).Observe(time.Since(began).Seconds())
 }
 
-type introspectedENI struct {
-	ID           string
-	IsPrimary    bool
-	IsTrunk      bool
-	DeviceNumber int
-	Addresses    map[string]introspectedAddress `json:"IPv4Addresses"`
-}
+// Kinds of pods in the series of requests.
+const (
+	kindRegular = "regular"
+	kindBranch  = "branch"
+	kindUnknown = "unknown" // it was not found out, or nothing was there to end
+)
 
-type introspected struct {
-	TotalIPs, AssignedIPs int
-	ENIs                  map[string]introspectedENI
-}
-
-func (a *Agent) introspectENIs(w http.ResponseWriter, _ *http.Request) {
-	held := map[string]store.Allocation{}
-	for _, al := range a.store.View().Allocations {
-		if al.Regular != nil {
-			held[al.Regular.Address.String()] = al
-		}
+func kindOf(al store.Allocation) string {
+	switch {
+	case al.Regular != nil:
+		return kindRegular
+	case al.Branch != nil:
+		return kindBranch
 	}
-	out := introspected{ENIs: map[string]introspectedENI{}}
-	for _, e := range a.inventory.ENIs() {
-		i := introspectedENI{ID: e.ID, IsPrimary: e.Primary(), IsTrunk: e.Trunk, DeviceNumber: e.Device, Addresses: map[string]introspectedAddress{}}
-		for _, u := range e.Units() {
-			for addr := u.Addr(); u.Contains(addr); addr = addr.Next() {
-				out.TotalIPs++
-				at := introspectedAddress{Address: addr.String()}
-				if al, ok := held[addr.String()]; ok {
-					out.AssignedIPs++
-					at.AssignedAt = al.Since
-				}
-				i.Addresses[addr.String()] = at
+	return kindUnknown
+}
+
+// request observes a request's end.
+func (m *metrics) request(verb, kind string, began time.Time, err error) {
+	code := codes.OK
+	if err != nil {
+		code = statusOf(err).Code()
+	}
+	m.requests.WithLabelValues(verb, kind, code.String()).Observe(time.Since(began).Seconds())
+	if err == nil {
+		return
+	}
+	if kind == kindBranch {
+		m.podENI.WithLabelValues(verb).Inc()
+	}
+	if errors.Is(err, store.ErrNoAddress) {
+		m.noAddress.Inc()
+	}
+}
+
+// sizes are the series that are read off the agent's view when somebody asks.
+type sizes struct{ a *Agent }
+
+type gauge struct {
+	desc  *prometheus.Desc
+	value func(sizesView) float64
+}
+
+func size(name, help string, value func(sizesView) int) gauge {
+	return gauge{prometheus.NewDesc(name, help, nil, nil), func(v sizesView) float64 { return float64(value(v)) }}
+}
+
+var (
+	perENI  = prometheus.NewDesc("awscni_assigned_ip_per_eni", "Addresses that regular pods hold, by ENI.", []string{"eni"}, nil)
+	perCIDR = prometheus.NewDesc("awscni_assigned_ip_per_cidr", "Addresses that regular pods hold, by prefix or single address (/32) of an ENI.", []string{"cidr"}, nil)
+)
+
+var gauges = []gauge{
+	size("awscni_eni_allocated", "ENIs attached to the instance.", func(v sizesView) int { return v.attached }),
+	size("awscni_eni_max", "ENIs that the instance can have.", func(v sizesView) int { return v.pool.MaxENIs }),
+	size("awscni_ip_max", "Addresses that regular pods of the instance can have.", func(v sizesView) int {
+		n := v.pool.MaxENIs * v.pool.Places
+		if v.pool.Prefixes {
+			n *= pool.PrefixSize
+		}
+		return n
+	}),
+	size("awscni_total_ip_addresses", "Addresses of the instance's ENIs that are for pods.", func(v sizesView) int { return v.total }),
+	size("awscni_total_ipv4_prefixes", "IPv4 prefixes of the instance's ENIs.", func(v sizesView) int { return v.prefixes }),
+	size("awscni_assigned_ip_addresses", "Addresses that regular pods hold.", func(v sizesView) int { return v.assigned }),
+	size("awscni_ip_free", "Addresses that can be given to a pod now: neither held nor resting nor being given back.", func(v sizesView) int { return pool.Free(v.pool) }),
+	size("awscni_ip_cooling", "Addresses that rest before they are given again.", func(v sizesView) int { return len(v.store.Cooling) }),
+	size("awscni_ip_leaving", "Addresses that are being given back to EC2, by themselves or in a prefix.", func(v sizesView) int { return v.leaving }),
+	size("awscni_ip_held_by_unknown", "Addresses that are wired on this node to pods that this agent does not know: they are given to nobody.", func(v sizesView) int { return v.orphans }),
+	size("awscni_pods_waiting_for_ip", "Regular pods that wait for an address at this moment.", func(v sizesView) int { return v.pool.Waiting }),
+	size("awscni_branch_eni_assigned", "Interfaces of branch pods on this node.", func(v sizesView) int { return v.branches }),
+	size("awscni_trunk_attached", "1 while a trunk ENI is attached.", func(v sizesView) int { return v.trunk }),
+	size("awscni_ready", "1 while pods can be wired, as the agent's health says.", func(v sizesView) int { return v.ready }),
+}
+
+// sizesView is what the gauges are read off, taken once for all of them.
+type sizesView struct {
+	pool                                                                          pool.Snapshot
+	store                                                                         store.View
+	attached, total, prefixes, assigned, leaving, branches, trunk, ready, orphans int
+	byENI, byCIDR                                                                 map[string]int
+}
+
+func (a *Agent) sizes() sizesView {
+	v := sizesView{pool: a.snapshot(), store: a.store.View(), attached: len(a.inventory.ENIs()), byENI: map[string]int{}, byCIDR: map[string]int{}}
+	for _, e := range v.pool.ENIs {
+		for _, u := range e.Units {
+			v.total += u.Size()
+			v.assigned += u.InUse
+			v.byENI[e.ID] += u.InUse
+			v.byCIDR[u.Prefix.String()] += u.InUse
+			if u.Leaving {
+				v.leaving += u.Size()
+			}
+			if !u.Prefix.IsSingleIP() {
+				v.prefixes++
 			}
 		}
-		out.ENIs[e.ID] = i
 	}
-	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(out); err != nil {
-		a.opt.Log.Debug("introspection was not read to its end", "error", err)
+	for _, al := range v.store.Allocations {
+		if al.Branch != nil {
+			v.branches++
+		}
+	}
+	if _, ok := a.inventory.Trunk(); ok {
+		v.trunk = 1
+	}
+	if a.serving() {
+		v.ready = 1
+	}
+	a.mu.Lock()
+	v.orphans = len(a.orphans)
+	a.mu.Unlock()
+	return v
+}
+
+// Describe implements prometheus.Collector.
+func (s sizes) Describe(out chan<- *prometheus.Desc) {
+	for _, g := range gauges {
+		out <- g.desc
+	}
+	out <- perENI
+	out <- perCIDR
+}
+
+// Collect implements prometheus.Collector.
+func (s sizes) Collect(out chan<- prometheus.Metric) {
+	v := s.a.sizes()
+	for _, g := range gauges {
+		out <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value(v))
+	}
+	for id, n := range v.byENI {
+		out <- prometheus.MustNewConstMetric(perENI, prometheus.GaugeValue, float64(n), id)
+	}
+	for cidr, n := range v.byCIDR {
+		out <- prometheus.MustNewConstMetric(perCIDR, prometheus.GaugeValue, float64(n), cidr)
 	}
 }

@@ -61,7 +61,7 @@ func (n *node) start() {
 		"-socket", n.socket(), "-metrics", "127.0.0.1:61678")
 	n.process.Env = append([]string{
 		"MY_NODE_NAME=" + n.name, "AWS_EC2_ENDPOINT=" + n.endpoint, "HOST_CNI_CONFDIR_PATH=" + n.dir, "IP_COOLDOWN_PERIOD=1",
-		"AWS_VPC_K8S_CNI_LOG_FILE=" + filepath.Join(n.dir, "log"),
+		"AWS_VPC_K8S_CNI_BACKING_STORE=" + filepath.Join(n.dir, "ipam.json"), "AWS_VPC_K8S_CNI_LOG_FILE=" + filepath.Join(n.dir, "log"),
 	}, n.env...)
 	n.process.Stderr = os.Stderr
 	n.ns.Do(n.t, n.process.Start)

@@ -76,7 +76,7 @@ func (a *Agent) reclaim(ctx context.Context) (again time.Duration, err error) {
 // successor is a newer sandbox of the same pod with a regular address. A branch pod's sandboxes share one VLAN link, so
 // that its older ones can't be told apart in the kernel: they end with the pod.
 func successor(all []store.Allocation, al store.Allocation) (by *store.Regular, ok bool) {
-	if al.Regular == nil {
+	if al.Regular == nil || al.Pod.UID == "" {
 		return nil, false
 	}
 	i := slices.IndexFunc(all, func(o store.Allocation) bool {
@@ -91,7 +91,7 @@ func successor(all []store.Allocation, al store.Allocation) (by *store.Regular, 
 // seemsOver is what the watch says of the pod; it may be behind.
 func (a *Agent) seemsOver(al store.Allocation) bool {
 	p, ok := a.opt.Kube.Pod(al.Pod.Namespace, al.Pod.Name)
-	return !ok || !p.Is(al.Pod.UID) || p.Ended
+	return !ok || !isOf(p, al) || p.Ended
 }
 
 // sinceAsked is how long ago an executable was last told of the allocation.
@@ -137,7 +137,7 @@ func (a *Agent) reclaimOne(ctx context.Context, k store.Key, by *store.Regular) 
 		return false, err
 	}
 	if by == nil || !here.wired(by) {
-		over, err := a.isOver(ctx, al.Pod)
+		over, err := a.isOver(ctx, al)
 		if err != nil || !over {
 			return false, err
 		}
@@ -153,12 +153,12 @@ func (a *Agent) reclaimOne(ctx context.Context, k store.Key, by *store.Regular) 
 }
 
 // isOver asks the API server itself.
-func (a *Agent) isOver(ctx context.Context, pod store.Pod) (bool, error) {
-	p, err := a.opt.Kube.LivePod(ctx, pod.Namespace, pod.Name)
+func (a *Agent) isOver(ctx context.Context, al store.Allocation) (bool, error) {
+	p, err := a.opt.Kube.LivePod(ctx, al.Pod.Namespace, al.Pod.Name)
 	if errors.Is(err, kube.ErrNoPod) {
 		return true, nil
 	}
-	return err == nil && (!p.Is(pod.UID) || p.Ended), err
+	return err == nil && (!isOf(p, al) || p.Ended), err
 }
 
 // traces are what the kernel shows of pods.

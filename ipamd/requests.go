@@ -57,8 +57,10 @@ func (s service) Add(ctx context.Context, in *rpc.AddRequest) (*rpc.AddReply, er
 	s.a.metrics.adds.Inc()
 	ctx, cancel := within(ctx, addMost)
 	defer cancel()
-	al, reply, err := s.a.add(ctx, in)
+	defer s.a.metrics.doing("add")()
+	al, kind, reply, err := s.a.add(ctx, in)
 	s.a.logRequest(ctx, "add", in.GetPod(), in.GetAttachment(), al, start, err)
+	s.a.metrics.request("add", kind, start, err)
 	if err != nil {
 		s.a.metrics.failed("add")
 		st := statusOf(err)
@@ -77,7 +79,9 @@ func (s service) Del(ctx context.Context, in *rpc.DelRequest) (*rpc.DelReply, er
 	start := time.Now()
 	ctx, cancel := within(ctx, delMost)
 	defer cancel()
+	defer s.a.metrics.doing("del")()
 	al, found, err := s.a.del(ctx, in)
+	s.a.metrics.request("del", kindOf(al), start, err)
 	s.a.metrics.dels.WithLabelValues(delReason(in)).Inc()
 	if reason := in.GetReason(); reason != "" {
 		s.a.opt.Log.Warn("the executable gave an interface back", "pod", name(in.GetPod()), "sandbox", in.GetAttachment().GetContainerId(), "reason", reason)
@@ -150,45 +154,61 @@ func keyOf(at *rpc.Attachment) (store.Key, error) {
 	return k, nil
 }
 
-func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocation, r *rpc.AddReply, err error) {
+func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocation, kind string, r *rpc.AddReply, err error) {
+	kind = kindUnknown
 	k, err := keyOf(in.GetAttachment())
 	if err != nil {
-		return al, nil, err
+		return al, kind, nil, err
 	}
 	p := in.GetPod()
 	if p.GetNamespace() == "" || p.GetName() == "" {
-		return al, nil, fmt.Errorf("%w: the pod's namespace and name are needed", errInvalid)
+		return al, kind, nil, fmt.Errorf("%w: the pod's namespace and name are needed", errInvalid)
 	}
+	began := time.Now()
 	unlock, err := a.sandboxes.lock(ctx, k.ContainerID)
+	a.metrics.waited(waitSandbox, began)
 	if err != nil {
-		return al, nil, fmt.Errorf("%w: another request of sandbox %s is under way", podeni.ErrUnavailable, k.ContainerID)
+		return al, kind, nil, fmt.Errorf("%w: another request of sandbox %s is under way", podeni.ErrUnavailable, k.ContainerID)
 	}
 	defer unlock()
 	if al, ok := a.store.Get(k); ok {
 		// Asked again: the same answer, whatever is on or off by now.
+		if al.Pod.UID == "" && p.GetNamespace() == al.Pod.Namespace && p.GetName() == al.Pod.Name {
+			// It was taken over, and this is the first that tells its UID.
+			if err := a.store.Settle(k, p.GetUid(), nil); err != nil {
+				return al, kind, nil, err
+			}
+			al.Pod.UID = p.GetUid()
+		}
 		if p.GetUid() != "" && p.GetUid() != al.Pod.UID {
-			return al, nil, fmt.Errorf("sandbox %s: %w %s (%s)", k, store.ErrOtherPod, al.Pod, al.Pod.UID)
+			return al, kind, nil, fmt.Errorf("sandbox %s: %w %s (%s)", k, store.ErrOtherPod, al.Pod, al.Pod.UID)
 		}
 		a.forgetPast(ctx, al)
+		kind = kindOf(al)
 		r, err := a.reply(ctx, al)
-		return al, r, err
+		return al, kind, r, err
 	}
+	began = time.Now()
 	pod, err := a.lookup.Find(ctx, p.GetNamespace(), p.GetName(), p.GetUid())
+	a.metrics.waited(waitPod, began)
 	if err != nil {
-		return al, nil, err
+		return al, kind, nil, err
 	}
 	network := in.GetAttachment().GetNetworkName()
-	if pod.Branch {
+	if kind = kindRegular; pod.Branch {
+		kind = kindBranch
 		al, err = a.addBranch(ctx, k, network, pod)
 	} else if err = a.guardRegular(ctx, pod); err == nil {
 		al, err = a.addRegular(ctx, k, network, store.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: identity(p, pod)})
 	}
 	if err != nil {
-		return al, nil, err
+		return al, kind, nil, err
 	}
+	began = time.Now()
 	a.forgetPast(ctx, al)
+	a.metrics.waited(waitPast, began)
 	r, err = a.reply(ctx, al)
-	return al, r, err
+	return al, kind, r, err
 }
 
 // identity is the UID that the runtime speaks of: a static pod's is not the one that its image in the API server has.
@@ -219,13 +239,17 @@ func (a *Agent) addBranch(ctx context.Context, k store.Key, network string, pod 
 	case !a.supported():
 		return al, fmt.Errorf("%w: pod %s asks for a branch ENI and instance type %s can't have a trunk ENI, or is not known to this version: run it on a type that can", podeni.ErrRefused, who, a.opt.Identity.InstanceType)
 	}
+	began := time.Now()
 	b, _, err := a.assigned.Wait(ctx, pod)
+	a.metrics.waited(waitAnnotation, began)
 	if err != nil {
 		return al, err
 	}
 	if b.Doubt != "" {
 		a.opt.Log.Warn("the pod's annotation is odd; the pod is wired all the same", "pod", who, "why", b.Doubt)
 	}
+	began = time.Now()
+	defer func() { a.metrics.waited(waitVLAN, began) }()
 	for {
 		changed := a.changed.C()
 		al, err = a.store.AssignBranch(k, network, store.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, store.Branch{
@@ -253,8 +277,9 @@ func (a *Agent) addBranch(ctx context.Context, k store.Key, network string, pod 
 func (a *Agent) addRegular(ctx context.Context, k store.Key, network string, p store.Pod) (al store.Allocation, err error) {
 	ctx, cancel := context.WithTimeout(ctx, addressFor)
 	defer cancel()
-	waiting := false
+	waiting, began := false, time.Now()
 	defer func() {
+		a.metrics.waited(waitAddress, began)
 		if waiting {
 			a.waiting.Add(-1)
 		}
@@ -344,11 +369,18 @@ func (a *Agent) exhausted(ctx context.Context) error {
 func (a *Agent) reply(ctx context.Context, al store.Allocation) (*rpc.AddReply, error) {
 	a.noteAsked(al.Key)
 	defer a.noteAsked(al.Key) // it may wait for the trunk's link
+	if al.Branch != nil {
+		began := time.Now()
+		defer func() { a.metrics.waited(waitTrunk, began) }()
+	}
 	return a.answer(ctx, al)
 }
 
 func (a *Agent) answer(ctx context.Context, al store.Allocation) (*rpc.AddReply, error) {
 	r := &rpc.AddReply{Version: a.opt.Version}
+	if al.Regular != nil && !al.Regular.Settled() {
+		return nil, fmt.Errorf("%w: pod %s was taken over from the node's former agent with address %s, which no ENI of this node is known to have", podeni.ErrUnavailable, al.Pod, al.Regular.Address)
+	}
 	if al.Regular != nil {
 		r.Interface = &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
 			Address: al.Regular.Address.String(), EniId: al.Regular.ENIID,

@@ -68,7 +68,7 @@ func (a *Agent) sweepSandboxes(ctx context.Context, since map[store.Key]time.Tim
 		if now.Sub(since[k]) < sweepAfter {
 			continue
 		}
-		is, err := a.isOver(ctx, al.Pod)
+		is, err := a.isOver(ctx, al)
 		if err != nil {
 			errs = append(errs, err)
 		} else if is {

@@ -32,7 +32,7 @@ func (s service) Check(ctx context.Context, in *rpc.CheckRequest) (*rpc.AddReply
 	}
 	al, ok := s.a.store.Get(k)
 	p := in.GetPod()
-	if !ok || p.GetUid() != "" && p.GetUid() != al.Pod.UID {
+	if !ok || p.GetUid() != "" && al.Pod.UID != "" && p.GetUid() != al.Pod.UID {
 		return nil, status.Errorf(codes.NotFound, "the node agent holds nothing for sandbox %s of pod %s (%s)", k, name(p), p.GetUid())
 	}
 	r, err := s.a.answer(ctx, al)
@@ -76,11 +76,31 @@ func (a *Agent) noteRouteError(err error) {
 		return
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err != nil && a.routeErr == nil {
+	failed := a.routeErr != nil
+	if err != nil && !failed {
 		a.routeSince = a.opt.Now()
 	}
 	a.routeErr = err
+	a.mu.Unlock()
+	if err != nil || failed {
+		a.health.Fire()
+	}
+}
+
+// serving is what the agent's health says: pods can be wired, and what is wired can be expected to work. As with Status, a
+// full pool is no reason to say no.
+func (a *Agent) serving() bool {
+	since, err := a.routingBroken()
+	return a.ready.Load() && (err == nil || since < brokenAfter)
+}
+
+// untilBroken is how long until failing routing counts; 0 where it doesn't fail, or counts already.
+func (a *Agent) untilBroken() time.Duration {
+	since, err := a.routingBroken()
+	if err == nil {
+		return 0
+	}
+	return max(0, brokenAfter-since)
 }
 
 func (a *Agent) routingBroken() (since time.Duration, err error) {

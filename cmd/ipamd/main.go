@@ -4,6 +4,7 @@
 //	ipamd install   what the init container does: executables and node-wide kernel settings
 //	ipamd uninstall takes what this product has put onto a drained node away again
 //	ipamd health    asks the running agent whether it can wire pods (for exec probes)
+//	ipamd introspect shows what the running agent knows
 package main
 
 import (
@@ -23,7 +24,7 @@ import (
 	"github.com/branchline-cni/branchline/rpc"
 )
 
-const usage = `usage: ipamd run | install | uninstall | health | version   (-h after each for its flags)
+const usage = `usage: ipamd run | install | uninstall | health | introspect | version   (-h after each for its flags)
 The environment variables are those of the aws-node DaemonSet; see docs/configuration.md.
 `
 
@@ -60,6 +61,8 @@ func command(ctx context.Context, args []string) error {
 		return uninstallCommand(ctx, flags, rest)
 	case "health":
 		return healthCommand(ctx, flags, rest)
+	case "introspect":
+		return introspectCommand(ctx, flags, rest)
 	case "version":
 		fmt.Println(rpc.Version)
 		return nil
@@ -96,6 +99,7 @@ func load(log *slog.Logger) (*config.Config, error) {
 
 func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	source := flags.String("source", "/opt/branchline/bin", "`directory` with the executables to install")
+	hostRoot := flags.String("host-root", "/host-root", "`directory` of the host's file system, whose iptables removes legacy rules of another agent; none: they stay")
 	if err := parse(flags, args); err != nil {
 		return err
 	}
@@ -110,6 +114,9 @@ func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) err
 		if err := makeKubeletTable(ctx); err != nil {
 			log.Error("the kubelet's own connections to branch pods can't be kept on the node", "error", err)
 		}
+	}
+	if err == nil {
+		dropLegacyNAT(ctx, *hostRoot, log)
 	}
 	return err
 }

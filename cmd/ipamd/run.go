@@ -22,6 +22,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/takeover"
 	"github.com/branchline-cni/branchline/logfile"
 	"github.com/branchline-cni/branchline/rpc"
 	"github.com/branchline-cni/branchline/rpc/nodeagent"
@@ -106,6 +107,7 @@ func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, st
 		StatePath: state, Listener: listener, Credentials: nodeagent.NewServerCredentials(),
 		Metrics: registry, MetricsAddr: metricsAddr, Version: rpc.Version, Log: log,
 		NoteReady: func() error { return rpc.NoteReady(socket) }, Sweeper: sweeper{filepath.Join(filepath.Dir(socket), "cni.lock")},
+		RemoveFormerNAT: takeover.RemoveNAT,
 	})
 	if err != nil {
 		return err

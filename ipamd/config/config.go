@@ -91,6 +91,10 @@ type Config struct {
 	// V4Egress gives pods of IPv6 clusters a way out by IPv4, V6Egress the reverse.
 	V4Egress, V6Egress       bool
 	V4EgressLog, V6EgressLog string
+	// BackingStore is the checkpoint of upstream's agent.
+	BackingStore string
+
+	values map[string]any // of every variable that has one, parsed
 }
 
 // The addresses of egress-cni, which mean nothing outside their node.
@@ -157,7 +161,7 @@ func (e *Error) Error() string {
 // Load reads the environment through lookup (os.LookupEnv). An empty value counts as not set. The error joins one
 // *Error for each variable that is wrong; warnings are for people and never a reason to stop.
 func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err error) {
-	c = &Config{ENITags: map[string]string{}, NetworkPolicyMode: "none", ManageUntagged: true}
+	c = &Config{ENITags: map[string]string{}, NetworkPolicyMode: "none", ManageUntagged: true, values: map[string]any{}}
 	var errs []error
 	for _, v := range Variables {
 		value, isSet := lookup(v.Name)
@@ -173,6 +177,7 @@ func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err
 			errs = append(errs, &Error{v.Name, value, perr.Error(), v.Accepted()})
 			continue
 		}
+		c.values[v.Name] = parsed
 		switch {
 		case v.Deprecated && isSet:
 			warnings = append(warnings, fmt.Sprintf("%s=%q is deprecated and has no effect", v.Name, value))

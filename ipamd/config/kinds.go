@@ -139,6 +139,21 @@ var hostPort = kind{"an IP address and a port, like 127.0.0.1:61679", func(s str
 	return net.JoinHostPort(host, port), nil
 }}
 
+// UnixPrefix comes before the path of a socket where an address is asked for.
+const UnixPrefix = "unix:"
+
+var hostPortOrSocket = kind{hostPort.accepted + ", or " + UnixPrefix + " and the absolute path of a socket", func(s string) (any, error) {
+	path, ok := strings.CutPrefix(s, UnixPrefix)
+	if !ok {
+		return hostPort.parse(s)
+	}
+	clean, err := absolutePath.parse(path)
+	if err != nil {
+		return nil, err
+	}
+	return UnixPrefix + clean.(string), nil
+}}
+
 var vethPrefixPattern = regexp.MustCompile(`^[A-Za-z]{1,4}$`)
 
 var vethPrefix = kind{"1 to 4 letters, not eth, vlan or lo", func(s string) (any, error) {

@@ -103,7 +103,7 @@ var Variables = []Variable{
 	acted("MANAGE_UNTAGGED_ENI", "true", boolean, func(c *Config) *bool { return &c.ManageUntagged }, "ENIs that the agent did not make are used for pods (and never deleted); one with the tag node.k8s.amazonaws.com/no_manage=true never is, one with false always."),
 	acted("DISABLE_NETWORK_RESOURCE_PROVISIONING", "false", boolean, func(c *Config) *bool { return &c.NoProvisioning }, "No ENI or address is asked for or given back: somebody else provides, and what is attached is used."),
 	acted("DISABLE_LEAKED_ENI_CLEANUP", "false", boolean, func(c *Config) *bool { return &c.LeakSweepOff }, "Detached ENIs that this node left behind are not deleted at start."),
-	known("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", absolutePath, "The upstream agent's checkpoint.", "it is read when taking over from the upstream agent, in a later version"),
+	acted("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", absolutePath, func(c *Config) *string { return &c.BackingStore }, "The upstream agent's checkpoint: read once, at this agent's first start on the node."),
 	acted("IP_COOLDOWN_PERIOD", "30", seconds(0, 3600), func(c *Config) *time.Duration { return &c.CoolDown }, "How long a freed address rests before it is given again."),
 	known("ANNOTATE_POD_IP", "false", boolean, "Pods are annotated with their address.", comes),
 	acted("NETWORK_POLICY_ENFORCING_MODE", "", oneOf("none", "strict", "standard"), func(c *Config) *string { return &c.NetworkPolicyMode }, "The AWS network policy agent's mode. With strict or standard that agent must run on the node: each pod's start asks it, and fails without it. Not set is none."),
@@ -120,7 +120,7 @@ var Variables = []Variable{
 	acted("AWS_VPC_K8S_CNI_LOG_FILE", "/host/var/log/aws-routed-eni/ipamd.log", logTarget, func(c *Config) *string { return &c.LogFile }, "Where the agent logs."),
 	acted("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", "DEBUG", logLevelName, func(c *Config) *string { return &c.PluginLogLevel }, "The CNI executable's log level."),
 	acted("AWS_VPC_K8S_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/plugin.log", pluginLog, func(c *Config) *string { return &c.PluginLogFile }, "Where the CNI executable logs, a path on the host."),
-	acted("INTROSPECTION_BIND_ADDRESS", "127.0.0.1:61679", hostPort, func(c *Config) *string { return &c.Introspection }, "Where introspection is served."),
+	acted("INTROSPECTION_BIND_ADDRESS", "127.0.0.1:61679", hostPortOrSocket, func(c *Config) *string { return &c.Introspection }, "Where introspection is served."),
 	acted("DISABLE_INTROSPECTION", "false", boolean, func(c *Config) *bool { return &c.NoIntrospect }, "No introspection."),
 	acted("DISABLE_METRICS", "false", boolean, func(c *Config) *bool { return &c.NoMetrics }, "No metrics."),
 	{Name: "ADDITIONAL_ENI_TAGS", Default: "{}", Meaning: "Tags for the ENIs that the agent creates.", ActedOn: true, kind: tags, assign: func(c *Config, v any) {

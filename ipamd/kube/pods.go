@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,6 +32,8 @@ type Pod struct {
 	Branch bool
 	// Annotation is the pod-eni annotation; empty where the pod has none.
 	Annotation string
+	// IPs are the addresses that the pod's status tells, of one family or two; zero until the kubelet has said so.
+	IPs [2]netip.Addr
 	// Ended is set when no container of it will run again.
 	Ended bool
 	// WiredBefore is set when a sandbox of it was wired, whoever did it: the kubelet has said that it has an address or
@@ -52,7 +55,7 @@ func trim(obj any) (any, error) {
 	small := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion, Labels: p.Labels, CreationTimestamp: p.CreationTimestamp},
 		Spec:       corev1.PodSpec{NodeName: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, ServiceAccountName: p.Spec.ServiceAccountName},
-		Status:     corev1.PodStatus{Phase: p.Status.Phase},
+		Status:     corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs},
 	}
 	if wiredBefore(p) {
 		// One container is enough to say it, here too.
@@ -99,7 +102,14 @@ func wiredBefore(p *corev1.Pod) bool {
 }
 
 func podOf(p *corev1.Pod) Pod {
+	var ips [2]netip.Addr
+	for i, ip := range p.Status.PodIPs[:min(len(ips), len(p.Status.PodIPs))] {
+		if addr, err := netip.ParseAddr(ip.IP); err == nil {
+			ips[i] = addr.Unmap()
+		}
+	}
 	return Pod{
+		IPs:       ips,
 		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), MirrorOf: p.Annotations[mirrorAnnotation],
 		Branch: requested(p), Annotation: p.Annotations[annotation.Key],
 		Ended:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,

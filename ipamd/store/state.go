@@ -89,10 +89,12 @@ type state struct {
 	Retiring []string `json:"retiring"`
 	// Leaving are addresses and prefixes that are being given back to EC2, until neither EC2 nor IMDS shows them.
 	Leaving []Leaving `json:"leaving,omitempty"`
+	// TakenOver is not changed once it is set.
+	TakenOver *TakenOver `json:"takenOver,omitempty"`
 }
 
 func (s *state) clone() *state {
-	return &state{slices.Clone(s.Allocations), slices.Clone(s.Cooling), slices.Clone(s.Released), slices.Clone(s.Retiring), slices.Clone(s.Leaving)}
+	return &state{slices.Clone(s.Allocations), slices.Clone(s.Cooling), slices.Clone(s.Released), slices.Clone(s.Retiring), slices.Clone(s.Leaving), s.TakenOver}
 }
 
 func (s *state) sort() {

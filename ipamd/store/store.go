@@ -40,6 +40,8 @@ type Store struct {
 	cur *state
 	// unsure is set when a write failed half way, so that disk and memory may differ: the next change writes all again.
 	unsure bool
+	// fresh is set where there was no file.
+	fresh bool
 }
 
 // Open reads the state at path. A file that can't be understood is renamed to path + ".corrupt-<unix time>", and kept
@@ -55,6 +57,7 @@ func Open(path string, o Options) (s *Store, kept string, err error) {
 	s = &Store{path: path, opt: o, cur: &state{}}
 	b, err := o.Disk.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		s.fresh = true
 		return s, "", nil
 	}
 	if err != nil {
@@ -259,6 +262,9 @@ func (s *Store) Retire(eniID string) error {
 		if slices.Contains(n.Retiring, eniID) {
 			return false, nil
 		}
+		if addr, open := n.unsettled(); open {
+			return false, fmt.Errorf("retire %s: address %s that was taken over may be of it: %w", eniID, addr, ErrInUse)
+		}
 		for _, a := range n.Allocations {
 			if a.Regular != nil && a.Regular.ENIID == eniID {
 				return false, fmt.Errorf("retire %s: address %s: %w by sandbox %s", eniID, a.Regular.Address, ErrInUse, a.Key)
@@ -320,6 +326,7 @@ type View struct {
 	Released    []Released
 	Retiring    []string
 	Leaving     []Leaving
+	TakenOver   *TakenOver // nil: not yet decided
 }
 
 // View returns the state of this moment.
@@ -328,5 +335,5 @@ func (s *Store) View() View {
 	defer s.mu.Unlock()
 	c, now := s.cur.clone(), s.opt.Now()
 	c.Cooling = slices.DeleteFunc(c.Cooling, func(c Cooling) bool { return !now.Before(c.Until) })
-	return View{c.Allocations, c.Cooling, c.Released, c.Retiring, c.Leaving}
+	return View{c.Allocations, c.Cooling, c.Released, c.Retiring, c.Leaving, c.TakenOver}
 }

@@ -80,7 +80,7 @@ func Run(ctx context.Context, o Options) error {
 	if err == nil {
 		errs = append(errs, o.removeRouting(ctx, k))
 	}
-	for _, name := range []string{"branchline.json", "branchline.json.tmp", "cni.lock", "last-ready"} {
+	for _, name := range []string{"branchline.json", "branchline.json.tmp", "cni.lock", "last-ready", "status-failed"} {
 		errs = append(errs, o.removeFile(filepath.Join(o.RunDir, name)))
 	}
 	if errors.Join(errs...) == nil { // while anything is left, so is what a DEL can take it away with

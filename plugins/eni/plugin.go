@@ -101,13 +101,16 @@ func (o *operation) line(verb string, start time.Time, err error) {
 	level := slog.LevelInfo
 	if o.args.ContainerID != "" {
 		attrs = append([]any{"pod", o.pod.String(), "uid", o.pod.UID, "sandbox", o.args.ContainerID, "interface", o.args.IfName}, attrs...)
-	} else if verb == "STATUS" {
+	} else if verb == "STATUS" && !o.sayStatus(err, time.Now()) {
 		level = slog.LevelDebug // every few seconds
 	}
 	attrs = append(attrs, o.attrs...)
 	if err != nil {
-		o.log.Error(verb+" failed", append(attrs, "error", err.Error())...)
-		return
+		if level == slog.LevelInfo {
+			level = slog.LevelError
+		}
+		verb += " failed"
+		attrs = append(attrs, "error", err.Error())
 	}
 	o.log.Log(context.Background(), level, verb, attrs...)
 }

@@ -265,8 +265,15 @@ func TestSTATUSKnowsAnAgentThatIsReplacedFromOneThatIsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCode(t, n.status(), CodeNotAvailable, "another boot")
-	if strings.Contains(n.logged(), `"level":"INFO","msg":"STATUS"`) {
-		t.Error("STATUS fills the log")
+	// Three kinds of failure and the end of failing; a fourth at last.
+	for line, times := range map[string]int{`"level":"INFO","msg":"STATUS"`: 1, `"level":"ERROR","msg":"STATUS failed"`: 4} {
+		if got := strings.Count(n.logged(), line); got != times {
+			t.Errorf("the log has %s %d times, want %d", line, got, times)
+		}
+	}
+	wantCode(t, n.status(), CodeNotAvailable, "another boot")
+	if got := strings.Count(n.logged(), `"level":"ERROR","msg":"STATUS failed"`); got != 4 {
+		t.Errorf("the same failure, told again at once: %d errors", got)
 	}
 }
 

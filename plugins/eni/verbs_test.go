@@ -3,6 +3,7 @@ package eni
 import (
 	"errors"
 	"io/fs"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,43 @@ func TestSTATUSGivesAnAgentThatIsAwayItsGrace(t *testing.T) {
 		var e *types.Error
 		if !errors.As(err, &e) || e.Code != CodeNotAvailable || !strings.HasPrefix(e.Msg, "away; ") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAFailingSTATUSIsAnErrorInTheLogOnceAndThenEveryFewMinutes(t *testing.T) {
+	o := &operation{config: Config{Socket: filepath.Join(t.TempDir(), "ipamd.sock")}}
+	now := time.Now()
+	away := func(age time.Duration) error { return unavailable("the agent is away", age, nil) }
+	broken := func(since string) error {
+		return types.NewError(CodeLimited, "no routing for "+since, "")
+	}
+	for i, step := range []struct {
+		after time.Duration
+		err   error
+		news  bool
+	}{
+		{0, nil, false},
+		{0, away(6 * time.Minute), true},
+		{5 * time.Second, away(6*time.Minute + 5*time.Second), false},
+		{10 * time.Second, broken("2m59s"), true},
+		{15 * time.Second, broken("3m4s"), false},
+		{20 * time.Second, away(7 * time.Minute), true},
+		{sayStatusEvery + 30*time.Second, away(12 * time.Minute), true},
+		{-time.Hour, away(12 * time.Minute), true}, // the clock was set
+		{time.Second, nil, true},
+		{2 * time.Second, nil, false},
+	} {
+		if got := o.sayStatus(step.err, now.Add(step.after)); got != step.news {
+			t.Errorf("step %d, %v: news is %t", i, step.err, got)
+		}
+	}
+	unwritable := &operation{config: Config{Socket: filepath.Join(t.TempDir(), "missing", "ipamd.sock")}}
+	for _, o := range []*operation{unwritable, {}} {
+		for range 2 {
+			if !o.sayStatus(away(time.Hour), now) {
+				t.Error("a failure is hidden although nothing says that it was told")
+			}
 		}
 	}
 }
