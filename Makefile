@@ -28,7 +28,7 @@ bench: ## the CNI executable beside others of its kind (about 15 minutes)
 packets: ## what a packet costs on a node with up to 700 regular and 120 branch pods (about 4 minutes, root)
 	$(GO) run ./test/bench/packets -json out/packets.json
 
-mutants: ## show that the kernel tests see each of the faults in plugins/eni/testdata/mutants.txt (about 15 minutes, root)
+mutants: ## show that the kernel tests see each of the faults in plugins/eni/testdata/mutants.txt (about 12 minutes, root)
 	$(GO) run ./test/kernel -mutants plugins/eni/testdata/mutants.txt ./plugins/eni
 
 clean: ## remove out/ (the cache outside the checkout stays; its folder is named)

@@ -34,8 +34,10 @@ func shown(v any) any {
 		return int(v / time.Second)
 	case slog.Level:
 		return v.String()
-	case nil, bool, int, uint64, string:
+	case nil, bool, int, uint32, uint64, string:
 		return v
+	case CIDRs:
+		return string(v)
 	}
 	return nil
 }

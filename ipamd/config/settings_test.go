@@ -16,7 +16,7 @@ func TestSettingsShowEachVariableOnceAsItWasUnderstood(t *testing.T) {
 	}
 	network, others := c.Settings()
 	for name, want := range map[string]any{
-		"AWS_VPC_K8S_CNI_CONNMARK": uint64(0x80), "AWS_VPC_ENI_MTU": 9001, "AWS_VPC_K8S_CNI_EXTERNALSNAT": false,
+		"AWS_VPC_K8S_CNI_CONNMARK": uint32(0x80), "AWS_VPC_ENI_MTU": 9001, "AWS_VPC_K8S_CNI_EXTERNALSNAT": false,
 		"AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": nil, "AWS_VPC_K8S_CNI_RANDOMIZESNAT": "prng",
 	} {
 		if got, ok := network[name]; !ok || got != want {

@@ -4,6 +4,7 @@ package eni
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/branchline-cni/branchline/plugins/nstest"
@@ -53,6 +54,39 @@ func TestP1ReplacedPodsAddressRuleGoesThoughItsResultIsLost(t *testing.T) {
 				t.Errorf("beside the address's next pod:\n%s", difference(alone, after))
 			}
 			n.mustDel(other)
+			n.wantClean()
+		})
+	}
+}
+
+// TestP1AnOlderSandboxesAddressRuleGoesWithTheADDThatNeedsNone: what the address's next pod sends would leave by the older one's
+// ENI until that one's DEL comes.
+func TestP1AnOlderSandboxesAddressRuleGoesWithTheADDThatNeedsNone(t *testing.T) {
+	for name, address := range map[string]string{"IPv4": regularIP, "IPv6": regularIP6} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.agent.start(t)
+			older, newer := newSandbox("sandbox-1", goldenPod, nstest.New(t)), newSandbox("sandbox-2", "shop/other", nstest.New(t))
+			n.agent.set(goldenPod, regularReply(address, 3))
+			n.agent.set("shop/other", regularReply(address, 0)) // the agent's marks choose the ENI
+			n.mustAdd(newer)
+			alone := n.host.Snapshot(t)
+			n.mustDel(newer)
+			isRule := func(line string) bool { return strings.HasPrefix(line, "rule ") }
+			rules := func(lines []string) []string {
+				return slices.DeleteFunc(slices.Clone(lines), func(l string) bool { return !isRule(l) })
+			}
+
+			n.mustAdd(older)
+			n.mustAdd(newer)
+			if now := rules(n.host.Snapshot(t)); !slices.Equal(rules(alone), now) {
+				t.Errorf("with the address given on:\n%s", difference(rules(alone), now))
+			}
+			n.mustDel(older)
+			if after := n.host.Snapshot(t); !slices.Equal(alone, after) {
+				t.Errorf("after the older sandbox's DEL:\n%s", difference(alone, after))
+			}
+			n.mustDel(newer)
 			n.wantClean()
 		})
 	}
