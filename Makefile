@@ -22,7 +22,7 @@ lint: ## gofmt, go vet, staticcheck, generated code
 generate: ## gRPC code, deep copies, CRDs
 	$(GO) run ./scripts/generate
 
-bench: ## the CNI executable beside others of its kind (about 15 minutes)
+bench: ## the CNI executable beside others of its kind (about 4 minutes)
 	$(GO) run ./test/bench -json out/bench.json
 
 packets: ## what a packet costs on a node with up to 700 regular and 120 branch pods (about 4 minutes, root)

@@ -165,7 +165,13 @@ func (k *Kernel) Reconcile(ctx context.Context, d Desired) (r Result, err error)
 	if a.Marks, r.Marks = k.nft.marksOf(ctx, shape); r.Marks != nil {
 		a.Marks.Missing = true
 	}
+	if errors.Is(r.Marks, errNoAnswer) {
+		return Result{}, r.Marks
+	}
 	if a.Tables, err = k.nft.ruleTables(ctx); err != nil {
+		if errors.Is(err, errNoAnswer) {
+			return r, err
+		}
 		a.Tables.Missing = true
 		if d.wantsTables() || !errors.Is(err, ErrNoNFTables) {
 			r.NAT = err
@@ -176,6 +182,9 @@ func (k *Kernel) Reconcile(ctx context.Context, d Desired) (r Result, err error)
 			return r, err
 		}
 		err := k.apply(ctx, op, d.IPv6)
+		if errors.Is(err, errNoAnswer) {
+			return r, fmt.Errorf("%s: %w", op, err)
+		}
 		if err != nil && op.Marks != nil {
 			// The rules go on without: what is marked later is what is missing now.
 			r.Marks = fmt.Errorf("%s: %w", op, err)

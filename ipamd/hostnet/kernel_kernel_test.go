@@ -4,6 +4,7 @@ package hostnet
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"slices"
@@ -273,4 +274,25 @@ func inet(ipv6 bool) int {
 		return unix.AF_INET6
 	}
 	return unix.AF_INET
+}
+
+// A kernel that is too busy to answer is not one that lacks something: nobody is told so, and it is asked again.
+func TestABusyKernelIsNotOneThatLacksNFTables(t *testing.T) {
+	ns := nstest.New(t)
+	ns.Do(t, func() error {
+		late, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
+		defer cancel()
+		var n nft
+		defer n.close()
+		if _, err := n.ruleTables(late); !errors.Is(err, errNoAnswer) || errors.Is(err, ErrNoNFTables) {
+			t.Errorf("tables: %v", err)
+		}
+		if _, err := n.marksOf(late, Shape{VethPrefix: "eni"}); !errors.Is(err, errNoAnswer) || errors.Is(err, ErrNoNFTables) {
+			t.Errorf("marks: %v", err)
+		}
+		if _, err := n.ruleTables(context.Background()); err != nil {
+			t.Errorf("asked again: %v", err)
+		}
+		return nil
+	})
 }

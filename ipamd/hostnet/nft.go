@@ -64,9 +64,15 @@ func (n *nft) do(ctx context.Context, f func(*nftables.Conn) error) error {
 	}
 	if err != nil {
 		n.close()
+		if !time.Now().Before(end) { // the library's errors don't tell
+			err = fmt.Errorf("%w: %w", errNoAnswer, err)
+		}
 	}
 	return err
 }
+
+// errNoAnswer is of a kernel that is too busy to answer in time: a fault that passes, and nothing that it lacks.
+var errNoAnswer = errors.New("the kernel has not answered in time")
 
 // lacking adds ErrNoNFTables to what the kernel answers when the subsystem or an expression's module is not there.
 func lacking(err error) error {

@@ -25,7 +25,7 @@ func allParts() []part {
 		},
 		{
 			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
-			cold: 12 * minute, warm: 10 * minute, deadline: 25 * minute, after: []string{"artifacts"},
+			cold: 12 * minute, warm: 8 * minute, deadline: 25 * minute, after: []string{"artifacts"},
 			heavy: true, run: demo,
 		},
 		{
@@ -52,7 +52,7 @@ func allParts() []part {
 		},
 		{
 			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
-			cold: 7 * minute, warm: 6 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			cold: 6 * minute, warm: 5 * minute, deadline: 20 * minute, after: []string{"artifacts"},
 			heavy: true, run: kernel,
 		},
 		{
