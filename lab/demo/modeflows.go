@@ -47,6 +47,12 @@ func (t try) String() string {
 	return fmt.Sprintf("%s > %s %s/%d", t.from, t.to, kind, t.port)
 }
 
+// connects is whether a try gets through by that way.
+func (t try) connects(w way) bool {
+	refused := t.side == refusedOut && w.out != nobody || t.side == refusedIn && w.in != nobody
+	return !refused && !t.unanswered && !w.lost
+}
+
 // eniOf is who owns an address in EC2.
 type eniOf struct {
 	id     string
@@ -120,7 +126,7 @@ func (p *packets) judge(t try, w way) error {
 	if t.side == refusedNowhere && branch != w.branch {
 		errs = append(errs, fmt.Errorf("the ENIs on its way are branch ENIs: %t, want %t", branch, w.branch))
 	}
-	connects := !refused && !t.unanswered
+	connects := t.connects(w)
 	if got, tried := p.connected[t]; !tried || got != connects {
 		errs = append(errs, fmt.Errorf("connected %t (tried %t), want %t", got, tried, connects))
 	}

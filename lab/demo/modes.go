@@ -234,7 +234,7 @@ func (m *modesWalk) rows(ctx context.Context) error {
 		way
 	}
 	var all []expected
-	byActor := map[string][]try{}
+	byActor, ways := map[string][]try{}, map[try]way{}
 	for _, r := range modeTable {
 		if r.flows == nil {
 			continue
@@ -246,6 +246,7 @@ func (m *modesWalk) rows(ctx context.Context) error {
 			for _, f := range r.flows(mode.pod, mode.twin) {
 				for _, t := range f.tries(mode.way) {
 					all = append(all, expected{r, t, mode.way})
+					ways[t] = mode.way
 					who := cmp.Or(t.caller, t.from)
 					if !slices.Contains(byActor[who], t) {
 						byActor[who] = append(byActor[who], t)
@@ -258,7 +259,7 @@ func (m *modesWalk) rows(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m.seen.connected, err = m.converse(ctx, byActor); err != nil {
+	if m.seen.connected, err = m.converse(ctx, byActor, func(t try) bool { return t.connects(ways[t]) }); err != nil {
 		return err
 	}
 	if err := m.recorded(ctx, from, func(records []record) error {

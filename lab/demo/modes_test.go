@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -160,6 +161,32 @@ func TestWhatIsLostIsLostByTheCheckOfSources(t *testing.T) {
 		}
 		if err := p.judge(tries[0], lost); (err == nil) != c.fine {
 			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// A busy machine's first answer may be late; what ought to be refused is asked for once.
+func TestOnlyWhatShouldHaveConnectedIsTriedAgain(t *testing.T) {
+	w := passing(thePod, theNode)
+	f := to(strictPod, regularPod)[0]
+	tries := f.tries(w)
+	connects := func(x try) bool { return x.connects(w) }
+	if !connects(tries[0]) || connects(tries[1]) || connects(tries[2]) || f.tries(lost)[0].connects(lost) || !tries[1].connects(local) {
+		t.Errorf("%v: which of them connect is wrong", tries)
+	}
+	byActor := map[string][]try{strictPod: tries}
+	for _, c := range []struct {
+		connected map[try]bool
+		again     []try
+	}{
+		{map[try]bool{tries[0]: true, tries[1]: false, tries[2]: false}, nil},
+		{map[try]bool{tries[0]: false, tries[1]: false, tries[2]: false}, tries[:1]},
+		{map[try]bool{tries[0]: true, tries[1]: true, tries[2]: false}, nil}, // judge says what is wrong with it
+		{map[try]bool{tries[0]: true, tries[1]: false}, tries[2:]},
+		{nil, tries},
+	} {
+		if got := missing(byActor, c.connected, connects)[strictPod]; !slices.Equal(got, c.again) {
+			t.Errorf("after %v again %v, want %v", c.connected, got, c.again)
 		}
 	}
 }

@@ -3,7 +3,10 @@ package demo
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -95,8 +98,46 @@ func (m *modesWalk) dial(t try) (string, uint16) {
 	}
 }
 
-// converse makes all tries, those of all actors at once.
-func (m *modesWalk) converse(ctx context.Context, byActor map[string][]try) (map[try]bool, error) {
+// rounds is how often a conversation is tried that ought to connect. A machine with more to do than it has processors for
+// lets a first packet wait for longer than nc does; what the groups or a wrong route refuse stays refused.
+const rounds = 3
+
+// converse makes all tries, those of all actors at once, and those again that should have connected and have not.
+func (m *modesWalk) converse(ctx context.Context, byActor map[string][]try, connects func(try) bool) (map[try]bool, error) {
+	all := map[try]bool{}
+	for round := 1; ; round++ {
+		connected, err := m.converseOnce(ctx, byActor)
+		maps.Copy(all, connected)
+		byActor = missing(byActor, all, connects)
+		if len(byActor) == 0 {
+			return all, nil
+		}
+		if round == rounds || ctx.Err() != nil {
+			return all, err
+		}
+		for _, actor := range slices.Sorted(maps.Keys(byActor)) {
+			m.Note("not connected in round %d: %s %v", round, actor, byActor[actor])
+		}
+		if err != nil {
+			m.Note("round %d: %v", round, err)
+		}
+	}
+}
+
+// missing are the tries of which nothing is known, and those that should have connected and have not.
+func missing(byActor map[string][]try, connected map[try]bool, connects func(try) bool) map[string][]try {
+	out := map[string][]try{}
+	for actor, tries := range byActor {
+		for _, t := range tries {
+			if did, known := connected[t]; !known || !did && connects(t) {
+				out[actor] = append(out[actor], t)
+			}
+		}
+	}
+	return out
+}
+
+func (m *modesWalk) converseOnce(ctx context.Context, byActor map[string][]try) (map[try]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var (
@@ -110,19 +151,12 @@ func (m *modesWalk) converse(ctx context.Context, byActor map[string][]try) (map
 			connected, err := m.converseFrom(ctx, actor, tries)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil {
-				errs = append(errs, err)
-			}
-			for t, ok := range connected {
-				all[t] = ok
-			}
+			errs = append(errs, err)
+			maps.Copy(all, connected)
 		})
 	}
 	wg.Wait()
-	if len(errs) > 0 {
-		return nil, errs[0]
-	}
-	return all, nil
+	return all, errors.Join(errs...)
 }
 
 func (m *modesWalk) converseFrom(ctx context.Context, actor string, tries []try) (map[try]bool, error) {
@@ -189,7 +223,7 @@ func (m *modesWalk) hostGivenBack(ctx context.Context) error {
 	}
 	// Standard pods don't mind.
 	t := map[string][]try{regularPod: to(regularPod, standardPod)[0].tries(local)[:1], farPod: to(farPod, standardPod)[0].tries(local)[:1]}
-	connected, err := m.converse(ctx, t)
+	connected, err := m.converse(ctx, t, func(try) bool { return true })
 	if err != nil {
 		return err
 	}
@@ -226,8 +260,9 @@ func (m *modesWalk) kubeletLocal(ctx context.Context) error {
 		return err
 	}
 	p := m.seen
-	tries := to(hostPod, strictTwin)[0].tries(passing(theNode, thePod))
-	if p.connected, err = m.converse(ctx, map[string][]try{hostPod: tries}); err != nil {
+	w := passing(theNode, thePod)
+	tries := to(hostPod, strictTwin)[0].tries(w)
+	if p.connected, err = m.converse(ctx, map[string][]try{hostPod: tries}, func(t try) bool { return t.connects(w) }); err != nil {
 		return err
 	}
 	probe := try{flow: flow{from: hostPod, to: strictTwin}, port: refusedProbePort, side: refusedIn}
@@ -235,7 +270,7 @@ func (m *modesWalk) kubeletLocal(ctx context.Context) error {
 	if err := m.recorded(ctx, from, func(records []record) error {
 		p.records = records
 		for _, t := range tries {
-			if err := p.judge(t, passing(theNode, thePod)); err != nil {
+			if err := p.judge(t, w); err != nil {
 				return err
 			}
 		}

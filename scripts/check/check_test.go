@@ -109,6 +109,22 @@ func TestLaterPartsRunUnlessTheyNeedOneThatFailed(t *testing.T) {
 	}
 }
 
+func TestTheSummaryHasTheEndOfAFailedPartsLog(t *testing.T) {
+	var out, table bytes.Buffer
+	results := runParts(t, t.Context(), &out, part{name: "a", run: func(ctx context.Context, w *work) error {
+		return w.command(ctx, nil, nil, "sh", "-c", "seq 100 140; echo the reason >&2; exit 3")
+	}})
+	summarize(&table, results, nil, "logs", time.Minute)
+	for _, want := range []string{"the reason", "140", "exit status 3"} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("the summary lacks %q:\n%s", want, &table)
+		}
+	}
+	if strings.Contains(table.String(), "110") || !strings.Contains(out.String(), "110") {
+		t.Errorf("the whole log is in the summary, or not in what was said before:\n%s\n%s", &table, &out)
+	}
+}
+
 func TestPartsRunBesideEachOtherButForThoseAlone(t *testing.T) {
 	var out bytes.Buffer
 	w := newWork(t, &out)

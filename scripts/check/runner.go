@@ -48,6 +48,7 @@ type result struct {
 	cpu   time.Duration // of the programs that it ran, and of theirs
 	tests tally
 	notes []string
+	end   []string // last lines of its log, where it failed: who has only the end of a run's output must see why
 }
 
 type runner struct {
@@ -170,14 +171,16 @@ func (r *runner) runOne(ctx context.Context, prefix string, p part) result {
 	if err == nil {
 		err = w.tests.verdict()
 	}
-	took := time.Since(began)
+	res := result{part: p, err: err, took: time.Since(began), cpu: w.cpu, tests: w.tests, notes: w.notes}
 	if err != nil {
 		fmt.Fprintf(w.log, "%s: %v\n", p.name, err)
-		fmt.Fprintf(r.out, "%s FAILED after %s; the end of %s:\n%s", prefix, took.Round(time.Second), path, lastLines(path, 60))
+		end := lastLines(path, 60)
+		fmt.Fprintf(r.out, "%s FAILED after %s; the end of %s:\n%s\n", prefix, res.took.Round(time.Second), path, strings.Join(end, "\n"))
+		res.end = end[max(0, len(end)-12):]
 	} else {
-		fmt.Fprintf(r.out, "%s passed in %s%s\n", prefix, took.Round(time.Second), w.tests.brief())
+		fmt.Fprintf(r.out, "%s passed in %s%s\n", prefix, res.took.Round(time.Second), w.tests.brief())
 	}
-	return result{part: p, err: err, took: took, cpu: w.cpu, tests: w.tests, notes: w.notes}
+	return res
 }
 
 // command runs a program to its end, with its output in the part's log and, when
@@ -279,16 +282,22 @@ func (s *splitter) end() {
 	}
 }
 
-func lastLines(path string, n int) string {
+// lastLines are a file's last lines, indented and each cut to what a reader takes in.
+func lastLines(path string, n int) []string {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return err.Error() + "\n"
+		return []string{err.Error()}
 	}
 	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
-	if len(lines) > n {
-		lines = lines[len(lines)-n:]
+	lines = lines[max(0, len(lines)-n):]
+	for i, l := range lines {
+		const most = 1000
+		if len(l) > most {
+			l = l[:most] + "…"
+		}
+		lines[i] = "    " + l
 	}
-	return "    " + strings.Join(lines, "\n    ") + "\n"
+	return lines
 }
 
 // console lets several parts write to one place, a line of one never within a

@@ -38,6 +38,7 @@ func summarize(w io.Writer, results []result, left []string, logs string, took t
 				failed++
 			}
 			reasons = append(reasons, fmt.Sprintf("%s: %s (log: %s)", r.part.name, firstLine(r.err.Error()), filepath.Join(logs, r.part.name+".log")))
+			reasons = append(reasons, r.end...)
 		} else if r.tests.passed == 0 {
 			passed++
 		}
