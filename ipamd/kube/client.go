@@ -59,10 +59,7 @@ type Client struct {
 	denied   atomic.Pointer[error]     // why policies may not be read
 	accounts accounts
 
-	noLedgers, noPolicies absence
-
-	mu        sync.Mutex
-	noConfigs bool // the API server does not know ENIConfigs
+	noLedgers, noPolicies, noENIConfigs absence
 }
 
 // Scheme holds the types that the agent speaks of.
@@ -94,13 +91,15 @@ func Connect(cfg *rest.Config) (client.WithWatch, error) {
 func New(o Options) (*Client, error) {
 	c := &Client{opt: o}
 	gate := reconnect.New(o.Log)
-	c.pods = gate.NewInformer(c.listWatch(&corev1.PodList{}, "spec.nodeName", o.NodeName), &corev1.Pod{}, 0, cache.Indexers{})
-	c.node = gate.NewInformer(c.listWatch(&corev1.NodeList{}, "metadata.name", o.NodeName), &corev1.Node{}, 0, cache.Indexers{})
-	c.cninode = gate.NewInformer(c.listWatch(&cninodev1.CNINodeList{}, "metadata.name", o.NodeName), &cninodev1.CNINode{}, 0, cache.Indexers{})
+	c.pods = gate.NewInformer(c.listWatch(&corev1.PodList{}, named("spec.nodeName", o.NodeName)), &corev1.Pod{}, 0, cache.Indexers{})
+	c.node = gate.NewInformer(c.listWatch(&corev1.NodeList{}, named("metadata.name", o.NodeName)), &corev1.Node{}, 0, cache.Indexers{})
+	c.cninode = gate.NewInformer(c.listWatch(&cninodev1.CNINodeList{}, named("metadata.name", o.NodeName)), &cninodev1.CNINode{}, 0, cache.Indexers{})
 	c.noLedgers, c.noPolicies = absence{most: ledgersMost, changed: c.Changed.Fire}, absence{most: policiesMost, changed: c.Changed.Fire}
-	c.ledger = cache.NewSharedIndexInformer(c.noLedgers.watch(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, "metadata.name", o.InstanceID))), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
+	c.noENIConfigs = absence{most: eniConfigsMost, changed: c.nodeChanged}
+	c.ledger = cache.NewSharedIndexInformer(c.noLedgers.watch(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, named("metadata.name", o.InstanceID)))), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
 	if o.ENIConfigs {
-		c.eniConfigs = gate.NewInformer(c.watchENIConfigs(), &eniconfigv1.ENIConfig{}, 0, cache.Indexers{})
+		// All of them: which one is the node's may change, and there are about as many as zones.
+		c.eniConfigs = cache.NewSharedIndexInformer(c.noENIConfigs.watch(gate.Wrap(c.listWatch(&eniconfigv1.ENIConfigList{}))), &eniconfigv1.ENIConfig{}, 0, cache.Indexers{})
 	}
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },
@@ -191,31 +190,37 @@ func (c *Client) Run(ctx context.Context) {
 // PodsSynced says whether the pods of this node are known.
 func (c *Client) PodsSynced() bool { return c.pods.HasSynced() }
 
-func (c *Client) listWatch(list client.ObjectList, field, value string) *cache.ListWatch {
-	selector := client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector(field, value)}
+// named selects the objects of which a field has that value.
+func named(field, value string) client.ListOption {
+	return client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector(field, value)}
+}
+
+func (c *Client) listWatch(list client.ObjectList, which ...client.ListOption) *cache.ListWatch {
+	options := func(o metav1.ListOptions) []client.ListOption {
+		return append([]client.ListOption{&client.ListOptions{Raw: &o}}, which...)
+	}
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			l := list.DeepCopyObject().(client.ObjectList)
-			return l, c.opt.API.List(ctx, l, &client.ListOptions{Raw: &o}, selector)
+			return l, c.opt.API.List(ctx, l, options(o)...)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return c.opt.API.Watch(ctx, list.DeepCopyObject().(client.ObjectList), &client.ListOptions{Raw: &o}, selector)
+			return c.opt.API.Watch(ctx, list.DeepCopyObject().(client.ObjectList), options(o)...)
 		},
 	}
 }
 
 // The longest pauses between two questions for a resource that isn't there. Ledgers never are with the hosted control
-// plane. Without policies nobody gives a pod its own security groups: they are expected to come.
+// plane. Without policies nobody gives a pod its own security groups, and with custom networking no pod an address without
+// an ENIConfig: they are expected to come.
 const (
-	ledgersMost  = 10 * time.Minute
-	policiesMost = time.Minute
+	ledgersMost    = 10 * time.Minute
+	policiesMost   = time.Minute
+	eniConfigsMost = 30 * time.Second
 )
 
 func (c *Client) watchFailed(_ context.Context, _ *cache.Reflector, err error) {
-	c.mu.Lock()
-	noConfigs := c.noConfigs
-	c.mu.Unlock()
-	quiet := apierrors.IsNotFound(err) && (c.noLedgers.is() || c.noPolicies.is() || noConfigs)
+	quiet := apierrors.IsNotFound(err) && (c.noLedgers.is() || c.noPolicies.is() || c.noENIConfigs.is())
 	if !quiet && !apierrors.IsResourceExpired(err) {
 		c.opt.Log.Warn("a watch of the API server ended and is taken up again", "error", err)
 	}

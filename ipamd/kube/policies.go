@@ -20,16 +20,7 @@ import (
 // watchPolicies makes the watch of all policies of the cluster: there are few of them, and a pod may come from any
 // namespace at any time.
 func (c *Client) watchPolicies(gate *reconnect.Gate) error {
-	all := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			l := &v1beta1.SecurityGroupPolicyList{}
-			return l, c.opt.API.List(ctx, l, &client.ListOptions{Raw: &o})
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return c.opt.API.Watch(ctx, &v1beta1.SecurityGroupPolicyList{}, &client.ListOptions{Raw: &o})
-		},
-	}
-	c.policies = cache.NewSharedIndexInformer(c.whileUp(c.noPolicies.watch(gate.Wrap(all))), &v1beta1.SecurityGroupPolicy{}, 0,
+	c.policies = cache.NewSharedIndexInformer(c.whileUp(c.noPolicies.watch(gate.Wrap(c.listWatch(&v1beta1.SecurityGroupPolicyList{})))), &v1beta1.SecurityGroupPolicy{}, 0,
 		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 	if err := c.policies.SetTransform(trimPolicy); err != nil {
 		return fmt.Errorf("watch policies: %w", err)

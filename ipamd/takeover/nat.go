@@ -52,36 +52,28 @@ const legacyNames = "/proc/net/ip_tables_names"
 // Of others' rules none is touched. removed says what went; left what could not, because somebody else's rule leads to it, or
 // because it is iptables-legacy's, which netlink does not reach. It may run any number of times.
 func RemoveNAT(ctx context.Context) (removed, left []string, err error) {
-	conn, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		return nil, nil, fmt.Errorf("open a netlink socket for nftables: %w", err)
-	}
-	defer func() { err = errors.Join(err, conn.CloseLasting()) }()
 	if l := legacy(); l != "" {
 		left = append(left, l)
 	}
-	tables, err := conn.ListTables()
-	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EPROTONOSUPPORT) || errors.Is(err, syscall.EINVAL) {
-		return nil, left, nil // no nf_tables, so nothing in it
-	}
+	conn, tables, err := open()
 	if err != nil {
-		return nil, left, fmt.Errorf("list the tables of nftables: %w", err)
+		return nil, left, err
 	}
+	defer func() { err = errors.Join(err, conn.CloseLasting()) }()
 	var errs []error
 	for _, t := range tables {
 		if ctx.Err() != nil {
 			return removed, left, errors.Join(append(errs, context.Cause(ctx))...)
 		}
-		ip := t.Family == nftables.TableFamilyIPv4 || t.Family == nftables.TableFamilyIPv6
 		switch {
-		case ip && t.Name == nftTable:
+		case t.Name == nftTable:
 			conn.DelTable(t)
 			if err := conn.Flush(); err != nil && !errors.Is(err, syscall.ENOENT) {
 				errs = append(errs, fmt.Errorf("delete nftables table %s: %w", t.Name, err))
 				continue
 			}
 			removed = append(removed, "nftables table "+t.Name)
-		case ip && places[t.Name] != nil:
+		case places[t.Name] != nil:
 			gone, stays, err := clean(conn, t)
 			removed, left, errs = append(removed, gone...), append(left, stays...), append(errs, err)
 		}
@@ -183,19 +175,27 @@ func comment(r *nftables.Rule) string {
 // HasTable says whether a table of nftables is there, of either family of addresses: whether this agent's own rules are in
 // place is what has to be known before upstream's go.
 func HasTable(name string) (has bool, err error) {
+	conn, tables, err := open()
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }), conn.CloseLasting()
+}
+
+// open connects to nf_tables and lists the tables of both families of addresses: none where this kernel has no nf_tables.
+func open() (*nftables.Conn, []*nftables.Table, error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
-		return false, fmt.Errorf("open a netlink socket for nftables: %w", err)
+		return nil, nil, fmt.Errorf("open a netlink socket for nftables: %w", err)
 	}
-	defer func() { err = errors.Join(err, conn.CloseLasting()) }()
-	tables, err := conn.ListTables()
+	all, err := conn.ListTables()
 	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EPROTONOSUPPORT) || errors.Is(err, syscall.EINVAL) {
-		return false, nil
+		return conn, nil, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("list the tables of nftables: %w", err)
+		return nil, nil, errors.Join(fmt.Errorf("list the tables of nftables: %w", err), conn.CloseLasting())
 	}
-	return slices.ContainsFunc(tables, func(t *nftables.Table) bool {
-		return t.Name == name && (t.Family == nftables.TableFamilyIPv4 || t.Family == nftables.TableFamilyIPv6)
+	return conn, slices.DeleteFunc(all, func(t *nftables.Table) bool {
+		return t.Family != nftables.TableFamilyIPv4 && t.Family != nftables.TableFamilyIPv6
 	}), nil
 }
