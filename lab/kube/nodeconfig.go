@@ -202,6 +202,8 @@ func (n *NodeConfig) kubeletFlags() []string {
 		"--hostname-override=" + n.Name,
 		"--node-ip=" + n.Address.String(),
 		"--node-labels=" + strings.Join(pairs, ","),
+		// Nobody reads the containers' statistics, and to collect them is a seventh of what an idle kubelet does.
+		"--housekeeping-interval=1m",
 		"--v=2",
 	}
 }
