@@ -34,6 +34,8 @@ type Options struct {
 	Endpoint string
 	// IMDSEndpoint is the URL of the instance metadata service. Empty: http://169.254.169.254.
 	IMDSEndpoint string
+	// IPv6 has IMDS read what interfaces have of IPv6, too.
+	IPv6 bool
 	// Timeout bounds each attempt. Zero: DefaultTimeout.
 	Timeout time.Duration
 	// MaxAttempts bounds how often one call is tried. Zero: DefaultMaxAttempts.

@@ -19,11 +19,14 @@ import (
 )
 
 // IMDS reads the instance metadata service, version 2 only.
-type IMDS struct{ client *imds.Client }
+type IMDS struct {
+	client *imds.Client
+	ipv6   bool
+}
 
 // NewIMDS makes a reader of the instance metadata service of the instance that the program runs on.
 func NewIMDS(o Options) *IMDS {
-	return &IMDS{client: imds.New(imds.Options{
+	return &IMDS{ipv6: o.IPv6, client: imds.New(imds.Options{
 		Endpoint:       o.IMDSEndpoint,
 		HTTPClient:     &http.Client{Timeout: o.timeout(), Transport: &http.Transport{MaxIdleConnsPerHost: 2}},
 		EnableFallback: awssdk.FalseTernary, // never version 1, whatever a proxy in between answers
@@ -54,6 +57,11 @@ type Interface struct {
 	Addresses        []netip.Addr   // IPv4, the primary one first
 	Prefixes         []netip.Prefix // IPv4, /28 each
 	SecurityGroupIDs []string
+
+	// What follows is read with Options.IPv6 only.
+	SubnetIPv6CIDRs, VPCIPv6CIDRs []netip.Prefix
+	IPv6Addresses                 []netip.Addr
+	IPv6Prefixes                  []netip.Prefix // /80 each
 }
 
 // Identity reads the instance identity document and the primary interface's MAC.
@@ -161,14 +169,17 @@ func (m *IMDS) Interface(ctx context.Context, mac string) (Interface, error) {
 		return Interface{}, fmt.Errorf("IMDS interface: %w", err)
 	}
 	fields := make(map[string]string)
-	for _, key := range []string{"device-number", "interface-id", "subnet-id", "subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks",
-		"security-group-ids", "local-ipv4s", "ipv4-prefix", "network-card", "vpc-id"} {
+	keys := []string{"device-number", "interface-id", "subnet-id", "subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks",
+		"security-group-ids", "local-ipv4s", "ipv4-prefix", "network-card", "vpc-id"}
+	if m.ipv6 {
+		keys = append(keys, keysIPv6...)
+	}
+	for _, key := range keys {
 		v, err := m.get(ctx, path.Join("network/interfaces/macs", mac, key))
 		switch {
 		case err == nil:
 			fields[key] = v
-		case IsNotFound(err) && slices.Contains([]string{"network-card", "local-ipv4s", "ipv4-prefix", "vpc-id", "subnet-ipv4-cidr-block"}, key):
-			// Types with one card have no network-card; an EFA-only interface has no IPv4, most have no prefix.
+		case IsNotFound(err) && mayLack(key):
 		default:
 			return Interface{}, err
 		}
@@ -198,8 +209,11 @@ func parseInterface(fields map[string]string) (Interface, error) {
 			return i, fmt.Errorf("network-card: %w", err)
 		}
 	}
+	if err := i.parseIPv6(fields); err != nil {
+		return i, err
+	}
 	if fields["subnet-ipv4-cidr-block"] == "" && fields["local-ipv4s"] == "" {
-		return i, nil // an EFA-only interface carries no IP
+		return i, nil // an EFA-only interface carries no IP, one of an IPv6-only subnet no IPv4
 	}
 	if i.SubnetCIDR, err = netip.ParsePrefix(fields["subnet-ipv4-cidr-block"]); err != nil {
 		return i, fmt.Errorf("subnet-ipv4-cidr-block: %w", err)

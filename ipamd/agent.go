@@ -159,7 +159,7 @@ func New(o Options) (*Agent, error) {
 		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[netip.Prefix]bool{}, noPrefix: map[string]time.Time{}, full: map[string]scarcity{},
 		inventory: enis.New(enis.Options{
 			Metadata: o.Metadata, EC2: describer(o), Rules: placement.Rules{InstanceID: o.Identity.InstanceID, Untagged: o.Config.ManageUntagged},
-			Links: o.Links, MTU: o.Config.ENIMTU, Log: o.Log,
+			Links: o.Links, MTU: o.Config.ENIMTU, IPv6: o.Config.IPv6, Log: o.Log,
 		}),
 		provision: &enis.Provisioner{
 			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,

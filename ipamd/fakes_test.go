@@ -76,6 +76,7 @@ type cloud struct {
 	subnetsAsked int
 	types        []types.InstanceTypeInfo // that EC2 knows; nil: it doesn't answer
 	typesAsked   int
+	ipv6Late     bool // IMDS does not show IPv6 prefixes
 }
 
 type cloudENI struct {
@@ -84,7 +85,8 @@ type cloudENI struct {
 	trunk       bool
 	addresses   []netip.Addr
 	prefixes    []netip.Prefix
-	subnet      string // empty: subnet-1
+	ipv6        []netip.Prefix // /80
+	subnet      string         // empty: subnet-1
 	groups      []string
 	card        int
 	kind        types.NetworkInterfaceType
@@ -175,6 +177,7 @@ func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, NetworkCard: e.card, SubnetID: e.subnet, VPCID: "vpc-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"), VPCCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: e.groups, Prefixes: slices.Clone(e.prefixes),
 			})
+			c.showIPv6(e, &out[len(out)-1])
 		}
 	}
 	return out, nil
@@ -248,6 +251,9 @@ func (c *cloud) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNet
 		n := types.NetworkInterface{NetworkInterfaceId: &e.id, InterfaceType: e.kind, TagSet: e.tags, Description: &e.description}
 		for _, a := range e.addresses {
 			n.PrivateIpAddresses = append(n.PrivateIpAddresses, types.NetworkInterfacePrivateIpAddress{PrivateIpAddress: awssdk.String(a.String())})
+		}
+		for _, p := range e.ipv6 {
+			n.Ipv6Prefixes = append(n.Ipv6Prefixes, types.Ipv6PrefixSpecification{Ipv6Prefix: awssdk.String(p.String())})
 		}
 		if e.device >= 0 {
 			n.Attachment = &types.NetworkInterfaceAttachment{AttachmentId: &e.id, InstanceId: awssdk.String(instanceID)}

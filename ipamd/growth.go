@@ -69,7 +69,7 @@ type sweeper struct {
 // sweep deletes what this node left detached, unless that is done or not due yet. It returns how long until it is tried again,
 // 0 for never. It runs between two steps, so that nothing of a step under way can be taken for a left-over.
 func (a *Agent) sweep(ctx context.Context, s *sweeper) time.Duration {
-	if s.done || a.opt.Config.LeakSweepOff || a.opt.Config.Frozen() {
+	if s.done || a.opt.Config.LeakSweepOff || a.opt.Config.Frozen() || a.opt.Config.IPv6 { // which makes no ENIs
 		return 0
 	}
 	if left := s.next.Sub(a.opt.Now()); left > 0 {
@@ -104,9 +104,9 @@ func (a *Agent) notePool(ctx context.Context, err error) {
 	action, resource, denied := aws.Denied(err)
 	switch {
 	case denied:
-		a.events.Node("EC2Denied", "the node's role may not call %s on %s: add it to the role's policy (AmazonEKS_CNI_Policy has it): %v", action, resource, err)
+		a.events.Node("EC2Denied", "the node's role may not call %s on %s: add it to the role's policy (%s has it): %v", action, resource, a.rolePolicy(), err)
 	case aws.IsDenied(err):
-		a.events.Node("EC2Denied", "the node's role lacks a permission (AmazonEKS_CNI_Policy has it): %v", err)
+		a.events.Node("EC2Denied", "the node's role lacks a permission (%s has it): %v", a.rolePolicy(), err)
 	case aws.Code(err) != "" && !aws.IsThrottled(err):
 		a.events.Node("AddressesNotAvailable", "no more addresses for pods: %v", err)
 	}
@@ -118,6 +118,9 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	defer cancel()
 	if a.opt.Config.Frozen() {
 		return false, nil
+	}
+	if a.opt.Config.IPv6 {
+		return a.ipv6Step(ctx)
 	}
 	if did, err := a.resumeRetirement(ctx); did || err != nil {
 		return did, err

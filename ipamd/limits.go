@@ -44,7 +44,7 @@ func (a *Agent) runLimits(ctx context.Context) {
 			a.metrics.failed("limits")
 			a.opt.Log.Warn("the limits of this instance type are not known: no ENI or address is added until they are; it is tried again", "error", err)
 			if aws.IsDenied(err) {
-				a.events.Node("EC2Denied", "%v: add ec2:DescribeInstanceTypes to the node role's policy (AmazonEKS_CNI_Policy has it)", err)
+				a.events.Node("EC2Denied", "%v: add ec2:DescribeInstanceTypes to the node role's policy (%s has it)", err, a.rolePolicy())
 			}
 			wait(ctx, jittered(pause))
 			continue

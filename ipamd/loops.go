@@ -248,7 +248,7 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 		}
 	}
 	for _, e := range all {
-		if !e.Usable() || len(e.Addresses) == 0 {
+		if !e.Usable() || len(e.Addresses)+len(e.Prefixes) == 0 {
 			continue
 		}
 		// What pods hold is routed as they hold it, also while a source shows fewer addresses.
@@ -259,7 +259,7 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 			}
 		}
 		d.ENIs = append(d.ENIs, hostnet.ENI{
-			Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.Addresses[0], Gateway: e.Gateway(), Prefixes: prefixes,
+			Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.PrimaryAddress(), Gateway: e.Gateway(), Prefixes: prefixes,
 		})
 	}
 	return d, branchesLeft, nil

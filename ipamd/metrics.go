@@ -2,6 +2,7 @@ package ipamd
 
 import (
 	"errors"
+	"net/netip"
 	"runtime"
 	"time"
 
@@ -141,6 +142,9 @@ var gauges = []gauge{
 	size("awscni_eni_allocated", "ENIs attached to the instance.", func(v sizesView) int { return v.attached }),
 	size("awscni_eni_max", "ENIs that the instance can have.", func(v sizesView) int { return v.pool.MaxENIs }),
 	size("awscni_ip_max", "Addresses that regular pods of the instance can have.", func(v sizesView) int {
+		if v.pool.IPv6 {
+			return pool.Unit{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 80)}.Size()
+		}
 		n := v.pool.MaxENIs * v.pool.Places
 		if v.pool.Prefixes {
 			n *= pool.PrefixSize
@@ -148,7 +152,8 @@ var gauges = []gauge{
 		return n
 	}),
 	size("awscni_total_ip_addresses", "Addresses of the instance's ENIs that are for pods.", func(v sizesView) int { return v.total }),
-	size("awscni_total_ipv4_prefixes", "IPv4 prefixes of the instance's ENIs.", func(v sizesView) int { return v.prefixes }),
+	size("awscni_total_ipv4_prefixes", "IPv4 prefixes of the instance's ENIs.", func(v sizesView) int { return v.prefixes[0] }),
+	size("awscni_total_ipv6_prefixes", "IPv6 prefixes of the instance's ENIs; 65,536 addresses of each are counted.", func(v sizesView) int { return v.prefixes[1] }),
 	size("awscni_assigned_ip_addresses", "Addresses that regular pods hold.", func(v sizesView) int { return v.assigned }),
 	size("awscni_ip_free", "Addresses that can be given to a pod now: neither held nor resting nor being given back.", func(v sizesView) int { return pool.Free(v.pool) }),
 	size("awscni_ip_cooling", "Addresses that rest before they are given again.", func(v sizesView) int { return len(v.store.Cooling) }),
@@ -162,10 +167,11 @@ var gauges = []gauge{
 
 // sizesView is what the gauges are read off, taken once for all of them.
 type sizesView struct {
-	pool                                                                          pool.Snapshot
-	store                                                                         store.View
-	attached, total, prefixes, assigned, leaving, branches, trunk, ready, orphans int
-	byENI, byCIDR                                                                 map[string]int
+	pool                                                                pool.Snapshot
+	store                                                               store.View
+	attached, total, assigned, leaving, branches, trunk, ready, orphans int
+	byENI, byCIDR                                                       map[string]int
+	prefixes                                                            [2]int // IPv4, IPv6
 }
 
 func (a *Agent) sizes() sizesView {
@@ -179,8 +185,12 @@ func (a *Agent) sizes() sizesView {
 			if u.Leaving {
 				v.leaving += u.Size()
 			}
-			if !u.Prefix.IsSingleIP() {
-				v.prefixes++
+			switch {
+			case !u.IsPrefix():
+			case u.Prefix.Addr().Is4():
+				v.prefixes[0]++
+			default:
+				v.prefixes[1]++
 			}
 		}
 	}

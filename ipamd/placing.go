@@ -52,7 +52,7 @@ type placed struct {
 
 // subnetsMatter says whether the tags and free addresses of subnets decide anything here.
 func (a *Agent) subnetsMatter() bool {
-	return !a.opt.Config.Frozen() && (a.opt.Config.SubnetDiscovery || a.opt.Config.CustomNetworking)
+	return !a.opt.Config.Frozen() && !a.opt.Config.IPv6 && (a.opt.Config.SubnetDiscovery || a.opt.Config.CustomNetworking)
 }
 
 // place decides where ENIs are made, and which serve.

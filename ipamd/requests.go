@@ -348,6 +348,8 @@ func (a *Agent) exhausted(ctx context.Context) error {
 		return fmt.Errorf("EC2 gave no more: %w", poolErr)
 	case ctx.Err() != nil:
 		return errors.New("none came in time")
+	case a.opt.Config.IPv6 && listed && pool.Free(s) == 0:
+		return a.exhaustedIPv6(s)
 	case at.Reason == placement.NotKnown || !listed || pool.Room(s) > 0 || pool.Free(s) > 0 || a.nextCooled() > 0 || a.expecting():
 		return nil
 	case s.Frozen:

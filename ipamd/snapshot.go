@@ -44,7 +44,7 @@ func (a *Agent) placedSnapshot() (pool.Snapshot, placed) {
 	s := pool.Snapshot{
 		Targets: pool.Targets{
 			WarmENIs: c.WarmENITarget, WarmPrefixes: c.WarmPrefixTarget, WarmIPs: c.WarmIPTarget, MinimumIPs: c.MinimumIPTarget,
-			MaxENIs: a.maxENIs(), Places: max(0, a.limits().IPv4PerInterface-1), Prefixes: a.usesPrefixes(),
+			MaxENIs: a.maxENIs(), Places: max(0, a.limits().IPv4PerInterface-1), Prefixes: a.usesPrefixes(), IPv6: c.IPv6,
 		},
 		Waiting: int(a.waiting.Load()), NoENI: at.Reason != placement.None, Settled: at.cordoned, Frozen: c.Frozen(),
 	}
@@ -115,9 +115,9 @@ func countIn(addrs []netip.Addr, u netip.Prefix) (n int) {
 	return n
 }
 
-// usesPrefixes says whether the node is to have prefixes: ENABLE_PREFIX_DELEGATION, on a Nitro instance.
+// usesPrefixes says whether the node is to have prefixes: ENABLE_PREFIX_DELEGATION or IPv6, on a Nitro instance.
 func (a *Agent) usesPrefixes() bool {
-	return a.opt.Config.PrefixDelegation && (a.limits().Hypervisor == "nitro" || a.limits().BareMetal)
+	return (a.opt.Config.PrefixDelegation || a.opt.Config.IPv6) && (a.limits().Hypervisor == "nitro" || a.limits().BareMetal)
 }
 
 // candidates are the addresses that may be given to a pod if the store holds them for nobody: those of the lowest device
@@ -133,6 +133,10 @@ func (a *Agent) candidates() []store.Regular {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	maps.Copy(busy, a.orphans)
+	cooling := make(map[netip.Addr]bool, len(view.Cooling))
+	for _, c := range view.Cooling {
+		cooling[c.Address] = true
+	}
 	var out []store.Regular
 	for _, e := range all {
 		placed, routed := a.routed[e.ID]
@@ -150,7 +154,7 @@ func (a *Agent) candidates() []store.Regular {
 		}
 		slices.SortStableFunc(units, func(a, b netip.Prefix) int { return cmp.Compare(users[b], users[a]) })
 		for _, u := range units {
-			for addr := u.Addr(); u.Contains(addr); addr = addr.Next() {
+			for addr := range givable(u, busy, cooling) {
 				if placed.Holds(addr) && !busy[addr] {
 					out = append(out, store.Regular{Address: addr, ENIID: e.ID, Device: e.Device, RouteTable: hostnet.Table(e.Device)})
 				}

@@ -111,7 +111,7 @@ func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) err
 	err = install.Run(install.Options{SourceDir: *source, SysctlDir: "/proc/sys", LinksDir: "/sys/class/net", Config: c, Log: log})
 	if err == nil && c.KubeletLocal {
 		// Pods work without it, so it never keeps the agent from starting: the agent says so in an event.
-		if err := makeKubeletTable(ctx); err != nil {
+		if err := makeKubeletTable(ctx, c.IPv6); err != nil {
 			log.Error("the kubelet's own connections to branch pods can't be kept on the node", "error", err)
 		}
 	}
@@ -121,13 +121,13 @@ func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) err
 	return err
 }
 
-func makeKubeletTable(ctx context.Context) error {
+func makeKubeletTable(ctx context.Context, ipv6 bool) error {
 	k, err := hostnet.NewKernel()
 	if err != nil {
 		return err
 	}
 	defer k.Close()
-	return k.MakeKubeletTable(ctx, false)
+	return k.MakeKubeletTable(ctx, ipv6)
 }
 
 func logger(w io.Writer, level slog.Level) *slog.Logger {

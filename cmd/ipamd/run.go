@@ -60,7 +60,7 @@ func runCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, state, socket, metricsAddr string) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	awsOptions := aws.Options{Endpoint: c.EC2Endpoint, Timeout: c.HTTPTimeout, Metrics: registry, UserAgent: "branchline-ipamd/" + rpc.Version}
+	awsOptions := aws.Options{Endpoint: c.EC2Endpoint, Timeout: c.HTTPTimeout, Metrics: registry, UserAgent: "branchline-ipamd/" + rpc.Version, IPv6: c.IPv6}
 	imds := aws.NewIMDS(awsOptions)
 	identity, err := imds.Identity(ctx)
 	if err != nil {

@@ -34,7 +34,7 @@ const (
 type Config struct {
 	PodENI        bool
 	EnforcingMode string
-	IPv6          bool // not accepted from the environment yet: regular pods have no IPv6 addresses in this version
+	IPv4, IPv6    bool // which family pods have: exactly one
 	TCPEarlyDemux Demux
 	NodeLocal     []netip.Prefix // what strict branch pods reach on their node, of both families
 	KubeletLocal  bool
@@ -191,6 +191,9 @@ func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err
 	if len(errs) > 0 {
 		return nil, warnings, errors.Join(errs...)
 	}
+	if w := c.familyWarning(); w != "" {
+		warnings = append(warnings, w)
+	}
 	if c.TCPEarlyDemux == DemuxOn && c.StrictBranchPods() {
 		warnings = append(warnings, `DISABLE_TCP_EARLY_DEMUX="false" keeps TCP early demux on: kubelet's TCP and HTTP probes of branch pods in strict mode will fail; unset it to have it turned off where that is needed`)
 	}
@@ -205,7 +208,7 @@ func (c *Config) check() (errs []error) {
 	if c.IMDSOnly && c.PodENI {
 		errs = append(errs, &Error{"ENABLE_IMDS_ONLY_MODE", "true", "only EC2 can tell which ENI is the trunk that ENABLE_POD_ENI needs", "false where ENABLE_POD_ENI is true"})
 	}
-	return errs
+	return append(errs, c.checkFamily()...)
 }
 
 // Tags returns a copy of the additional tags for ENIs.

@@ -60,9 +60,9 @@ type ENI struct {
 	SubnetID     string
 	VPCID        string
 	Subnet       netip.Prefix
-	VPC          []netip.Prefix // the VPC's own IPv4 CIDRs
+	VPC          []netip.Prefix // the VPC's own CIDRs, of the pods' family
 	Groups       []string
-	// Addresses holds the primary address first.
+	// Addresses holds the primary address first. Addresses and prefixes are of the pods' family.
 	Addresses []netip.Addr
 	// Prefixes are all there for pods.
 	Prefixes []netip.Prefix
@@ -79,6 +79,14 @@ type ENI struct {
 
 // Primary is the instance's first interface.
 func (e ENI) Primary() bool { return e.Device == 0 && e.Card == 0 }
+
+// PrimaryAddress is the ENI's first address of the pods' family; not valid where it has none.
+func (e ENI) PrimaryAddress() netip.Addr {
+	if len(e.Addresses) == 0 {
+		return netip.Addr{}
+	}
+	return e.Addresses[0]
+}
 
 // Gateway is the subnet's router.
 func (e ENI) Gateway() netip.Addr { return e.Subnet.Masked().Addr().Next() }
@@ -132,7 +140,9 @@ type Options struct {
 	Rules placement.Rules
 	Links Links
 	MTU   int
-	Log   *slog.Logger
+	// IPv6: pods have IPv6 addresses, of the primary ENI's prefixes and of no other ENI.
+	IPv6 bool
+	Log  *slog.Logger
 }
 
 // Inventory is the node's view of its ENIs. Refresh makes it new; Changed fires when it became another.
@@ -310,10 +320,13 @@ func (i *Inventory) describe(f aws.Interface, links []Link) ENI {
 	if i.opt.EC2 == nil {
 		facts.Described, rules.Untagged = true, true
 	}
+	if i.opt.IPv6 {
+		e.ofIPv6(f)
+	}
 	facts.Primary, facts.Card, facts.Addressed = e.Primary(), e.Card, len(e.Addresses) > 0
 	var role placement.Role
 	role, e.Made = placement.RoleOf(facts, rules)
-	e.Trunk, e.Unmanaged = role == placement.Trunk, role == placement.HandsOff
+	e.Trunk, e.Unmanaged = role == placement.Trunk, role == placement.HandsOff || i.opt.IPv6 && role == placement.Regular && !e.Primary()
 	return e
 }
 

@@ -38,12 +38,12 @@ func Run(o Options) error {
 		return fmt.Errorf("look for VLAN links of branch pods in %s: %w", o.LinksDir, err)
 	}
 	settings := SettingsFor(o.Config, len(vlans) > 0)
-	if o.Config.Egress() && !o.Config.IPv6 {
+	if o.Config.Egress() || o.Config.IPv6 {
 		devices, err := filepath.Glob(filepath.Join(o.LinksDir, "*", "device"))
 		if err != nil {
 			return fmt.Errorf("look for the instance's ENIs in %s: %w", o.LinksDir, err)
 		}
-		settings = append(settings, v6EgressSettings(devices)...)
+		settings = append(settings, ipv6Settings(devices)...)
 	}
 	return Settings(o.SysctlDir, settings, o.Log)
 }
@@ -154,10 +154,10 @@ func SettingsFor(c *config.Config, branchPodsLeft bool) []Setting {
 	return append(s, Setting{"net/ipv4/udp_early_demux", udp}, Setting{"net/ipv4/tcp_early_demux", tcp})
 }
 
-// v6EgressSettings are for a node of an IPv4 cluster that forwards what its pods send by IPv6. A host that forwards no
+// ipv6Settings are for a node that forwards what its pods send by IPv6, in an IPv6 cluster or by egress-cni. A host that forwards no
 // longer listens to its router's advertisements unless it is told to (accept_ra 2): without that the ENIs, the links
 // with a device, would lose their default route.
-func v6EgressSettings(devices []string) []Setting {
+func ipv6Settings(devices []string) []Setting {
 	s := []Setting{{"net/ipv6/conf/all/disable_ipv6", "0"}, {"net/ipv6/conf/default/disable_ipv6", "0"}}
 	for _, d := range devices {
 		s = append(s, Setting{"net/ipv6/conf/" + filepath.Base(filepath.Dir(d)) + "/accept_ra", "2"})

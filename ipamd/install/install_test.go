@@ -200,7 +200,7 @@ func TestEgressTakesItsPartOfTheConflist(t *testing.T) {
 	}
 }
 
-func TestIPv6EgressMakesTheNodeForwardAndKeepItsRouters(t *testing.T) {
+func TestANodeThatForwardsIPv6KeepsItsRouters(t *testing.T) {
 	src, sys, links := t.TempDir(), t.TempDir(), t.TempDir()
 	write(t, filepath.Join(src, "aws-cni"), "", 0o755)
 	write(t, filepath.Join(links, "eth0", "device"), "", 0o644)
@@ -211,8 +211,14 @@ func TestIPv6EgressMakesTheNodeForwardAndKeepItsRouters(t *testing.T) {
 	for name := range want {
 		write(t, filepath.Join(sys, "net/ipv6/conf", name), "9", 0o644)
 	}
-	for on, set := range map[string]bool{"false": false, "true": true} {
-		c := cfg(t, map[string]string{"HOST_CNI_BIN_PATH": t.TempDir(), "ENABLE_V6_EGRESS": on})
+	ipv6 := map[string]string{"ENABLE_IPv6": "true", "ENABLE_IPv4": "false", "ENABLE_V4_EGRESS": "false"}
+	for on, set := range map[string]bool{"false": false, "true": true, "an IPv6 cluster": true} {
+		env := map[string]string{"ENABLE_V6_EGRESS": on}
+		if on == "an IPv6 cluster" {
+			env = ipv6
+		}
+		env["HOST_CNI_BIN_PATH"] = t.TempDir()
+		c := cfg(t, env)
 		for _, s := range SettingsFor(c, false) {
 			write(t, filepath.Join(sys, s.Path), "9", 0o644)
 		}

@@ -81,9 +81,15 @@ func TestENIsDecodeAsTheNodesMonitoringDecodesThem(t *testing.T) {
 }
 
 func TestAnIPv6PrefixIsNotListedToItsEnd(t *testing.T) {
-	v := OfENIs([]enis.ENI{{ID: "eni-1", Prefixes: []netip.Prefix{netip.MustParsePrefix("2001:db8::/80")}}}, store.View{}, nil, 0)
-	if n := len(v.ENIs["eni-1"].IPv6["2001:db8::/80"].Addresses); n != most || len(v.ENIs["eni-1"].IPv4) != 0 {
-		t.Errorf("%d addresses are listed", n)
+	held, far := netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("2001:db8::ffff:7")
+	state := store.View{
+		Allocations: []store.Allocation{{Regular: &store.Regular{Address: far, ENIID: "eni-1"}}},
+		Cooling:     []store.Cooling{{Address: held.Next()}, {Address: netip.MustParseAddr("2001:db9::1")}},
+	}
+	v := OfENIs([]enis.ENI{{ID: "eni-1", Prefixes: []netip.Prefix{netip.MustParsePrefix("2001:db8::/80")}}}, state, map[netip.Addr]bool{held: true}, 0)
+	got := v.ENIs["eni-1"].IPv6["2001:db8::/80"].Addresses
+	if len(got) != 3 || got[far.String()].State != "assigned" || got[held.String()].State != "held" || got[held.Next().String()].State != "cooling" || len(v.ENIs["eni-1"].IPv4) != 0 {
+		t.Errorf("listed are %v", got)
 	}
 }
 

@@ -2,11 +2,14 @@ package introspect
 
 import (
 	"cmp"
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/store"
 )
 
@@ -92,8 +95,25 @@ const (
 	ModeStandard = "standard"
 )
 
-// most is how many addresses of one prefix are listed; an IPv6 prefix has more than anybody reads.
-const most = 1024
+// listed are the addresses of a unit that are shown: of an IPv6 prefix, which has more than anybody reads, those that are not
+// just free.
+func listed(u netip.Prefix, assigned map[netip.Addr]store.Allocation, cooling map[netip.Addr]store.Cooling, held map[netip.Addr]bool) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		if u.Addr().Is4() || u.IsSingleIP() {
+			for addr := u.Addr(); u.Contains(addr) && yield(addr); {
+				addr = addr.Next()
+			}
+			return
+		}
+		taken := slices.Concat(slices.Collect(maps.Keys(assigned)), slices.Collect(maps.Keys(cooling)), slices.Collect(maps.Keys(held)))
+		slices.SortFunc(taken, netip.Addr.Compare)
+		for _, addr := range slices.Compact(taken) {
+			if u.Contains(addr) && !yield(addr) {
+				return
+			}
+		}
+	}
+}
 
 // OfENIs makes the view of the ENIs. held are addresses that are wired to pods which the store does not know;
 // coolDown is how long a freed address rests.
@@ -117,8 +137,8 @@ func OfENIs(all []enis.ENI, v store.View, held map[netip.Addr]bool, coolDown tim
 		for _, u := range e.Units() {
 			leaving := slices.ContainsFunc(v.Leaving, func(l store.Leaving) bool { return l.Prefix == u })
 			c := CIDR{Cidr: network(u), IsPrefix: !u.IsSingleIP(), Addresses: map[string]Address{}}
-			for addr := u.Addr(); u.Contains(addr) && len(c.Addresses) < most; addr = addr.Next() {
-				out.TotalIPs++
+			out.TotalIPs += pool.Unit{Prefix: u}.Size()
+			for addr := range listed(u, assigned, cooling, held) {
 				at := Address{Address: addr.String(), State: "free"}
 				al, ok := assigned[addr]
 				rests, cools := cooling[addr]

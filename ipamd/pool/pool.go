@@ -20,13 +20,16 @@ type Unit struct {
 	Leaving bool
 }
 
+// mostBits bounds what is counted of a unit: an IPv6 prefix is a /80, which has more than a node can ever use, and more than
+// an int need hold.
+const mostBits = 16
+
 // IsPrefix says whether the unit is more than one address.
 func (u Unit) IsPrefix() bool { return !u.Prefix.IsSingleIP() }
 
 // Size is how many addresses the unit has for pods.
 func (u Unit) Size() int {
-	// An IPv6 prefix is a /80: more than a node can ever use, and more than an int need hold.
-	return 1 << min(u.Prefix.Addr().BitLen()-u.Prefix.Bits(), 16)
+	return 1 << min(u.Prefix.Addr().BitLen()-u.Prefix.Bits(), mostBits)
 }
 
 func (u Unit) idle() bool { return u.InUse == 0 && u.Cooling == 0 }
@@ -82,6 +85,8 @@ type Targets struct {
 	Places int
 	// Prefixes is ENABLE_PREFIX_DELEGATION, on a type that can.
 	Prefixes bool
+	// IPv6: pods have IPv6 addresses. Nothing above counts then but Prefixes: whether the instance can have any.
+	IPv6 bool
 }
 
 // PrefixSize is how many addresses an IPv4 prefix has.
@@ -174,6 +179,8 @@ func Target(s Snapshot) int {
 	demand, t := s.inUse()+s.Waiting, s.Targets
 	var want int
 	switch {
+	case t.IPv6:
+		want = demand
 	case t.byAddress():
 		want = max(demand+t.WarmIPs, t.MinimumIPs)
 	case !t.whole():
@@ -203,6 +210,9 @@ func Free(s Snapshot) (n int) {
 func Room(s Snapshot) int {
 	if s.Frozen {
 		return 0
+	}
+	if s.IPv6 {
+		return s.roomIPv6()
 	}
 	n := 0
 	if s.attachable() {
@@ -244,6 +254,9 @@ func (s Snapshot) size(noPrefix bool) int {
 func Plan(s Snapshot) []Step {
 	if s.Frozen {
 		return nil
+	}
+	if s.IPv6 {
+		return s.planIPv6()
 	}
 	// Without a free interface the trunk could never come: an idle ENI gives way, below the target too.
 	if s.KeepTrunkSlot && s.Attached >= s.MaxENIs {
