@@ -7,5 +7,5 @@
 //
 // What it leaves out it refuses: a parameter, filter or policy condition that it doesn't know is an error and never
 // ignored. Not modelled in this version: windows of eventual consistency (a describe call sees every earlier effect),
-// IPv6 addresses on ENIs, volumes, images, key pairs, public addresses, route tables.
+// IPv6-only subnets, volumes, images, key pairs, public addresses, route tables.
 package ec2

@@ -37,12 +37,14 @@ type AttachmentSpec struct {
 	DeviceIndex, NetworkCard int
 	Address                  netip.Addr
 	SubnetCIDR               netip.Prefix
+	// IPv6 is the ENI's first IPv6 address; not valid without one.
+	IPv6 netip.Addr
 }
 
 func (r *Region) attachmentSpec(e *eni) AttachmentSpec {
 	return AttachmentSpec{
 		ENIID: e.id, MAC: append(net.HardwareAddr(nil), e.mac...), DeviceIndex: e.att.device, NetworkCard: e.att.card,
-		Address: e.addrs[0], SubnetCIDR: r.subnets[e.subnetID].cidr,
+		Address: e.addrs[0], SubnetCIDR: r.subnets[e.subnetID].cidr, IPv6: e.firstIPv6(),
 	}
 }
 

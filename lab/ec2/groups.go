@@ -11,6 +11,9 @@ func (r *Region) newGroup(vpcID, name, description string) *group {
 	g := &group{id: r.id("sg"), vpcID: vpcID, name: name, description: description}
 	everywhere := netip.MustParsePrefix("0.0.0.0/0")
 	g.egress = []rule{{Rule: vpc.Rule{ID: r.id("sgr"), Protocol: -1, FromPort: -1, ToPort: -1, CIDR: everywhere}}}
+	if r.vpcs[vpcID].cidr6.IsValid() {
+		g.egress = append(g.egress, rule{Rule: vpc.Rule{ID: r.id("sgr"), Protocol: -1, FromPort: -1, ToPort: -1, CIDR: netip.MustParsePrefix("::/0")}})
+	}
 	r.groups[g.id] = g
 	return g
 }

@@ -106,7 +106,7 @@ func (c *call) parseLaunchNetwork(l *launch) error {
 		}
 		l.network = nics[0]
 		if err := l.network.only("DeviceIndex SubnetId SecurityGroupId PrivateIpAddress Description DeleteOnTermination " +
-			"AssociatePublicIpAddress NetworkInterfaceId"); err != nil {
+			"AssociatePublicIpAddress NetworkInterfaceId Ipv6AddressCount Ipv6PrefixCount"); err != nil {
 			return err
 		}
 		if l.network.has("NetworkInterfaceId") || l.network.str("AssociatePublicIpAddress") == "true" {
@@ -149,7 +149,11 @@ func (c *call) launch(l launch, reservation string) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := c.newInterface(newInterface{subnet: l.subnet, groups: l.groups, kind: "interface", primary: addr, description: l.description})
+	v6, err := l.network.want6("Ipv6Address")
+	if err != nil {
+		return nil, err
+	}
+	e, err := c.newInterface(newInterface{subnet: l.subnet, v6: v6, groups: l.groups, kind: "interface", primary: addr, description: l.description})
 	if err != nil {
 		return nil, err
 	}

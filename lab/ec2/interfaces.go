@@ -31,6 +31,7 @@ type newInterface struct {
 	secondary   []netip.Addr
 	more        int // further secondary addresses, any
 	prefixes    int
+	v6          want6
 }
 
 func (c *call) newInterface(n newInterface) (*eni, error) {
@@ -68,8 +69,18 @@ func (c *call) newInterface(n newInterface) (*eni, error) {
 		}
 		return nil, err
 	}
+	addrs6, prefixes6, err := c.take6(n.subnet, id, n.v6)
+	if err != nil {
+		for _, b := range slices.Concat(fixed, found) {
+			n.subnet.release(b)
+		}
+		for _, b := range prefixes {
+			n.subnet.releasePrefix(b)
+		}
+		return nil, err
+	}
 	e := &eni{
-		id: id, prefixes: prefixes, subnetID: n.subnet.id, vpcID: n.subnet.vpcID, zone: n.subnet.zone, kind: n.kind, created: n.kind,
+		id: id, prefixes: prefixes, addrs6: addrs6, prefixes6: prefixes6, subnetID: n.subnet.id, vpcID: n.subnet.vpcID, zone: n.subnet.zone, kind: n.kind, created: n.kind,
 		description: n.description, mac: c.newMAC(), groups: slices.Clone(n.groups), sourceDestCheck: true, requester: c.who.userID,
 	}
 	if n.primary.IsValid() {
@@ -136,6 +147,9 @@ func createInterface(c *call) ([]element, error) {
 	if n.prefixes > 0 && (n.more > 0 || len(n.secondary) > 0) {
 		return nil, errf("InvalidParameterCombination", "Secondary addresses and prefixes can't be asked for in one call")
 	}
+	if n.v6, err = c.p.want6("Ipv6Addresses"); err != nil {
+		return nil, err
+	}
 	tags, err := c.specified("network-interface")
 	if err != nil {
 		return nil, err
@@ -173,6 +187,7 @@ func (r *Region) removeInterface(e *eni) {
 	for _, p := range e.prefixes {
 		r.subnets[e.subnetID].releasePrefix(p)
 	}
+	r.subnets[e.subnetID].release6(e.addrs6, e.prefixes6)
 	for id, g := range r.grants {
 		if g.eniID == e.id {
 			delete(r.grants, id)
@@ -237,8 +252,9 @@ func describeInterfaces(c *call) ([]element, error) {
 				"group-id": e.groups, "group-name": c.groupNames(e.groups), "subnet-id": {e.subnetID}, "vpc-id": {e.vpcID},
 				"mac-address": {e.mac.String()}, "owner-id": {c.cfg.AccountID}, "availability-zone": {e.zone},
 				"private-ip-address": {e.addrs[0].String()}, "addresses.private-ip-address": addrStrings(e.addrs),
-				"private-dns-name":  {hostname(e.addrs[0], c.cfg.Region)},
-				"source-dest-check": {strconv.FormatBool(e.sourceDestCheck)}, "requester-id": one(e.requester), "requester-managed": {"false"},
+				"ipv6-addresses.ipv6-address": addrStrings(e.addrs6),
+				"private-dns-name":            {hostname(e.addrs[0], c.cfg.Region)},
+				"source-dest-check":           {strconv.FormatBool(e.sourceDestCheck)}, "requester-id": one(e.requester), "requester-managed": {"false"},
 				"attachment.instance-id": nil, "attachment.attachment-id": nil, "attachment.device-index": nil, "attachment.status": nil,
 				"attachment.delete-on-termination": nil, "attachment.instance-owner-id": nil,
 			}
@@ -284,8 +300,10 @@ func (c *call) interfaceCore(e *eni) []element {
 		list("privateIpAddressesSet", e.addrs, func(a netip.Addr) []element {
 			return []element{str("privateIpAddress", a.String()), str("privateDnsName", hostname(a, c.cfg.Region)), flag("primary", a == e.addrs[0])}
 		}),
-		el("ipv6AddressesSet"),
-		list("ipv4PrefixSet", e.prefixes, prefixElements),
+		list("ipv6AddressesSet", e.addrs6, func(a netip.Addr) []element {
+			return []element{str("ipv6Address", a.String()), flag("isPrimaryIpv6", false)}
+		}),
+		list("ipv4PrefixSet", e.prefixes, prefixElements), list("ipv6PrefixSet", e.prefixes6, ipv6PrefixElements),
 	}
 }
 

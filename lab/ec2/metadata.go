@@ -57,6 +57,7 @@ func (v metadataView) Instance() (imds.Instance, bool) {
 		}
 		s := r.subnets[e.subnetID]
 		out.Interfaces = append(out.Interfaces, imds.Interface{
+			IPv6Addresses: slices.Clone(e.addrs6), IPv6Prefixes: slices.Clone(e.prefixes6), SubnetIPv6CIDR: s.v6.cidr, VPCIPv6CIDR: r.vpcs[e.vpcID].cidr6,
 			MAC: slices.Clone(e.mac), ENIID: e.id, DeviceNumber: e.att.device, NetworkCard: e.att.card,
 			ShowNetworkCard: len(i.typ.InterfacesPerNetworkCard) > 1, SubnetID: e.subnetID, SubnetCIDR: s.cidr, VPCID: e.vpcID,
 			VPCCIDRs: []netip.Prefix{r.vpcs[e.vpcID].cidr}, Addresses: slices.Clone(e.addrs), Prefixes: slices.Clone(e.prefixes), SecurityGroupIDs: slices.Clone(e.groups),

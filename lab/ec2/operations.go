@@ -2,11 +2,13 @@ package ec2
 
 // operations is the table of all APIs.
 var operations = map[string]operation{
-	"CreateVpc":    {service: "ec2", mutating: true, params: "CidrBlock TagSpecification", targets: creating("vpc"), run: createVpc},
+	"CreateVpc":    {service: "ec2", mutating: true, params: "CidrBlock AmazonProvidedIpv6CidrBlock TagSpecification", targets: creating("vpc"), run: createVpc},
 	"DescribeVpcs": {service: "ec2", params: "VpcId Filter MaxResults NextToken", run: describeVpcs},
 
-	"CreateSubnet": {service: "ec2", mutating: true, params: "VpcId CidrBlock AvailabilityZone TagSpecification",
+	"CreateSubnet": {service: "ec2", mutating: true, params: "VpcId CidrBlock Ipv6CidrBlock AvailabilityZone TagSpecification",
 		targets: creating("subnet", "vpc", "VpcId"), run: createSubnet},
+	"ModifySubnetAttribute": {service: "ec2", mutating: true, params: "SubnetId AssignIpv6AddressOnCreation",
+		targets: on("subnet", "SubnetId"), run: modifySubnet},
 	"DescribeSubnets": {service: "ec2", params: "SubnetId Filter MaxResults NextToken", run: describeSubnets},
 
 	"CreateSecurityGroup": {service: "ec2", mutating: true, params: "GroupName GroupDescription VpcId TagSpecification",
@@ -26,7 +28,7 @@ var operations = map[string]operation{
 
 	"RunInstances": {service: "ec2", mutating: true,
 		params: "ImageId InstanceType MinCount MaxCount SubnetId SecurityGroupId NetworkInterface IamInstanceProfile UserData " +
-			"TagSpecification ClientToken MetadataOptions PrivateIpAddress KeyName",
+			"TagSpecification ClientToken MetadataOptions PrivateIpAddress KeyName Ipv6AddressCount",
 		targets: creating("instance", "subnet", "SubnetId", "security-group", "SecurityGroupId"), run: runInstances},
 	"TerminateInstances": {service: "ec2", mutating: true, params: "InstanceId", targets: on("instance", "InstanceId"), run: terminateInstances},
 	"DescribeInstances": {service: "ec2", params: "InstanceId Filter MaxResults NextToken IncludeManagedResources",
@@ -35,7 +37,7 @@ var operations = map[string]operation{
 
 	"CreateNetworkInterface": {service: "ec2", mutating: true,
 		params: "SubnetId Description PrivateIpAddress PrivateIpAddresses SecondaryPrivateIpAddressCount Ipv4PrefixCount SecurityGroupId " +
-			"InterfaceType TagSpecification ClientToken",
+			"Ipv6AddressCount Ipv6Addresses Ipv6PrefixCount InterfaceType TagSpecification ClientToken",
 		targets: creating("network-interface", "subnet", "SubnetId", "security-group", "SecurityGroupId"), run: createInterface},
 	"DeleteNetworkInterface": {service: "ec2", mutating: true, params: "NetworkInterfaceId",
 		targets: on("network-interface", "NetworkInterfaceId"), run: deleteInterface},
@@ -52,6 +54,12 @@ var operations = map[string]operation{
 		targets: on("network-interface", "NetworkInterfaceId"), run: assignAddresses},
 	"UnassignPrivateIpAddresses": {service: "ec2", mutating: true, params: "NetworkInterfaceId PrivateIpAddress Ipv4Prefix",
 		targets: on("network-interface", "NetworkInterfaceId"), run: unassignAddresses},
+
+	"AssignIpv6Addresses": {service: "ec2", mutating: true,
+		params:  "NetworkInterfaceId Ipv6AddressCount Ipv6Addresses Ipv6PrefixCount",
+		targets: on("network-interface", "NetworkInterfaceId"), run: assignIPv6},
+	"UnassignIpv6Addresses": {service: "ec2", mutating: true, params: "NetworkInterfaceId Ipv6Addresses Ipv6Prefix",
+		targets: on("network-interface", "NetworkInterfaceId"), run: unassignIPv6},
 
 	"CreateNetworkInterfacePermission": {service: "ec2", mutating: true, params: "NetworkInterfaceId AwsAccountId Permission",
 		targets: on("network-interface", "NetworkInterfaceId"), run: createPermission},

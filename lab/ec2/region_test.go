@@ -285,7 +285,7 @@ func TestDryRunSaysWhatWouldHappen(t *testing.T) {
 
 func TestWhatTheLabDoesNotKnowIsRefused(t *testing.T) {
 	f := newFixture(t, Config{})
-	_, err := f.ec2.CreateNetworkInterface(f.ctx, &ec2.CreateNetworkInterfaceInput{SubnetId: &f.subnet, Ipv6AddressCount: ptr(int32(1))})
+	_, err := f.ec2.CreateNetworkInterface(f.ctx, &ec2.CreateNetworkInterfaceInput{SubnetId: &f.subnet, EnablePrimaryIpv6: ptr(true)})
 	wantCode(t, err, "UnknownParameter")
 	_, err = f.ec2.DescribeVolumes(f.ctx, &ec2.DescribeVolumesInput{})
 	wantCode(t, err, "InvalidAction")

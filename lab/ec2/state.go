@@ -17,6 +17,7 @@ import (
 type vpcState struct {
 	id           string
 	cidr         netip.Prefix
+	cidr6        netip.Prefix // a /56; not valid without IPv6
 	defaultGroup string
 }
 
@@ -24,6 +25,7 @@ type subnet struct {
 	id, vpcID, zone string
 	cidr            netip.Prefix
 	used            map[netip.Addr]string // address -> ENI
+	v6              subnet6
 }
 
 type group struct {
@@ -45,6 +47,8 @@ type eni struct {
 	mac                 net.HardwareAddr
 	addrs               []netip.Addr // the primary one first
 	prefixes            []netip.Prefix
+	addrs6              []netip.Addr
+	prefixes6           []netip.Prefix
 	groups              []string
 	sourceDestCheck     bool
 	requester           string
@@ -246,7 +250,7 @@ func (s *subnet) releasePrefix(p netip.Prefix) {
 	}
 }
 
-// reach is every address by which the ENI can be reached.
+// reach is every address by which the ENI can be reached, but for those of IPv6 prefixes.
 func (e *eni) reach() []netip.Addr {
 	out := slices.Clone(e.addrs)
 	for _, p := range e.prefixes {
@@ -254,7 +258,7 @@ func (e *eni) reach() []netip.Addr {
 			out = append(out, addrAt(p, i))
 		}
 	}
-	return out
+	return append(out, e.addrs6...)
 }
 
 func hostname(a netip.Addr, region string) string {

@@ -23,7 +23,7 @@ func (r *Region) topology() *vpc.Topology {
 	}
 	for _, e := range sortedValues(r.enis) {
 		n := vpc.ENI{
-			ID: e.id, SubnetID: e.subnetID, MAC: slices.Clone(e.mac), Addresses: e.reach(),
+			ID: e.id, SubnetID: e.subnetID, MAC: slices.Clone(e.mac), Addresses: e.reach(), Prefixes: slices.Clone(e.prefixes6),
 			Groups: slices.Clone(e.groups), SourceDestCheck: e.sourceDestCheck,
 		}
 		if e.att != nil {

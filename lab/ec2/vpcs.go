@@ -38,6 +38,11 @@ func createVpc(c *call) ([]element, error) {
 		return nil, err
 	}
 	v := &vpcState{id: c.id("vpc"), cidr: cidr}
+	if v6, err := c.p.bool("AmazonProvidedIpv6CidrBlock", false); err != nil {
+		return nil, err
+	} else if v6 {
+		v.cidr6 = c.nextVPC6()
+	}
 	c.vpcs[v.id] = v
 	c.setTags(v.id, tags["vpc"])
 	g := c.newGroup(v.id, "default", "default VPC security group")
@@ -52,6 +57,7 @@ func (c *call) vpcElements(v *vpcState) []element {
 		list("cidrBlockAssociationSet", []string{v.cidr.String()}, func(s string) []element {
 			return []element{str("cidrBlock", s), str("associationId", "vpc-cidr-assoc"+v.id[3:]), el("cidrBlockState", str("state", "associated"))}
 		}),
+		associated6("vpc", v.id, v.cidr6),
 		str("dhcpOptionsId", "dopt"+v.id[3:]), str("instanceTenancy", "default"), flag("isDefault", false),
 		str("ownerId", c.cfg.AccountID), c.tagSet(v.id),
 	}
@@ -93,6 +99,10 @@ func createSubnet(c *call) ([]element, error) {
 			return nil, errf("InvalidSubnet.Conflict", "The CIDR '%s' conflicts with another subnet", cidr)
 		}
 	}
+	cidr6, err := c.subnet6(v)
+	if err != nil {
+		return nil, err
+	}
 	zone := c.p.str("AvailabilityZone")
 	if zone == "" {
 		zone = c.cfg.Region + "a"
@@ -104,7 +114,7 @@ func createSubnet(c *call) ([]element, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &subnet{id: c.id("subnet"), vpcID: v.id, zone: zone, cidr: cidr, used: make(map[netip.Addr]string)}
+	s := &subnet{id: c.id("subnet"), vpcID: v.id, zone: zone, cidr: cidr, used: make(map[netip.Addr]string), v6: newSubnet6(cidr6)}
 	c.subnets[s.id] = s
 	c.setTags(s.id, tags["subnet"])
 	return []element{el("subnet", c.subnetElements(s)...)}, nil
@@ -115,7 +125,7 @@ func (c *call) subnetElements(s *subnet) []element {
 		str("subnetId", s.id), str("subnetArn", c.arn("subnet", s.id)), str("state", "available"), str("vpcId", s.vpcID),
 		str("cidrBlock", s.cidr.String()), num("availableIpAddressCount", s.free()), str("availabilityZone", s.zone),
 		str("availabilityZoneId", zoneID(s.zone)), flag("defaultForAz", false), flag("mapPublicIpOnLaunch", false),
-		flag("assignIpv6AddressOnCreation", false), str("ownerId", c.cfg.AccountID), c.tagSet(s.id),
+		flag("assignIpv6AddressOnCreation", s.v6.onCreation), associated6("subnet", s.id, s.v6.cidr), str("ownerId", c.cfg.AccountID), c.tagSet(s.id),
 	}
 }
 

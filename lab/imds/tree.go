@@ -72,6 +72,19 @@ func interfaceKeys(t tree, n Interface) {
 	if len(n.Prefixes) > 0 { // AWS has the key only where there are some
 		t[dir+"ipv4-prefix"] = lines(n.Prefixes)
 	}
+	// AWS has each of these keys only where there is something to show.
+	if len(n.IPv6Addresses) > 0 {
+		t[dir+"ipv6s"] = lines(n.IPv6Addresses)
+	}
+	if len(n.IPv6Prefixes) > 0 {
+		t[dir+"ipv6-prefix"] = lines(n.IPv6Prefixes)
+	}
+	if n.SubnetIPv6CIDR.IsValid() {
+		t[dir+"subnet-ipv6-cidr-blocks"] = n.SubnetIPv6CIDR.String()
+	}
+	if n.VPCIPv6CIDR.IsValid() {
+		t[dir+"vpc-ipv6-cidr-blocks"] = n.VPCIPv6CIDR.String()
+	}
 	t[dir+"security-groups"] = strings.Join(n.SecurityGroups, "\n")
 	t[dir+"security-group-ids"] = strings.Join(n.SecurityGroupIDs, "\n")
 	if n.ShowNetworkCard {

@@ -46,6 +46,10 @@ type Interface struct {
 	SecurityGroupIDs []string
 	LocalHostname    string
 	OwnerID          string
+	// Of IPv6; not valid or empty where there is none.
+	SubnetIPv6CIDR, VPCIPv6CIDR netip.Prefix
+	IPv6Addresses               []netip.Addr
+	IPv6Prefixes                []netip.Prefix
 }
 
 // Credentials are temporary keys of a role.

@@ -1,13 +1,16 @@
 package vpc
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // maxFlows bounds what one ENI may track (EC2's allowance depends on the instance's type; this one is for our memory).
 const maxFlows = 1 << 16
 
 // flowKey is a flow as seen from one ENI, so that both directions have the same key.
 type flowKey struct {
-	local, remote         ip4
+	local, remote         netip.Addr
 	proto                 uint8
 	localPort, remotePort uint16 // ICMP echo: the id, and who asked
 }
@@ -23,12 +26,12 @@ func keyOf(d Direction, p *packet) (flowKey, bool) {
 	if d == Ingress {
 		k = flowKey{local: p.dst, remote: p.src, proto: p.proto, localPort: p.dstPort, remotePort: p.srcPort}
 	}
-	if p.proto == protoICMP {
+	if p.isICMP() {
 		if !p.isEcho() {
 			return flowKey{}, false
 		}
 		k.localPort, k.remotePort = p.icmpID, echoAskedRemote
-		if (d == Egress) == (p.icmpType == icmpEchoRequest) {
+		if (d == Egress) == p.asks() {
 			k.remotePort = echoAskedLocal
 		}
 	}
@@ -100,7 +103,7 @@ func (f *flow) update(now time.Time, d Direction, p *packet, idle *IdleTimeouts)
 	switch p.proto {
 	case protoTCP:
 		f.updateTCP(now, side, p, idle)
-	case protoICMP:
+	case protoICMP, protoICMPv6:
 		f.expires = now.Add(idle.ICMP)
 	default:
 		// As Linux and EC2 do: a query and its answer are short-lived, what goes on is a stream.
@@ -179,9 +182,9 @@ type fragments struct {
 }
 
 type fragKey struct {
-	src, dst ip4
+	src, dst netip.Addr
 	proto    uint8
-	id       uint16
+	id       uint32
 }
 
 type fragment struct {

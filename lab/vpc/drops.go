@@ -29,12 +29,12 @@ const (
 
 	// What every network has and nobody looks for. These are counted but not in the log.
 	GroupAddress Reason = "broadcast-or-multicast"
-	NotIPv4      Reason = "not-ipv4"
+	NotIP        Reason = "not-ip"
 	ARPNoOwner   Reason = "arp-no-owner"
 )
 
 func (r Reason) noise() bool {
-	return r == GroupAddress || r == NotIPv4 || r == ARPNoOwner || r == LinkDown
+	return r == GroupAddress || r == NotIP || r == ARPNoOwner || r == LinkDown
 }
 
 // Drop is one dropped frame.
@@ -106,7 +106,7 @@ func (l *dropLog) recent() []Drop {
 	return append(out, l.ring[:l.next]...)
 }
 
-// Drops returns the most recent drops (up to 2048), oldest first. Background noise (broadcasts, IPv6, ARP for nobody,
+// Drops returns the most recent drops (up to 2048), oldest first. Background noise (broadcasts, ARP and NDP for nobody,
 // links that are down) is in DropCounts only.
 func (f *Fabric) Drops() []Drop {
 	f.mu.Lock()

@@ -3,6 +3,7 @@ package vpc
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -45,15 +46,13 @@ func New(o Options) *Fabric {
 	}
 	f.state = fabricState{
 		idx:      compile(&Topology{}, f.states),
-		services: map[ip4]bool{},
+		services: map[netip.Addr]bool{},
 		idle:     o.IdleTimeouts,
 		frags:    fragments{m: map[fragKey]fragment{}},
 		domain:   o.Domain,
 	}
 	for _, s := range o.Services {
-		if ip, ok := toIP4(s.Addr); ok {
-			f.state.services[ip] = true
-		}
+		f.state.services[s.Addr.Unmap()] = true
 	}
 	if o.FlowInterval > 0 {
 		f.wg.Go(f.tick)

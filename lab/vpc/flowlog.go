@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ type flowLog struct {
 
 type flowLogKey struct {
 	eni              string
-	src, dst         ip4
+	src, dst         netip.Addr
 	srcPort, dstPort uint16
 	proto            uint8
 	accepted         bool
@@ -79,8 +80,8 @@ func (l *flowLog) flush() error {
 		records = append(records, record{k, e})
 	}
 	slices.SortFunc(records, func(a, b record) int {
-		return cmp.Or(a.start.Compare(b.start), cmp.Compare(a.eni, b.eni), a.src.addr().Compare(b.src.addr()),
-			a.dst.addr().Compare(b.dst.addr()), cmp.Compare(a.srcPort, b.srcPort), cmp.Compare(a.dstPort, b.dstPort))
+		return cmp.Or(a.start.Compare(b.start), cmp.Compare(a.eni, b.eni), a.src.Compare(b.src),
+			a.dst.Compare(b.dst), cmp.Compare(a.srcPort, b.srcPort), cmp.Compare(a.dstPort, b.dstPort))
 	})
 	var out []byte
 	for _, r := range records {
@@ -88,7 +89,7 @@ func (l *flowLog) flush() error {
 		if r.accepted {
 			act = "ACCEPT"
 		}
-		out = fmt.Appendf(out, "2 %s %s %s %s %d %d %d %d %d %d %d %s OK\n", l.account, r.eni, r.src.addr(), r.dst.addr(),
+		out = fmt.Appendf(out, "2 %s %s %s %s %d %d %d %d %d %d %d %s OK\n", l.account, r.eni, r.src, r.dst,
 			r.srcPort, r.dstPort, r.proto, r.packets, r.bytes, r.start.Unix(), r.end.Unix(), act)
 	}
 	if _, err := l.w.Write(out); err != nil {

@@ -2,6 +2,7 @@ package vpc
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"time"
 )
 
@@ -11,7 +12,7 @@ const headroom = vlanTagLen
 // fabricState is what forwarding depends on.
 type fabricState struct {
 	idx      *index
-	services map[ip4]bool // addresses that the fabric answers itself
+	services map[netip.Addr]bool // addresses that the fabric answers itself
 	idle     IdleTimeouts
 	frags    fragments
 	domain   string
@@ -83,8 +84,10 @@ func (s *fabricState) forward(now time.Time, in *eni, buf []byte) verdict {
 		return s.answerARP(v, src, frame[eth.payload:])
 	case etherIPv4:
 		return s.forwardIPv4(now, v, src, eth, buf)
+	case etherIPv6:
+		return s.forwardIPv6(now, v, src, eth, buf)
 	}
-	return v.dropped(src, Egress, NotIPv4)
+	return v.dropped(src, Egress, NotIP)
 }
 
 func (s *fabricState) answerARP(v verdict, src *eni, b []byte) verdict {
@@ -97,12 +100,12 @@ func (s *fabricState) answerARP(v verdict, src *eni, b []byte) verdict {
 	case a.op != arpRequest:
 		return v
 	}
-	owner := s.idx.byIP[a.targetIP]
+	owner := s.idx.owner(a.targetIP.addr())
 	answer := src.subnet.routerMAC
 	switch {
 	case owner == src:
 		return v // it announces its address, or probes for a duplicate: there is none
-	case a.targetIP == src.subnet.gateway, s.services[a.targetIP]:
+	case a.targetIP == src.subnet.gateway, s.services[a.targetIP.addr()]:
 	case owner != nil && owner.subnet == src.subnet:
 		answer = owner.mac
 	default:
@@ -124,16 +127,22 @@ func (s *fabricState) forwardIPv4(now time.Time, v verdict, src *eni, eth ethern
 	if p.totalLen > MTU {
 		return v.dropped(src, Egress, TooBig)
 	}
-	if p.proto == protoUDP && p.dstPort == dhcpServerPort && !src.isBranch() && (p.dst == ip4Broadcast || p.dst == src.subnet.gateway) {
+	if p.proto == protoUDP && p.dstPort == dhcpServerPort && !src.isBranch() && (p.dst == ip4Broadcast.addr() || p.dst == src.subnet.gateway.addr()) {
 		if reply := s.answerDHCP(src, ip[p.headerLen+8:]); reply != nil {
 			v.action, v.out, v.frame = deliver, src.port(), reply
 		}
 		return v
 	}
-	if eth.dst.group() || p.dst[0] >= 224 {
+	if eth.dst.group() || p.dst.As4()[0] >= 224 {
 		return v.dropped(src, Egress, GroupAddress)
 	}
-	if src.check && s.idx.byIP[p.src] != src {
+	return s.route(now, v, src, eth, p, buf)
+}
+
+// route is for a packet of either family that is whole and for one receiver.
+func (s *fabricState) route(now time.Time, v verdict, src *eni, eth ethernet, p packet, buf []byte) verdict {
+	ip := buf[headroom+eth.payload:][:p.totalLen]
+	if src.check && s.idx.owner(p.src) != src {
 		return v.dropped(src, Egress, SourceDestCheck)
 	}
 	routed := eth.dst == src.subnet.routerMAC
@@ -144,7 +153,7 @@ func (s *fabricState) forwardIPv4(now time.Time, v verdict, src *eni, eth ethern
 		v.action, v.at, v.ip = serve, src, ip
 		return v
 	}
-	dst := s.idx.byIP[p.dst]
+	dst := s.idx.owner(p.dst)
 	if !routed {
 		via := s.idx.byMAC[eth.dst]
 		switch {
@@ -186,11 +195,12 @@ func (s *fabricState) forwardIPv4(now time.Time, v verdict, src *eni, eth ethern
 	v.seen[1] = observation{dst.id, true}
 	from := src.mac
 	if routed {
-		setTTL(ip, p.ttl-1)
+		decrement(ip, p.ttl-1)
 		from = dst.subnet.routerMAC
 	}
 	v.action, v.at, v.dir, v.out = deliver, dst, Ingress, dst.port()
 	v.frame = frameTo(dst, from, buf[:headroom+eth.payload+p.totalLen], headroom+eth.payload)
+	binary.BigEndian.PutUint16(buf[headroom+eth.payload-2:], eth.proto)
 	return v
 }
 
@@ -202,7 +212,7 @@ func (s *fabricState) refused(v verdict, side int, at *eni, d Direction, r Reaso
 	return v.dropped(at, d, r)
 }
 
-// frameTo puts an Ethernet header for ENI dst, tagged if it is a branch, right before the IPv4 packet buf[payload:].
+// frameTo puts an Ethernet header for ENI dst, tagged if it is a branch, right before the packet buf[payload:], as IPv4's.
 // There must be room for it.
 func frameTo(dst *eni, from mac, buf []byte, payload int) []byte {
 	n := ethHeaderLen

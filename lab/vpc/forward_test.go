@@ -81,7 +81,7 @@ func TestFramesThatTheENIDoesNotOwnAreDropped(t *testing.T) {
 		{"to a MAC of another subnet", frame(farMAC, nodeMAC, 0, etherIPv4, nodeSYN), nodeENI, Egress, UnknownMAC},
 		{"to nobody's MAC", frame(mac{2, 9}, nodeMAC, 0, etherIPv4, nodeSYN), nodeENI, Egress, UnknownMAC},
 		{"IPv4 broadcast", frame(broadcastMAC, nodeMAC, 0, etherIPv4, nodeSYN), nodeENI, Egress, GroupAddress},
-		{"IPv6", frame(mac{0x33, 0x33, 0, 0, 0, 2}, nodeMAC, 0, 0x86dd, nil), nodeENI, Egress, NotIPv4},
+		{"neither IPv4 nor IPv6", frame(mac{0x01, 0x80, 0xc2, 0, 0, 0x0e}, nodeMAC, 0, 0x88cc, nil), nodeENI, Egress, NotIP},
 		{"IP too short", frame(router1, nodeMAC, 0, etherIPv4, nodeSYN[:15]), nodeENI, Egress, Malformed},
 		{"no frame", []byte{1, 2, 3}, nodeENI, Egress, Malformed},
 		{"address that nobody owns", frame(router1, nodeMAC, 0, etherIPv4, tcpPacket(nodeIP, 1, ip4{192, 168, 0, 77}, 80, tcpSYN)), nodeENI, Egress, NoRoute},

@@ -11,6 +11,7 @@ const (
 	ipv4MinLen   = 20
 
 	etherIPv4 = 0x0800
+	etherIPv6 = 0x86dd
 	etherARP  = 0x0806
 	etherVLAN = 0x8100
 
@@ -111,14 +112,14 @@ func parseARP(b []byte) (arp, bool) {
 	}, true
 }
 
-// packet is what forwarding needs to know of an IPv4 packet.
+// packet is what forwarding needs to know of an IP packet.
 type packet struct {
-	src, dst  ip4
+	src, dst  netip.Addr
 	proto     uint8
 	ttl       uint8
 	headerLen int
 	totalLen  int
-	id        uint16
+	id        uint32
 	fragFirst bool // a fragment with offset 0 and more to come
 	fragLater bool // a fragment with an offset: has no transport header
 
@@ -149,11 +150,11 @@ func parseIPv4Header(b []byte) (packet, bool) {
 	p := packet{
 		headerLen: int(b[0]&0x0f) * 4,
 		totalLen:  int(binary.BigEndian.Uint16(b[2:])),
-		id:        binary.BigEndian.Uint16(b[4:]),
+		id:        uint32(binary.BigEndian.Uint16(b[4:])),
 		ttl:       b[8],
 		proto:     b[9],
-		src:       ip4(b[12:16]),
-		dst:       ip4(b[16:20]),
+		src:       ip4(b[12:16]).addr(),
+		dst:       ip4(b[16:20]).addr(),
 	}
 	if p.headerLen < ipv4MinLen || p.headerLen > p.totalLen || p.headerLen > len(b) {
 		return packet{}, false
@@ -189,6 +190,8 @@ func (p *packet) parseTransport(t []byte) {
 			}
 			p.transportOK = true
 		}
+	case protoICMPv6:
+		p.parseICMPv6(t)
 	default:
 		p.transportOK = true
 	}
@@ -207,10 +210,23 @@ const (
 	icmpParameter    = 12
 )
 
-func (p *packet) isEcho() bool { return p.icmpType == icmpEchoRequest || p.icmpType == icmpEchoReply }
+func (p *packet) isEcho() bool {
+	if p.proto == protoICMPv6 {
+		return p.icmpType == icmpv6EchoRequest || p.icmpType == icmpv6EchoReply
+	}
+	return p.icmpType == icmpEchoRequest || p.icmpType == icmpEchoReply
+}
+
+// asks says whether an echo is a request.
+func (p *packet) asks() bool { return p.icmpType == icmpEchoRequest || p.icmpType == icmpv6EchoRequest }
+
+func (p *packet) isICMP() bool { return p.proto == protoICMP || p.proto == protoICMPv6 }
 
 // isICMPError says whether the packet reports on another one, which it quotes.
 func (p *packet) isICMPError() bool {
+	if p.proto == protoICMPv6 {
+		return p.transportOK && p.icmpType < icmpv6EchoRequest
+	}
 	return p.proto == protoICMP && p.transportOK &&
 		(p.icmpType == icmpUnreachable || p.icmpType == icmpTimeExceeded || p.icmpType == icmpParameter)
 }
@@ -219,7 +235,11 @@ func (p *packet) isICMPError() bool {
 // its first 8 bytes of transport header only.
 func parseQuoted(ip []byte, p *packet) (packet, bool) {
 	q := ip[p.headerLen+8 : p.totalLen]
-	in, ok := parseIPv4Header(q)
+	parse := parseIPv4Header
+	if p.proto == protoICMPv6 {
+		parse = parseIPv6Header
+	}
+	in, ok := parse(q)
 	if !ok || in.fragLater {
 		return packet{}, false
 	}
@@ -230,7 +250,7 @@ func parseQuoted(ip []byte, p *packet) (packet, bool) {
 	switch in.proto {
 	case protoTCP, protoUDP:
 		in.readPorts(t)
-	case protoICMP:
+	case protoICMP, protoICMPv6:
 		in.icmpType, in.icmpCode = t[0], t[1]
 		if !in.isEcho() {
 			return packet{}, false // an error about an error

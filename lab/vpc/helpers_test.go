@@ -99,7 +99,7 @@ type bed struct {
 func newBed(t *Topology) *bed {
 	b := &bed{states: map[string]*eniState{}, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	b.fabricState = &fabricState{
-		services: map[ip4]bool{{169, 254, 169, 254}: true},
+		services: map[netip.Addr]bool{netip.MustParseAddr("169.254.169.254"): true},
 		idle:     IdleTimeouts{}.withDefaults(),
 		frags:    fragments{m: map[fragKey]fragment{}},
 	}

@@ -8,10 +8,12 @@ import (
 
 // index is a Topology compiled for forwarding. It doesn't change; Apply makes a new one.
 type index struct {
-	enis  map[string]*eni
-	byIP  map[ip4]*eni
-	byMAC map[mac]*eni
-	dns   ip4 // the VPC's base + 2
+	enis map[string]*eni
+	byIP map[netip.Addr]*eni
+	// byPrefix has the IPv6 prefixes of ENIs, which have too many addresses for byIP.
+	byPrefix map[netip.Prefix]*eni
+	byMAC    map[mac]*eni
+	dns      ip4 // the VPC's base + 2
 }
 
 // eni is an ENI in an index. What outlives the index is in st.
@@ -64,7 +66,7 @@ type eniState struct {
 // compile makes an index. states holds the state of each ENI of the last one; it is brought up to date: new ENIs get a
 // new state. The caller discards what is no longer in the index.
 func compile(t *Topology, states map[string]*eniState) *index {
-	x := &index{enis: make(map[string]*eni, len(t.ENIs)), byIP: map[ip4]*eni{}, byMAC: map[mac]*eni{}}
+	x := &index{enis: make(map[string]*eni, len(t.ENIs)), byIP: map[netip.Addr]*eni{}, byPrefix: map[netip.Prefix]*eni{}, byMAC: map[mac]*eni{}}
 	if len(t.CIDRs) > 0 {
 		x.dns, _ = plus(t.CIDRs[0], 2)
 	}
@@ -72,7 +74,7 @@ func compile(t *Topology, states map[string]*eniState) *index {
 	for _, s := range t.Subnets {
 		gw, ok := plus(s.CIDR, 1)
 		if !ok {
-			continue // IPv6 is not forwarded
+			continue // each has IPv4, too
 		}
 		subnets[s.ID] = &subnet{cidr: s.CIDR.Masked(), gateway: gw, routerMAC: routerMAC(s.ID)}
 	}
@@ -92,8 +94,11 @@ func compile(t *Topology, states map[string]*eniState) *index {
 		for _, a := range te.Addresses {
 			if ip, ok := toIP4(a); ok {
 				e.ips = append(e.ips, ip)
-				x.byIP[ip] = e
 			}
+			x.byIP[a.Unmap()] = e
+		}
+		for _, p := range te.Prefixes {
+			x.byPrefix[p.Masked()] = e
 		}
 		for _, id := range te.Groups {
 			e.member[id] = true

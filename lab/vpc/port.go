@@ -110,8 +110,8 @@ func (v verdict) describe(now time.Time) Drop {
 	d := Drop{Time: now, ENI: v.at.id, Direction: v.dir, Reason: v.reason, VLAN: v.vlan, Rules: v.rules}
 	if v.hasPkt {
 		d.Protocol = protoName(v.pkt.proto)
-		d.Src = netip.AddrPortFrom(v.pkt.src.addr(), v.pkt.srcPort)
-		d.Dst = netip.AddrPortFrom(v.pkt.dst.addr(), v.pkt.dstPort)
+		d.Src = netip.AddrPortFrom(v.pkt.src, v.pkt.srcPort)
+		d.Dst = netip.AddrPortFrom(v.pkt.dst, v.pkt.dstPort)
 		if v.pkt.proto == protoTCP {
 			d.TCPFlags = tcpFlagNames(v.pkt.tcpFlags)
 		}

@@ -42,18 +42,18 @@ func (r *rule) matchTraffic(p *packet) bool {
 	switch p.proto {
 	case protoTCP, protoUDP:
 		return r.from == -1 || r.from <= int(p.dstPort) && int(p.dstPort) <= r.to
-	case protoICMP:
+	case protoICMP, protoICMPv6:
 		return (r.from == -1 || r.from == int(p.icmpType)) && (r.to == -1 || r.from == -1 || r.to == int(p.icmpCode))
 	}
 	return true
 }
 
 // matchPeer says whether the rule is for this peer: an address, and the ENI that owns it (nil when none does).
-func (r *rule) matchPeer(addr ip4, owner *eni) bool {
+func (r *rule) matchPeer(addr netip.Addr, owner *eni) bool {
 	if r.group != "" {
 		return owner != nil && owner.member[r.group]
 	}
-	return r.cidr.IsValid() && r.cidr.Contains(addr.addr())
+	return r.cidr.IsValid() && r.cidr.Contains(addr)
 }
 
 func (g *group) rules(d Direction) []rule {
@@ -64,7 +64,7 @@ func (g *group) rules(d Direction) []rule {
 }
 
 // peer is the address at the other end, as seen from the ENI.
-func peer(d Direction, p *packet) ip4 {
+func peer(d Direction, p *packet) netip.Addr {
 	if d == Ingress {
 		return p.src
 	}
@@ -74,7 +74,7 @@ func peer(d Direction, p *packet) ip4 {
 // allowed says whether any rule of any group of the ENI lets the packet through. Tracked flows are the caller's matter.
 func (x *index) allowed(e *eni, d Direction, p *packet) bool {
 	addr := peer(d, p)
-	owner := x.byIP[addr]
+	owner := x.owner(addr)
 	for _, g := range e.groups {
 		rules := g.rules(d)
 		for i := range rules {
@@ -90,10 +90,10 @@ func (x *index) allowed(e *eni, d Direction, p *packet) bool {
 // refusal can be understood without repeating it.
 func (x *index) explain(e *eni, d Direction, p *packet) []string {
 	addr := peer(d, p)
-	owner := x.byIP[addr]
-	who := addr.addr().String() + " (no ENI of the VPC)"
+	owner := x.owner(addr)
+	who := addr.String() + " (no ENI of the VPC)"
 	if owner != nil {
-		who = fmt.Sprintf("%s (%s)", addr.addr(), owner.id)
+		who = fmt.Sprintf("%s (%s)", addr, owner.id)
 	}
 	var out []string
 	for _, g := range e.groups {
@@ -145,6 +145,8 @@ func protoName(p uint8) string {
 	switch p {
 	case protoICMP:
 		return "icmp"
+	case protoICMPv6:
+		return "icmpv6"
 	case protoTCP:
 		return "tcp"
 	case protoUDP:

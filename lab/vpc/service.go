@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -118,7 +119,7 @@ func (f *Fabric) pumpService(ctx context.Context, s *serviceStack) {
 	hops := map[flowKey]uint8{}
 	for _, svc := range f.opts.Services {
 		if ip, ok := toIP4(svc.Addr); ok && svc.HopLimit != 0 {
-			hops[serviceKey(ip, svc.Port, svc.Net == "tcp")] = svc.HopLimit
+			hops[serviceKey(ip.addr(), svc.Port, svc.Net == "tcp")] = svc.HopLimit
 		}
 	}
 	buf := make([]byte, headroom+maxFrame)
@@ -138,7 +139,7 @@ func (f *Fabric) pumpService(ctx context.Context, s *serviceStack) {
 	s.close()
 }
 
-func serviceKey(ip ip4, port uint16, isTCP bool) flowKey {
+func serviceKey(ip netip.Addr, port uint16, isTCP bool) flowKey {
 	k := flowKey{local: ip, localPort: port, proto: protoUDP}
 	if isTCP {
 		k.proto = protoTCP

@@ -26,8 +26,10 @@ type ENI struct {
 	ID       string // eni-…
 	SubnetID string
 	MAC      net.HardwareAddr
-	// Addresses holds every private IPv4 address, the primary one first.
+	// Addresses holds every private IPv4 address, the primary one first, and the IPv6 addresses.
 	Addresses []netip.Addr
+	// Prefixes are IPv6 prefixes, /80 each: all their addresses are the ENI's.
+	Prefixes []netip.Prefix
 	// Groups are the ids of the security groups; the rules of all of them apply together.
 	Groups []string
 	// SourceDestCheck drops frames whose source (out) or destination (in) is no address of the ENI.
