@@ -49,7 +49,7 @@ func (r *Pods) adopt(ctx context.Context, pod *corev1.Pod, instanceID, eniID str
 	stored, err := r.Ledgers.Update(ctx, instanceID, func(l *ledgerv1.BranchLedger) error {
 		return ledger.Adopt(&l.Spec, ledgerv1.Slot{
 			VLANID: on.VLANID, Claim: eni.Claim, PodUID: pod.UID, PodNamespace: pod.Namespace, PodName: pod.Name,
-			ENIID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR,
+			ENIID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR, IPv6Address: eni.IPv6, SubnetIPv6CIDR: ipv6Subnet(eni, l),
 			SecurityGroups: eni.Groups, AssociationID: on.ID,
 		}, r.Now())
 	})

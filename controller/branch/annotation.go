@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	"github.com/branchline-cni/branchline/controller/cloud"
 	"github.com/branchline-cni/branchline/policy"
 )
 
@@ -22,11 +23,27 @@ func annotation(s *ledgerv1.Slot) (string, error) {
 		SubnetCIDR    string `json:"subnetCidr"`
 		SubnetV6CIDR  string `json:"subnetV6Cidr"`
 		AssociationID string `json:"associationID"`
-	}{{s.ENIID, s.MAC, s.PrivateIP, "", s.VLANID, s.SubnetCIDR, "", s.AssociationID}})
+	}{{s.ENIID, s.MAC, s.PrivateIP, s.IPv6Address, s.VLANID, s.SubnetCIDR, s.SubnetIPv6CIDR, s.AssociationID}})
 	if err != nil {
 		return "", fmt.Errorf("encode the annotation for pod %s/%s: %w", s.PodNamespace, s.PodName, err)
 	}
 	return string(b), nil
+}
+
+// ipv6Subnet is the IPv6 CIDR that goes with the ENI's IPv6 address.
+func ipv6Subnet(eni *cloud.ENI, l *ledgerv1.BranchLedger) string {
+	if eni.IPv6 == "" {
+		return ""
+	}
+	return l.Spec.SubnetIPv6CIDR
+}
+
+// addresses are the slot's, for people.
+func addresses(s *ledgerv1.Slot) string {
+	if s.IPv6Address == "" {
+		return s.PrivateIP
+	}
+	return s.PrivateIP + " and " + s.IPv6Address
 }
 
 // annotate returns the merge patch that sets the annotation on this very pod: with another UID under the same name the

@@ -23,6 +23,18 @@ func TestTheAnnotationIsSpeltAsNodeAgentsReadIt(t *testing.T) {
 	}
 }
 
+func TestTheAnnotationOfAPodInAnIPv6ClusterHasBothFamilies(t *testing.T) {
+	slot := &ledgerv1.Slot{
+		ENIID: "eni-1", MAC: "06:20:0d:3c:5f:bc", PrivateIP: "192.168.47.64", VLANID: 1, SubnetCIDR: "192.168.32.0/19", AssociationID: "trunk-assoc-1",
+		IPv6Address: "2001:db8:0:1::7", SubnetIPv6CIDR: "2001:db8:0:1::/64",
+	}
+	got, err := annotation(slot)
+	want := `[{"eniId":"eni-1","ifAddress":"06:20:0d:3c:5f:bc","privateIp":"192.168.47.64","ipv6Addr":"2001:db8:0:1::7","vlanId":1,"subnetCidr":"192.168.32.0/19","subnetV6Cidr":"2001:db8:0:1::/64","associationID":"trunk-assoc-1"}]`
+	if err != nil || got != want || addresses(slot) != "192.168.47.64 and 2001:db8:0:1::7" {
+		t.Fatalf("%v\n got %s\nwant %s", err, got, want)
+	}
+}
+
 func FuzzAnnotation(f *testing.F) {
 	f.Add("eni-1", "06:20:0d:3c:5f:bc", "192.168.47.64", "192.168.32.0/19", "trunk-assoc-1", "uid", int32(1))
 	f.Add(`"`, "\\", "<&>", "]}", "\u2028", "\x00", int32(-1))

@@ -73,13 +73,15 @@ func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledge
 	if eni == nil {
 		if eni, err = r.Cloud.CreateBranch(ctx, cloud.Branch{
 			InstanceID: l.Spec.InstanceID, SubnetID: l.Spec.SubnetID, TrunkENIID: l.Spec.TrunkENIID, VLANID: slot.VLANID,
-			Claim: slot.Claim, PodUID: string(slot.PodUID), Groups: slot.SecurityGroups, At: slot.Since.Time,
+			Claim: slot.Claim, PodUID: string(slot.PodUID), Groups: slot.SecurityGroups, At: slot.Since.Time, IPv6: l.Spec.SubnetIPv6CIDR != "",
 		}); err != nil {
 			return nil, err
 		}
 	}
 	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
-		return ledger.Made(&l.Spec, slot.VLANID, slot.Claim, ledger.ENI{ID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR})
+		return ledger.Made(&l.Spec, slot.VLANID, slot.Claim, ledger.ENI{
+			ID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR, IPv6: eni.IPv6, SubnetIPv6CIDR: ipv6Subnet(eni, l),
+		})
 	})
 	if errors.Is(err, ledger.ErrMoved) {
 		return nil, errors.Join(err, r.unwanted(ctx, l.Name, slot.Claim, eni.ID))

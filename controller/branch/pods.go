@@ -264,7 +264,7 @@ func (r *Pods) mirror(ctx context.Context, pod *corev1.Pod, slot *ledgerv1.Slot)
 		r.Events.Warn(pod, "AnnotationRefused", "branch ENI %s is ready, but the annotation %s can't be written: does another admission webhook or policy forbid it?", slot.ENIID, policy.Resource)
 		return fmt.Errorf("annotate pod %s/%s with branch ENI %s: %w", pod.Namespace, pod.Name, slot.ENIID, err)
 	}
-	r.Events.Normal(pod, "ResourceAllocated", "branch ENI %s with security groups %v, address %s, VLAN id %d", slot.ENIID, slot.SecurityGroups, slot.PrivateIP, slot.VLANID)
+	r.Events.Normal(pod, "ResourceAllocated", "branch ENI %s with security groups %v, address %s, VLAN id %d", slot.ENIID, slot.SecurityGroups, addresses(slot), slot.VLANID)
 	r.Log.InfoContext(ctx, "pod has its branch ENI", "pod", client.ObjectKeyFromObject(pod), "uid", pod.UID, "eni", slot.ENIID, "vlan", slot.VLANID)
 	return nil
 }

@@ -20,6 +20,8 @@ import (
 // ENI is a network interface that the controller made.
 type ENI struct {
 	ID, MAC, PrivateIP, SubnetID, Description string
+	// IPv6 is its IPv6 address; empty where it has none.
+	IPv6 string
 	// Groups are its security groups' ids.
 	Groups []string
 	// Claim, InstanceID, PodUID, TrunkENIID (of a branch) and CreatedAt are what the controller wrote into the tags; zero
@@ -37,7 +39,9 @@ type Branch struct {
 	Claim, PodUID                    string
 	Groups                           []string
 	// At is when the wish was written down.
-	At   time.Time
+	At time.Time
+	// IPv6 asks for an IPv6 address beside the IPv4 one; the subnet has to have them.
+	IPv6 bool
 	Tags map[string]string
 }
 
@@ -55,7 +59,7 @@ func (c *Client) CreateTrunk(ctx context.Context, i *Instance, claim string, at 
 // CreateBranch makes a branch ENI.
 func (c *Client) CreateBranch(ctx context.Context, b Branch) (*ENI, error) {
 	return c.create(ctx, "a branch of trunk "+b.TrunkENIID+" in subnet "+b.SubnetID, &ec2.CreateNetworkInterfaceInput{
-		ClientToken: &b.Claim, SubnetId: &b.SubnetID, Groups: b.Groups, Description: awssdk.String(BranchDescription),
+		ClientToken: &b.Claim, SubnetId: &b.SubnetID, Groups: b.Groups, Description: awssdk.String(BranchDescription), Ipv6AddressCount: b.ipv6Addresses(),
 		TagSpecifications: c.tags(b.Tags, map[string]string{
 			tagVLAN: strconv.Itoa(int(b.VLANID)), tagTrunk: b.TrunkENIID, tagPodUID: b.PodUID,
 			tagInstanceID: b.InstanceID, tagClaim: b.Claim, tagCreatedAt: b.At.UTC().Format(time.RFC3339),
@@ -193,7 +197,7 @@ func (c *Client) list(ctx context.Context, what string, more ...types.Filter) ([
 
 func eni(n *types.NetworkInterface) *ENI {
 	e := &ENI{
-		ID: awssdk.ToString(n.NetworkInterfaceId), MAC: awssdk.ToString(n.MacAddress), PrivateIP: awssdk.ToString(n.PrivateIpAddress),
+		ID: awssdk.ToString(n.NetworkInterfaceId), MAC: awssdk.ToString(n.MacAddress), PrivateIP: awssdk.ToString(n.PrivateIpAddress), IPv6: ipv6Address(n),
 		SubnetID: awssdk.ToString(n.SubnetId), Description: awssdk.ToString(n.Description),
 		InUse: n.Attachment != nil && awssdk.ToString(n.Attachment.InstanceId) != "",
 	}

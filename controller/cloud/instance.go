@@ -14,6 +14,8 @@ import (
 // Instance is what the controller needs of an EC2 instance.
 type Instance struct {
 	ID, Type, AccountID, VPCID, SubnetID, SubnetCIDR string
+	// SubnetIPv6CIDR is empty where the subnet has none.
+	SubnetIPv6CIDR string
 	// Groups are the primary interface's security groups.
 	Groups     []string
 	Interfaces []Attached
@@ -40,7 +42,7 @@ func (c *Client) Instance(ctx context.Context, id string) (*Instance, error) {
 	if len(out.Subnets) != 1 {
 		return nil, fmt.Errorf("DescribeSubnets for %s of instance %s: %d answers", i.SubnetID, id, len(out.Subnets))
 	}
-	i.SubnetCIDR = awssdk.ToString(out.Subnets[0].CidrBlock)
+	i.SubnetCIDR, i.SubnetIPv6CIDR = awssdk.ToString(out.Subnets[0].CidrBlock), ipv6CIDR(&out.Subnets[0])
 	return i, nil
 }
 

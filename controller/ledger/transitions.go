@@ -28,6 +28,8 @@ type Pod struct {
 // ENI is a branch ENI as EC2 made it.
 type ENI struct {
 	ID, MAC, PrivateIP, SubnetCIDR string
+	// IPv6 and SubnetIPv6CIDR are empty where the subnet has no IPv6.
+	IPv6, SubnetIPv6CIDR string
 }
 
 // Evidence is what speaks for a pod being off its node where the node itself does not confirm it: that the instance is
@@ -128,6 +130,7 @@ func Made(s *v1.BranchLedgerSpec, vlan int32, claim string, eni ENI) error {
 		return fmt.Errorf("VLAN id %d: claim %s is not the current one: %w", vlan, claim, ErrMoved)
 	}
 	slot.ENIID, slot.MAC, slot.PrivateIP, slot.SubnetCIDR = eni.ID, eni.MAC, eni.PrivateIP, eni.SubnetCIDR
+	slot.IPv6Address, slot.SubnetIPv6CIDR = eni.IPv6, eni.SubnetIPv6CIDR
 	return nil
 }
 

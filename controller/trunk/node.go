@@ -252,7 +252,7 @@ func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cnino
 			ObjectMeta: metav1.ObjectMeta{Name: id, Finalizers: []string{ledgerv1.Finalizer}},
 			Spec: ledgerv1.BranchLedgerSpec{
 				NodeName: node.Name, InstanceID: id, InstanceType: i.Type, AccountID: i.AccountID, VPCID: i.VPCID,
-				SubnetID: i.SubnetID, SubnetCIDR: i.SubnetCIDR, Capacity: int32(min(t.MaxBranchInterfaces, ledgerv1.MaxVLANID)),
+				SubnetID: i.SubnetID, SubnetCIDR: i.SubnetCIDR, SubnetIPv6CIDR: i.SubnetIPv6CIDR, Capacity: int32(min(t.MaxBranchInterfaces, ledgerv1.MaxVLANID)),
 			},
 		}
 		err := r.Client.Create(ctx, &l)

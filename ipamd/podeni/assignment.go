@@ -99,8 +99,8 @@ func (a *Assignments) checkLedger(pod kube.Pod, b annotation.BranchENI) error {
 	switch {
 	case s.State != ledgerv1.Bound || string(s.PodUID) != pod.UID:
 		return fmt.Errorf("%w: in branch ledger %s VLAN %d is %s for pod UID %q, this pod's is %q", ErrLate, l.Name, b.VLAN, s.State, s.PodUID, pod.UID)
-	case s.ENIID != b.ENIID || b.Address.Is4() && s.PrivateIP != "" && s.PrivateIP != b.Address.String() || s.MAC != "" && !strings.EqualFold(s.MAC, b.MAC.String()):
-		return fmt.Errorf("%w: branch ledger %s has %s (%s, %s) on VLAN %d, the annotation says %s (%s, %s)", ErrLate, l.Name, s.ENIID, s.MAC, s.PrivateIP, b.VLAN, b.ENIID, b.MAC, b.Address)
+	case s.ENIID != b.ENIID || differs(s, b) || s.MAC != "" && !strings.EqualFold(s.MAC, b.MAC.String()):
+		return fmt.Errorf("%w: branch ledger %s has %s (%s, %s) on VLAN %d, the annotation says %s (%s, %s)", ErrLate, l.Name, s.ENIID, s.MAC, addressIn(s, b), b.VLAN, b.ENIID, b.MAC, b.Address)
 	case len(s.SecurityGroups) == 0:
 		return fmt.Errorf("%w: branch ledger %s names no security group for %s", ErrLate, l.Name, b.ENIID)
 	}

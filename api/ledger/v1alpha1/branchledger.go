@@ -83,6 +83,9 @@ type BranchLedgerSpec struct {
 	SubnetID string `json:"subnetID,omitempty"`
 	// +optional
 	SubnetCIDR string `json:"subnetCIDR,omitempty"`
+	// subnetIPv6CIDR is empty where the subnet has none: branch ENIs have no IPv6 address then.
+	// +optional
+	SubnetIPv6CIDR string `json:"subnetIPv6CIDR,omitempty"`
 	// trunkENIID is empty until the trunk is made and attached.
 	// +optional
 	TrunkENIID string `json:"trunkENIID,omitempty"`
@@ -126,6 +129,10 @@ type Slot struct {
 	PrivateIP string `json:"privateIP,omitempty"`
 	// +optional
 	SubnetCIDR string `json:"subnetCIDR,omitempty"`
+	// +optional
+	IPv6Address string `json:"ipv6Address,omitempty"`
+	// +optional
+	SubnetIPv6CIDR string `json:"subnetIPv6CIDR,omitempty"`
 	// +listType=atomic
 	// +optional
 	SecurityGroups []string `json:"securityGroups,omitempty"`
