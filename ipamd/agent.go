@@ -214,6 +214,9 @@ func orphans(r Routing, v store.View) (map[netip.Addr]bool, error) {
 	}
 	out := map[netip.Addr]bool{}
 	for _, addr := range wired {
+		if config.IsEgress(addr) {
+			continue // egress-cni keeps its own accounts
+		}
 		// Branch pods in standard mode are routed beside the regular ones.
 		if !slices.ContainsFunc(v.Allocations, func(a store.Allocation) bool {
 			return a.Regular != nil && a.Regular.Address == addr || a.Branch != nil && a.Branch.Address == addr

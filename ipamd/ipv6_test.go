@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/introspect"
+	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/rpc"
 )
 
@@ -311,4 +313,44 @@ func TestWhatIsOfferedOfAPrefixIsFreeAndEnough(t *testing.T) {
 			t.Fatalf("%d are offered of %s, held %d", len(offered), u, len(maps.Collect(maps.All(held))))
 		}
 	})
+}
+
+// Pods' addresses of egress-cni are routed on the host, too: they are taken for no other agent's, in neither kind of cluster.
+func TestEgressAddressesAreNobodysPods(t *testing.T) {
+	for _, w := range []*world{newWorld(t), ipv6World(t)} {
+		w.routing.pods = []netip.Addr{netip.MustParseAddr("169.254.172.2"), netip.MustParseAddr("fd00::ac:2"), netip.MustParseAddr("10.9.9.9")}
+		s, _ := w.start()
+		s.a.mu.Lock()
+		if n := len(s.a.orphans); n != 1 {
+			t.Errorf("%d orphans", n)
+		}
+		s.a.mu.Unlock()
+	}
+}
+
+// A pod of upstream's agent keeps its IPv6 address, its DEL is understood, and nobody else is given the address.
+func TestTheFormerAgentsIPv6PodsAreTakenOver(t *testing.T) {
+	w := ipv6World(t, append(numbered(2), running("old", "uo", "2001:db8:0:1:7::1"))...)
+	w.cloud.enis["eni-1"].ipv6 = []netip.Prefix{netip.MustParsePrefix("2001:db8:0:1:7::/80")}
+	w.routing.pods = []netip.Addr{netip.MustParseAddr("2001:db8:0:1:7::1")}
+	checkpoint := fmt.Sprintf(`{"version":"vpc-cni-ipam/1","allocations":[{"networkName":"aws-cni","containerID":"old-s","ifName":"eth0","ipv6":"2001:db8:0:1:7::1","allocationTimestamp":%d,"metadata":{"k8sPodNamespace":"default","k8sPodName":"old","interfacesCount":1}}]}`, w.now().Add(-time.Hour).UnixNano())
+	if err := os.WriteFile(w.checkpoint(), []byte(checkpoint), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := w.start()
+	if r := mustAdd(t, s, numberedAdd(0)); r.GetRegular().GetAddress() != "2001:db8:0:1:7::2" {
+		t.Errorf("the new pod has %v", r)
+	}
+	eventually(t, "the pod is known by its UID and its ENI", func() bool {
+		return slices.ContainsFunc(s.a.store.View().Allocations, func(al store.Allocation) bool {
+			return al.Pod.UID == "uo" && al.Regular.ENIID == "eni-1"
+		})
+	})
+	if len(s.a.orphans) != 0 {
+		t.Errorf("orphans: %v", s.a.orphans)
+	}
+	d, err := s.Del(t.Context(), delRequest("old-s"))
+	if err != nil || !d.GetFound() {
+		t.Error(d, err)
+	}
 }

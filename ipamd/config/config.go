@@ -103,6 +103,9 @@ var (
 	egressIPv6 = netip.MustParsePrefix("fd00::ac:00/118")
 )
 
+// IsEgress says whether an address is one of egress-cni's, of either family. It belongs to no ENI and is none of the agent's.
+func IsEgress(a netip.Addr) bool { return egressIPv4.Contains(a) || egressIPv6.Contains(a) }
+
 // EgressSubnet is what egress-cni gives pods addresses of: of the family that they don't have. Not valid without Egress.
 func (c *Config) EgressSubnet() netip.Prefix {
 	switch {
