@@ -200,7 +200,7 @@ func TestTheTrunksRequestIsRepeatedInIPv6ClustersToo(t *testing.T) {
 			w := ipv6World(t, ipv6BranchPod("green", "u1", 7), &cninodev1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: nodeName}})
 			w.env["ENABLE_POD_ENI"], w.env["POD_SECURITY_GROUP_ENFORCING_MODE"] = "true", mode
 			var refused atomic.Int32
-			w.api = interceptor.NewClient(w.api.(client.WithWatch), interceptor.Funcs{
+			w.api = interceptor.NewClient(w.api, interceptor.Funcs{
 				Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
 					if _, is := o.(*cninodev1.CNINode); is && refused.Add(1) <= 2 {
 						return errors.New("etcdserver: leader changed")
