@@ -47,34 +47,34 @@ func TestPodsOfAnIPv6Cluster(t *testing.T) {
 			t.Errorf("%s has %s, the node's prefix is %s", p.o.Name, p.ipv6, prefix)
 		}
 	}
-	if out, ok := a.pings(b.ipv6); !ok {
+	if out, ok := a.pings(b.ipv6, patient); !ok {
 		t.Errorf("regular pod a does not reach b on its node:\n%s", out)
 	}
-	if got := b.reads(web); got != "hello "+b.ipv6.String() {
+	if got := b.reads(web, patient); got != "hello "+b.ipv6.String() {
 		t.Errorf("regular pod b reads %q from %s", got, web)
 	}
-	if got := a.reads(rows); got != "" {
+	if got := a.reads(rows, brief); got != "" {
 		t.Errorf("regular pod a reads %q from %s", got, rows)
 	}
 	c.refused(t, a.ipv6, db.eni, 5432)
 	c.allow("db", "tcp", 443, "node") // by IPv4 it is the node that asks
 	node4, db4 := c.ipv4(t, n.eni), c.ipv4(t, db.eni)
-	if got := a.reads(netip.AddrPortFrom(db4, 443)); got != "hello "+node4.String() {
+	if got := a.reads(netip.AddrPortFrom(db4, 443), patient); got != "hello "+node4.String() {
 		t.Errorf("by IPv4 regular pod a reads %q, the node is %s", got, node4)
 	}
 
 	green := n.pod("green", "green").add() // its trunk is asked for, made, attached and labelled meanwhile
 	c.wired(t, green, "pod")
-	if got := green.reads(rows); got != "hello "+green.ipv6.String() {
+	if got := green.reads(rows, patient); got != "hello "+green.ipv6.String() {
 		t.Errorf("branch pod green reads %q from %s", got, rows)
 	}
 	blue := n.pod("blue", "blue").add()
-	if got := blue.reads(rows); got != "" {
+	if got := blue.reads(rows, brief); got != "" {
 		t.Errorf("branch pod blue, without the group, reads %q", got)
 	}
 	c.refused(t, blue.ipv6, db.eni, 5432)
 	// What pods of one node send to a strict branch pod passes its security groups, too.
-	if out, ok := a.pings(green.ipv6); ok {
+	if out, ok := a.pings(green.ipv6, brief); ok {
 		t.Errorf("a regular pod reaches a strict branch pod past its groups:\n%s", out)
 	}
 
@@ -85,13 +85,13 @@ func TestPodsOfAnIPv6Cluster(t *testing.T) {
 		t.Errorf("after the agent was killed a has %s, it had %s; the prefix is %s", again.ipv6, a.ipv6, n.prefix(t))
 	}
 	standard := n.pod("green-2", "green").add()
-	if got := standard.reads(rows); got != "hello "+standard.ipv6.String() {
+	if got := standard.reads(rows, patient); got != "hello "+standard.ipv6.String() {
 		t.Errorf("branch pod green-2, in standard mode, reads %q from %s", got, rows)
 	}
-	if out, ok := a.pings(standard.ipv6); !ok { // on the node, its groups are not asked
+	if out, ok := a.pings(standard.ipv6, patient); !ok { // on the node, its groups are not asked
 		t.Errorf("regular pod a does not reach green-2 on its node:\n%s", out)
 	}
-	if got := green.reads(rows); got != "hello "+green.ipv6.String() {
+	if got := green.reads(rows, patient); got != "hello "+green.ipv6.String() {
 		t.Errorf("branch pod green, strict as ever, reads %q from %s", got, rows)
 	}
 

@@ -257,9 +257,15 @@ func (p *pod) end() {
 	must(t, p.n.c.admin.Delete(t.Context(), p.o, client.GracePeriodSeconds(0)))
 }
 
-// reads connects from the pod and returns what it is told; empty where it gets no connection in time.
-func (p *pod) reads(to netip.AddrPort) string {
-	out, code := p.n.try(fmt.Sprintf("ip netns exec %s timeout 4 bash -c 'exec 3<>/dev/tcp/%s/%d && cat <&3' 2>/dev/null", p.o.Name, to.Addr(), to.Port()))
+// What should come has the time that a busy machine needs; what should not come is waited for shortly.
+const (
+	patient = 30
+	brief   = 3
+)
+
+// reads connects from the pod and returns what it is told; empty where it gets no connection within so many seconds.
+func (p *pod) reads(to netip.AddrPort, seconds int) string {
+	out, code := p.n.try(fmt.Sprintf("ip netns exec %s timeout %d bash -c 'exec 3<>/dev/tcp/%s/%d && cat <&3' 2>/dev/null", p.o.Name, seconds, to.Addr(), to.Port()))
 	if code != 0 {
 		return ""
 	}
@@ -267,8 +273,8 @@ func (p *pod) reads(to netip.AddrPort) string {
 }
 
 // pings asks the pod to reach an address, and says what came of it.
-func (p *pod) pings(to netip.Addr) (out string, ok bool) {
-	out, code := p.n.try(fmt.Sprintf("ip netns exec %s %s ping -c 1 -W 3 %s", p.o.Name, p.n.c.busybox, to))
+func (p *pod) pings(to netip.Addr, seconds int) (out string, ok bool) {
+	out, code := p.n.try(fmt.Sprintf("ip netns exec %s %s ping -c 1 -W %d %s", p.o.Name, p.n.c.busybox, seconds, to))
 	return out, code == 0
 }
 
