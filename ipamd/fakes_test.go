@@ -625,7 +625,7 @@ func (w *world) start() (s service, stop func()) {
 	a, err := New(Options{
 		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region, AvailabilityZone: zone}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
-		Metrics: prometheus.NewRegistry(), MetricsAddr: w.metricsAddr, Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
+		Metrics: prometheus.NewRegistry(), MetricsAddr: w.metricsAddr, Version: "test", Log: log, Now: w.now, joinTimeout: w.join, sleep: soon,
 		NoteReady: w.noteReady, Sweeper: w.sweeper, RemoveFormerNAT: w.formerNAT,
 	})
 	if err != nil {
@@ -645,6 +645,12 @@ func (w *world) start() (s service, stop func()) {
 	}
 	w.t.Cleanup(stop)
 	return service{a: a}, stop
+}
+
+// soon waits a thousandth of what it is asked to.
+func soon(ctx context.Context, d time.Duration) error {
+	wait(ctx, max(d/1000, 1))
+	return ctx.Err()
 }
 
 // eventually polls with a deadline: what it looks at changes on goroutines that the test does not own.
