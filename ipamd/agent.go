@@ -113,6 +113,7 @@ type Agent struct {
 	changed       signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
 	ready         atomic.Bool
 	waiting       atomic.Int32 // pods that wait for an address
+	unexplained   atomic.Bool  // something is attached that no source explains yet
 	typ           atomic.Pointer[aws.InstanceType]
 	health        signal.Signal // the host's routing failed, or does no more
 
@@ -171,6 +172,7 @@ func New(o Options) (*Agent, error) {
 		},
 	}
 	a.typ.Store(&o.Type)
+	a.unexplained.Store(true) // until the sources have been read
 	if !a.limitsKnown() {
 		a.sayUnknownType()
 	}

@@ -70,6 +70,7 @@ type cloud struct {
 	hidden       bool  // neither IMDS nor links show what is attached from now on
 	sweepFailed  error // what EC2 answers to who looks for left-overs
 	sweeps       int
+	reads        int             // of IMDS
 	describes    int             // of single ENIs
 	subnets      []types.Subnet  // of the instance's VPC and zone; nil: EC2 doesn't answer
 	full         map[string]bool // subnets without a free address
@@ -92,6 +93,7 @@ type cloudENI struct {
 	description string
 	up          bool
 	hidden      bool
+	late        bool         // IMDS does not show it yet
 	shown       []netip.Addr // IMDS shows them though EC2 took them back
 }
 
@@ -169,8 +171,9 @@ func (c *cloud) setVLAN(id int, there bool) {
 func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.reads++
 	for _, e := range c.enis {
-		if e.device >= 0 && !e.hidden {
+		if e.device >= 0 && !e.hidden && !e.late {
 			out = append(out, aws.Interface{
 				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, NetworkCard: e.card, SubnetID: e.subnet, VPCID: "vpc-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"), VPCCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: e.groups, Prefixes: slices.Clone(e.prefixes),

@@ -153,8 +153,8 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 		return true, a.assign(ctx, s)
 	case pool.Attach:
 		defer a.metrics.doing("increaseIPPool")()
-		if !a.subnetsAsked(at) {
-			return false, nil // the answer wakes the pool
+		if a.unexplained.Load() || !a.subnetsAsked(at) {
+			return false, nil // the answer, or the metadata service's, wakes the pool
 		}
 		return true, a.attach(ctx, s, at)
 	case pool.Unassign:
