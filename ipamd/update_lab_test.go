@@ -46,14 +46,14 @@ func buildRelease(t *testing.T, version, agent string) release {
 	return r
 }
 
-// runtime is what containerd does on the node: it runs the installed executable with the configuration that the agent wrote.
-type runtime struct {
+// containerRuntime is what containerd does on the node: it runs the installed executable with the configuration that the agent wrote.
+type containerRuntime struct {
 	*node
 	installed string // the executable
 }
 
 // install puts a release's executable in place as the init container does: by rename, whoever runs the old one.
-func (r *runtime) install(from string) {
+func (r *containerRuntime) install(from string) {
 	r.t.Helper()
 	b, err := os.ReadFile(from)
 	must(r.t, err)
@@ -69,7 +69,7 @@ type sandbox struct {
 	result []byte
 }
 
-func (r *runtime) run(verb string, s *sandbox) error {
+func (r *containerRuntime) run(verb string, s *sandbox) error {
 	text, err := os.ReadFile(filepath.Join(r.dir, "10-aws.conflist"))
 	if err != nil {
 		return err
@@ -136,7 +136,7 @@ func TestARollingUpdateUnderChurnFailsNoADDAndNoDEL(t *testing.T) {
 	role(t, "updated", cniPolicy)
 	n := launch(t, "updated", "192.168.7.0/24")
 	n.join()
-	r := &runtime{node: n, installed: filepath.Join(t.TempDir(), "aws-cni")}
+	r := &containerRuntime{node: n, installed: filepath.Join(t.TempDir(), "aws-cni")}
 	r.install(older.cni)
 	n.binary = older.agent
 	n.start()
