@@ -523,6 +523,9 @@ type world struct {
 	noAPI       atomic.Bool // it answers nothing at all
 	log         io.Writer   // of the agent; nil: nobody reads it
 	metricsAddr string
+	listener    net.Listener // nil: the socket s
+	ec2         EC2          // nil: cloud
+	resync      time.Duration
 	formerNAT   func(context.Context) (removed, left []string, err error)
 }
 
@@ -615,18 +618,24 @@ func (w *world) start() (s service, stop func()) {
 		log = slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	k, err := kube.New(kube.Options{
-		API: w.api, NodeName: nodeName, InstanceID: instanceID, Policies: c.PodENI, Log: log, ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
+		API: w.api, NodeName: nodeName, Resync: w.resync, InstanceID: instanceID, Policies: c.PodENI, Log: log, ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
 	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	l, err := net.Listen("unix", filepath.Join(w.dir, "s"))
-	if err != nil {
-		w.t.Fatal(err)
+	l := w.listener
+	if l == nil {
+		if l, err = net.Listen("unix", filepath.Join(w.dir, "s")); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	var cloud EC2 = w.cloud
+	if w.ec2 != nil {
+		cloud = w.ec2
 	}
 	typ, _ := aws.LookupInstanceType(w.typ)
 	a, err := New(Options{
-		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region, AvailabilityZone: zone}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
+		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region, AvailabilityZone: zone}, Type: typ, Kube: k, Metadata: w.cloud, EC2: cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
 		Metrics: prometheus.NewRegistry(), MetricsAddr: w.metricsAddr, Version: "test", Log: log, Now: w.now, joinTimeout: w.join, sleep: soon,
 		NoteReady: w.noteReady, Sweeper: w.sweeper, RemoveFormerNAT: w.formerNAT,

@@ -20,8 +20,8 @@ const (
 	modifyTakes   = 300 * time.Millisecond
 	detachTakes   = 500 * time.Millisecond
 	deleteTakes   = 300 * time.Millisecond
-	// shownAfter is how long after its attachment the metadata service shows an ENI.
-	shownAfter = 2 * time.Second
+	// ShownAfter is how long after its attachment the metadata service shows an ENI.
+	ShownAfter = 2 * time.Second
 	// goneAfter is how long after DetachNetworkInterface's answer an ENI is detached: until then it can't be deleted.
 	goneAfter = 4 * time.Second
 )
@@ -43,6 +43,25 @@ const (
 // Mutating says whether a call draws from EC2's smaller bucket of requests (50 at once, 5 a second).
 func Mutating(call string) bool {
 	return call != describeENIs && call != describeInstances && call != describeSubnets
+}
+
+// Takes is how long a call takes.
+func Takes(call string) time.Duration {
+	switch call {
+	case assign, unassign:
+		return assignTakes
+	case createENI:
+		return createTakes
+	case attachENI:
+		return attachTakes
+	case modifyENI:
+		return modifyTakes
+	case detachENI:
+		return detachTakes
+	case deleteENI:
+		return deleteTakes
+	}
+	return describeTakes
 }
 
 // Unit is an address or a prefix on an ENI.
@@ -98,9 +117,9 @@ func newNode(c *Clock, s Setting) *Node {
 }
 
 // call asks EC2, which takes its time.
-func (n *Node) call(p *Process, name string, takes time.Duration) {
+func (n *Node) call(p *Process, name string) {
 	n.Calls[name]++
-	p.Sleep(takes)
+	p.Sleep(Takes(name))
 }
 
 func (n *Node) newUnits(count int, prefixes bool) (out []*Unit) {
@@ -133,7 +152,7 @@ func (n *Node) attach(count int, prefixes bool) (e *ENI, shown time.Duration) {
 	}
 	n.ENIs = append(n.ENIs, e)
 	slices.SortFunc(n.ENIs, func(a, b *ENI) int { return a.Device - b.Device })
-	return e, n.now + shownAfter
+	return e, n.now + ShownAfter
 }
 
 func (n *Node) remove(e *ENI) {

@@ -70,7 +70,7 @@ func (o *Ours) pool(p *Process) {
 		}
 		switch s := steps[0]; s.Kind {
 		case pool.Assign:
-			o.n.call(p, assign, assignTakes)
+			o.n.call(p, assign)
 			p.Sleep(routed)
 			e := o.n.eni(s.ENIID)
 			e.Units = append(e.Units, o.n.newUnits(s.Count, s.Prefixes)...)
@@ -79,7 +79,7 @@ func (o *Ours) pool(p *Process) {
 		case pool.Unassign:
 			e := o.n.eni(s.ENIID)
 			e.Units = slices.DeleteFunc(e.Units, func(u *Unit) bool { return slices.Contains(s.Units, u.Prefix) })
-			o.n.call(p, unassign, assignTakes)
+			o.n.call(p, unassign)
 		case pool.Retire:
 			o.retire(p, o.n.eni(s.ENIID))
 		}
@@ -91,27 +91,27 @@ func (o *Ours) attach(p *Process, s pool.Step) {
 	if o.n.now-o.asked >= subnetsLate {
 		o.describeSubnets(p)
 	}
-	o.n.call(p, createENI, createTakes)
-	o.n.call(p, attachENI, attachTakes)
+	o.n.call(p, createENI)
+	o.n.call(p, attachENI)
 	e, shown := o.n.attach(s.Count, s.Prefixes)
-	o.n.call(p, modifyENI, modifyTakes)
+	o.n.call(p, modifyENI)
 	// The link's event has the sources read again, with growing pauses until the metadata service shows the ENI.
 	for pause := unsettledFirst; o.n.now < shown; pause = min(2*pause, unsettledMost) {
 		p.Sleep(pause)
 	}
-	o.n.call(p, describeENIs, describeTakes) // what kind of ENI it is
+	o.n.call(p, describeENIs) // what kind of ENI it is
 	p.Sleep(routed)
 	e.Usable = true
 }
 
 func (o *Ours) retire(p *Process, e *ENI) {
 	e.leaving = true
-	o.n.call(p, describeENIs, describeTakes)
-	o.n.call(p, detachENI, detachTakes)
+	o.n.call(p, describeENIs)
+	o.n.call(p, detachENI)
 	detached := o.n.now + goneAfter
 	p.Sleep(beforeDelete)
 	for pause := firstDelete; ; pause = min(2*pause, mostDeletePause) {
-		o.n.call(p, deleteENI, deleteTakes)
+		o.n.call(p, deleteENI)
 		if o.n.now >= detached {
 			break
 		}
@@ -121,7 +121,7 @@ func (o *Ours) retire(p *Process, e *ENI) {
 }
 
 func (o *Ours) describeSubnets(p *Process) {
-	o.n.call(p, describeSubnets, describeTakes)
+	o.n.call(p, describeSubnets)
 	o.asked = o.n.now
 }
 

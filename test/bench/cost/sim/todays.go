@@ -41,7 +41,7 @@ func (d *Todays) loop(p *Process) {
 // sweep looks for ENIs that were left behind.
 func (d *Todays) sweep(p *Process) {
 	for {
-		d.n.call(p, describeENIs, describeTakes)
+		d.n.call(p, describeENIs)
 		p.Sleep(leakSweep)
 	}
 }
@@ -123,7 +123,7 @@ func (d *Todays) grow(p *Process, more int) {
 	t := d.n.Targets
 	for _, e := range d.n.ENIs {
 		if room := t.Places - len(e.Units); room > 0 {
-			d.n.call(p, assign, assignTakes)
+			d.n.call(p, assign)
 			e.Units = append(e.Units, d.n.newUnits(min(room, more), t.Prefixes)...)
 			d.lastChange = d.n.now
 			return
@@ -132,12 +132,12 @@ func (d *Todays) grow(p *Process, more int) {
 	if len(d.n.ENIs) >= t.MaxENIs {
 		return
 	}
-	d.n.call(p, describeSubnets, describeTakes)
-	d.n.call(p, createENI, createTakes)
-	d.n.call(p, describeInstances, describeTakes) // for a free device index
-	d.n.call(p, attachENI, attachTakes)
+	d.n.call(p, describeSubnets)
+	d.n.call(p, createENI)
+	d.n.call(p, describeInstances) // for a free device index
+	d.n.call(p, attachENI)
 	e, shown := d.n.attach(min(more, t.Places), t.Prefixes)
-	d.n.call(p, modifyENI, modifyTakes)
+	d.n.call(p, modifyENI)
 	for d.n.now < shown {
 		p.Sleep(lookForENI)
 	}
@@ -158,7 +158,7 @@ func (d *Todays) giveBack(p *Process, less int) {
 		}
 		less -= len(back)
 		e.Units = slices.DeleteFunc(e.Units, func(u *Unit) bool { return slices.Contains(back, u) })
-		d.n.call(p, unassign, assignTakes)
+		d.n.call(p, unassign)
 		d.lastChange = d.n.now
 	}
 }
@@ -186,10 +186,10 @@ func (d *Todays) removable() *ENI {
 
 func (d *Todays) free(p *Process, e *ENI) {
 	e.leaving = true
-	d.n.call(p, describeENIs, describeTakes)
-	d.n.call(p, detachENI, detachTakes)
+	d.n.call(p, describeENIs)
+	d.n.call(p, detachENI)
 	p.Sleep(afterDetach)
-	d.n.call(p, deleteENI, deleteTakes)
+	d.n.call(p, deleteENI)
 	d.n.remove(e)
 	d.lastChange = d.n.now
 }
