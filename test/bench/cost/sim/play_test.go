@@ -37,7 +37,7 @@ func TestSteadyChurnCostsAtMostACallForEachFourPods(t *testing.T) {
 		if ours.PerPod > 0.25 || ours.PerPod > todays.PerPod+0.04 || ours.FailedADDs > todays.FailedADDs {
 			t.Error("ours is worse")
 		}
-	}, func(s Setting, c Contender) Result { return Churn(s, c, 5, 10, time.Minute, 2*time.Hour) })
+	}, func(s Setting, c Contender) Result { return Churn(s, c, 5, 10, time.Minute, time.Hour) })
 }
 
 // TestWavesOfPodsCostNothing: what the last minute's pods had the next minute's get.
@@ -46,5 +46,5 @@ func TestWavesOfPodsCostNothing(t *testing.T) {
 		if ours.Mutating > 0 || ours.FailedADDs > 0 || ours.WorstSeconds > 0 {
 			t.Error("something was asked for, or waited for")
 		}
-	}, func(s Setting, c Contender) Result { return Waves(s, c, 5, 10, 30*time.Second, time.Hour) })
+	}, func(s Setting, c Contender) Result { return Waves(s, c, 5, 10, 30*time.Second, 20*time.Minute) })
 }
