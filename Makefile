@@ -22,7 +22,9 @@ lint: ## gofmt, go vet, staticcheck, generated code
 generate: ## gRPC code, deep copies, CRDs
 	$(GO) run ./scripts/generate
 
-bench: ## the CNI executable beside others of its kind (about 4 minutes)
+bench: ## the CNI executable beside others of its kind, what a node asks of EC2, the agent's memory (about 6 minutes)
+	$(GO) run ./test/bench/cost -json out/cost.json
+	$(GO) test -count=1 -tags lab -v -run '^TestFootprint$$' ./ipamd -args -footprint-pods 110,700 -footprint-json $(CURDIR)/out/footprint.json
 	$(GO) run ./test/bench -json out/bench.json
 
 packets: ## what a packet costs on a node with up to 700 regular and 120 branch pods (about 4 minutes, root)

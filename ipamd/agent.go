@@ -23,6 +23,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/kube"
 	"github.com/branchline-cni/branchline/ipamd/placement"
 	"github.com/branchline-cni/branchline/ipamd/podeni"
+	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 	"github.com/branchline-cni/branchline/ipamd/store"
 )
@@ -79,7 +80,8 @@ type Options struct {
 	RemoveFormerNAT func(context.Context) (removed, left []string, err error)
 	Now             func() time.Time
 
-	joinTimeout time.Duration // zero: the constant of that name
+	joinTimeout time.Duration                              // zero: the constant of that name
+	sleep       func(context.Context, time.Duration) error // between two tries of a clean-up; nil: real time
 }
 
 // EC2 is what the agent calls; *ec2.Client has it.
@@ -111,6 +113,7 @@ type Agent struct {
 	changed       signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
 	ready         atomic.Bool
 	waiting       atomic.Int32 // pods that wait for an address
+	unexplained   atomic.Bool  // something is attached that no source explains yet
 	typ           atomic.Pointer[aws.InstanceType]
 	health        signal.Signal // the host's routing failed, or does no more
 
@@ -119,6 +122,8 @@ type Agent struct {
 	formerNATGone bool                  // in this run; the routing's alone
 	takenBack     map[netip.Prefix]bool // what is leaving and EC2 took back, in this run; the pool's alone
 	unplaced      string                // why no ENI can be made, as it was said last; the pool's alone
+	patience      pool.Patience         // the pool's alone
+	heldFor       time.Duration         // until it may give more back, 0 for never; the pool's alone
 
 	mu           sync.Mutex
 	asked        map[store.Key]time.Time // when an executable was last told of an allocation, in this run
@@ -157,15 +162,17 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		opt: o, store: st, events: o.Kube.Events(), started: o.Now(),
 		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[netip.Prefix]bool{}, noPrefix: map[string]time.Time{}, full: map[string]scarcity{},
+		patience: patienceOf(o.Config.CoolDown),
 		inventory: enis.New(enis.Options{
 			Metadata: o.Metadata, EC2: describer(o), Rules: placement.Rules{InstanceID: o.Identity.InstanceID, Untagged: o.Config.ManageUntagged},
 			Links: o.Links, MTU: o.Config.ENIMTU, IPv6: o.Config.IPv6, Log: o.Log,
 		}),
 		provision: &enis.Provisioner{
-			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log,
+			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log, Sleep: o.sleep,
 		},
 	}
 	a.typ.Store(&o.Type)
+	a.unexplained.Store(true) // until the sources have been read
 	if !a.limitsKnown() {
 		a.sayUnknownType()
 	}

@@ -70,6 +70,7 @@ type cloud struct {
 	hidden       bool  // neither IMDS nor links show what is attached from now on
 	sweepFailed  error // what EC2 answers to who looks for left-overs
 	sweeps       int
+	reads        int             // of IMDS
 	describes    int             // of single ENIs
 	subnets      []types.Subnet  // of the instance's VPC and zone; nil: EC2 doesn't answer
 	full         map[string]bool // subnets without a free address
@@ -94,6 +95,7 @@ type cloudENI struct {
 	description string
 	up          bool
 	hidden      bool
+	late        bool         // IMDS does not show it yet
 	shown       []netip.Addr // IMDS shows them though EC2 took them back
 }
 
@@ -171,8 +173,9 @@ func (c *cloud) setVLAN(id int, there bool) {
 func (c *cloud) Interfaces(context.Context) (out []aws.Interface, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.reads++
 	for _, e := range c.enis {
-		if e.device >= 0 && !e.hidden {
+		if e.device >= 0 && !e.hidden && !e.late {
 			out = append(out, aws.Interface{
 				MAC: c.mac(e), ENIID: e.id, DeviceNumber: e.device, NetworkCard: e.card, SubnetID: e.subnet, VPCID: "vpc-1", SubnetCIDR: netip.MustParsePrefix("192.168.0.0/19"), VPCCIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")},
 				Addresses: slices.DeleteFunc(slices.Concat(e.addresses, e.shown), func(a netip.Addr) bool { return slices.Contains(c.omitted, a) }), SecurityGroupIDs: e.groups, Prefixes: slices.Clone(e.prefixes),
@@ -526,6 +529,9 @@ type world struct {
 	noAPI       atomic.Bool // it answers nothing at all
 	log         io.Writer   // of the agent; nil: nobody reads it
 	metricsAddr string
+	listener    net.Listener // nil: the socket s
+	ec2         EC2          // nil: cloud
+	resync      time.Duration
 	formerNAT   func(context.Context) (removed, left []string, err error)
 }
 
@@ -618,20 +624,26 @@ func (w *world) start() (s service, stop func()) {
 		log = slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	k, err := kube.New(kube.Options{
-		API: w.api, NodeName: nodeName, InstanceID: instanceID, Policies: c.PodENI, Log: log, ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
+		API: w.api, NodeName: nodeName, Resync: w.resync, InstanceID: instanceID, Policies: c.PodENI, Log: log, ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
 	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	l, err := net.Listen("unix", filepath.Join(w.dir, "s"))
-	if err != nil {
-		w.t.Fatal(err)
+	l := w.listener
+	if l == nil {
+		if l, err = net.Listen("unix", filepath.Join(w.dir, "s")); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	var cloud EC2 = w.cloud
+	if w.ec2 != nil {
+		cloud = w.ec2
 	}
 	typ, _ := aws.LookupInstanceType(w.typ)
 	a, err := New(Options{
-		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region, AvailabilityZone: zone}, Type: typ, Kube: k, Metadata: w.cloud, EC2: w.cloud,
+		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region, AvailabilityZone: zone}, Type: typ, Kube: k, Metadata: w.cloud, EC2: cloud,
 		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
-		Metrics: prometheus.NewRegistry(), MetricsAddr: w.metricsAddr, Version: "test", Log: log, Now: w.now, joinTimeout: w.join,
+		Metrics: prometheus.NewRegistry(), MetricsAddr: w.metricsAddr, Version: "test", Log: log, Now: w.now, joinTimeout: w.join, sleep: soon,
 		NoteReady: w.noteReady, Sweeper: w.sweeper, RemoveFormerNAT: w.formerNAT,
 	})
 	if err != nil {
@@ -651,6 +663,12 @@ func (w *world) start() (s service, stop func()) {
 	}
 	w.t.Cleanup(stop)
 	return service{a: a}, stop
+}
+
+// soon waits a thousandth of what it is asked to.
+func soon(ctx context.Context, d time.Duration) error {
+	wait(ctx, max(d/1000, 1))
+	return ctx.Err()
 }
 
 // eventually polls with a deadline: what it looks at changes on goroutines that the test does not own.

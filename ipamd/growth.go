@@ -54,7 +54,7 @@ func (a *Agent) runPool(ctx context.Context) {
 		case did || lost:
 			retry = 0
 		default:
-			wait(ctx, soonest(a.nextCooled(), joins, sweeps, a.scarceUntil()), channels...)
+			wait(ctx, soonest(a.nextCooled(), joins, sweeps, a.scarceUntil(), a.heldFor), channels...)
 		}
 	}
 }
@@ -112,6 +112,12 @@ func (a *Agent) notePool(ctx context.Context, err error) {
 	}
 }
 
+// patienceOf is how long what is too much is kept: as long as an address rests, and the little that small waves of pods need
+// again and again for ten times that. Who shortens the one wants the other sooner, too.
+func patienceOf(coolDown time.Duration) pool.Patience {
+	return pool.Patience{Short: coolDown, Long: 10 * coolDown}
+}
+
 // poolStep does one step; did is false when there is nothing to do.
 func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
@@ -129,6 +135,7 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 		return false, nil // what is attached stays as it is
 	}
 	snapshot, at := a.placedSnapshot()
+	a.heldFor = a.patience.Hold(a.opt.Now(), &snapshot)
 	if at.Reason == placement.None && !a.subnetsTried() {
 		return false, nil // tags may say that it is not this ENI that is to have addresses
 	}
@@ -149,8 +156,8 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 		return true, a.assign(ctx, s)
 	case pool.Attach:
 		defer a.metrics.doing("increaseIPPool")()
-		if !a.subnetsAsked(at) {
-			return false, nil // the answer wakes the pool
+		if a.unexplained.Load() || !a.subnetsAsked(at) {
+			return false, nil // the answer, or the metadata service's, wakes the pool
 		}
 		return true, a.attach(ctx, s, at)
 	case pool.Unassign:

@@ -68,3 +68,11 @@ func (a *Agent) checkJoining(ctx context.Context) (lost bool, next time.Duration
 	}
 	return lost, next
 }
+
+// noteUnexplained says whether a link is there that the metadata service does not show yet. It may be an ENI that an earlier run
+// of this agent attached: until it is known what it brings, and which device index it has, no other is attached.
+func (a *Agent) noteUnexplained(now bool) {
+	if a.unexplained.Swap(now) && !now {
+		a.changed.Fire()
+	}
+}

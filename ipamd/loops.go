@@ -99,6 +99,7 @@ func (a *Agent) runInventory(ctx context.Context) {
 		case a.opt.Now().Sub(since) <= unsettledFor:
 			pause, quick = quick, min(2*quick, unsettledMost)
 		}
+		a.noteUnexplained(pause != refreshEvery)
 		if a.idle(ctx, w, jittered(pause)) {
 			quick, since = unsettledFirst, a.opt.Now()
 		}

@@ -3,6 +3,7 @@
 package ipamd_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -44,6 +45,7 @@ type node struct {
 	dir, id, name, subnet, endpoint, api string
 	env                                  []string
 	process                              *exec.Cmd
+	binary                               string // of the agent; empty: this build's
 	began                                time.Time
 }
 
@@ -57,7 +59,7 @@ func (n *node) join() {
 func (n *node) start() {
 	n.t.Helper()
 	n.began = time.Now()
-	n.process = exec.Command(w.binary, "run", "-kubeconfig", filepath.Join(n.dir, "kubeconfig"), "-state", filepath.Join(n.dir, "state.json"),
+	n.process = exec.Command(cmp.Or(n.binary, w.binary), "run", "-kubeconfig", filepath.Join(n.dir, "kubeconfig"), "-state", filepath.Join(n.dir, "state.json"),
 		"-socket", n.socket(), "-metrics", "127.0.0.1:61678")
 	n.process.Env = append([]string{
 		"MY_NODE_NAME=" + n.name, "AWS_EC2_ENDPOINT=" + n.endpoint, "HOST_CNI_CONFDIR_PATH=" + n.dir, "IP_COOLDOWN_PERIOD=1",

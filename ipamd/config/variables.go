@@ -88,7 +88,7 @@ var Variables = []Variable{
 	}},
 	acted("BRANCHLINE_KUBELET_LOCAL", "false", boolean, func(c *Config) *bool { return &c.KubeletLocal }, "The kubelet's own connections to branch pods in strict mode (probes) stay on the node, past the pods' security groups. Needs cgroup v2."),
 	acted("WARM_ENI_TARGET", "1", integer(0, 15), func(c *Config) *int { return &c.WarmENITarget }, "How many ENIs' worth of free addresses is kept ahead."),
-	acted("WARM_IP_TARGET", "", integer(0, 1000), func(c *Config) *int { return &c.WarmIPTarget }, "Free addresses kept ahead, one by one instead of by ENIs: it comes before WARM_ENI_TARGET. Each pod that comes or goes may cost a call of EC2."),
+	acted("WARM_IP_TARGET", "", integer(0, 1000), func(c *Config) *int { return &c.WarmIPTarget }, "Free addresses kept ahead, one by one instead of by ENIs: it comes before WARM_ENI_TARGET. Pods that come and go cost more calls of EC2 than with ENIs or prefixes: see docs/benchmarks.md."),
 	acted("MINIMUM_IP_TARGET", "", integer(0, 1000), func(c *Config) *int { return &c.MinimumIPTarget }, "Addresses kept in all, those in use among them; it comes before WARM_ENI_TARGET too."),
 	acted("WARM_PREFIX_TARGET", "1", integer(0, 1000), func(c *Config) *int { return &c.WarmPrefixTarget }, "With prefix delegation: how many prefixes' worth of free addresses (16 each) is kept ahead, where neither WARM_IP_TARGET nor MINIMUM_IP_TARGET is set."),
 	acted("MAX_ENI", "", integer(0, 64), func(c *Config) *int { return &c.MaxENI }, "At most this many ENIs, the trunk included; 0 or not set: the instance type's limit."),

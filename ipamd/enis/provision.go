@@ -252,20 +252,33 @@ func (p *Provisioner) remove(ctx context.Context, eniID string) error {
 	case err != nil:
 		return fmt.Errorf("describe %s: %w", eniID, err)
 	}
+	detaching := false
 	for _, n := range out.NetworkInterfaces {
-		if n.Attachment == nil || n.Attachment.Status == types.AttachmentStatusDetaching {
+		if n.Attachment == nil {
+			continue
+		}
+		detaching = true
+		if n.Attachment.Status == types.AttachmentStatusDetaching {
 			continue
 		}
 		if _, err := p.EC2.DetachNetworkInterface(ctx, &ec2.DetachNetworkInterfaceInput{AttachmentId: n.Attachment.AttachmentId}); err != nil && !aws.IsNotFound(err) {
 			return fmt.Errorf("detach %s: %w", eniID, err)
 		}
 	}
+	if detaching {
+		if err := p.sleep(ctx, detachTakes); err != nil {
+			return fmt.Errorf("wait until %s is detached: %w", eniID, err)
+		}
+	}
 	return p.delete(ctx, eniID)
 }
 
+// detachTakes is how long a detachment takes at the least: to try before is a call for nothing.
+const detachTakes = 2 * time.Second
+
 // delete tries until the detachment is through: EC2 tells of its end only to who asks.
 func (p *Provisioner) delete(ctx context.Context, eniID string) error {
-	for wait := 250 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+	for wait := time.Second; ; wait = min(2*wait, 5*time.Second) {
 		_, err := p.EC2.DeleteNetworkInterface(ctx, &ec2.DeleteNetworkInterfaceInput{NetworkInterfaceId: &eniID})
 		switch {
 		case err == nil || aws.IsNotFound(err):

@@ -121,6 +121,10 @@ type Snapshot struct {
 	// Settled keeps the ENIs as they are, no other and none less: the node is cordoned. Frozen leaves all as it is: somebody
 	// else provides.
 	Settled, Frozen bool
+	// Held is how many of the addresses above the target are kept yet, as they may be wanted again soon, and HeldENIs that
+	// no ENI that serves goes for that reason: see Patience.
+	Held     int
+	HeldENIs bool
 }
 
 // Kind of a step.
@@ -173,8 +177,19 @@ func (s Snapshot) inUse() (n int) {
 	return n
 }
 
-// Target is how many addresses, those in use among them, the node should have at this moment. It is never less than what
-// is in use and what waits, and never 0: a node without an address can't be ready.
+// cooling counts the addresses that rest.
+func (s Snapshot) cooling() (n int) {
+	for _, e := range s.ENIs {
+		for _, u := range e.Units {
+			n += u.Cooling
+		}
+	}
+	return n
+}
+
+// Target is how many addresses, those in use among them and those that rest not, the node should have at this moment. It is
+// never less than what is in use and what waits, and never 0: a node without an address can't be ready. MINIMUM_IP_TARGET
+// is a floor of what the node has, so that resting addresses count for it: to make up for them would be two calls a pod.
 func Target(s Snapshot) int {
 	demand, t := s.inUse()+s.Waiting, s.Targets
 	var want int
@@ -182,7 +197,7 @@ func Target(s Snapshot) int {
 	case t.IPv6:
 		want = demand
 	case t.byAddress():
-		want = max(demand+t.WarmIPs, t.MinimumIPs)
+		want = max(demand+t.WarmIPs, t.MinimumIPs-s.cooling())
 	case !t.whole():
 		want = demand + t.WarmPrefixes*PrefixSize
 	default:
@@ -193,6 +208,9 @@ func Target(s Snapshot) int {
 
 // Missing is how many addresses the node is below its target.
 func Missing(s Snapshot) int { return max(0, Target(s)-s.steady()) }
+
+// Surplus is how many addresses the node has above its target, those that rest not counted.
+func Surplus(s Snapshot) int { return max(0, s.steady()-Target(s)) }
 
 // Free counts the addresses that can be given now, whatever kind of unit they are of.
 func Free(s Snapshot) (n int) {
@@ -250,7 +268,7 @@ func (s Snapshot) size(noPrefix bool) int {
 // ENIs that are there are filled before another is attached: to the last place where the target is in ENIs, else by as
 // many units as are missing. What nobody uses or used lately is given back as soon as the rest meets the target: whole
 // ENIs, the highest device first, and where the target is not in ENIs, units. The primary ENI stays. As freed addresses
-// cool down before they count as unused, a pod that comes and goes within the cool-down moves nothing.
+// cool down before they count as unused, and Held ones are kept for a while, pods that come and go move little.
 func Plan(s Snapshot) []Step {
 	if s.Frozen {
 		return nil
@@ -267,7 +285,7 @@ func Plan(s Snapshot) []Step {
 	if missing := Missing(s); missing > 0 {
 		return s.grow(missing)
 	}
-	return s.shrink(s.steady() - Target(s))
+	return s.shrink(max(0, Surplus(s)-s.Held))
 }
 
 func (s Snapshot) grow(missing int) (steps []Step) {
@@ -336,7 +354,10 @@ func (e ENI) givable(which func(Unit) bool) (units []netip.Prefix) {
 }
 
 func (s Snapshot) shrink(surplus int) []Step {
-	if id := s.retirable(surplus); id != "" {
+	if id := s.drained(); id != "" {
+		return []Step{{Kind: Retire, ENIID: id}}
+	}
+	if id := s.retirable(surplus); id != "" && !s.HeldENIs {
 		return []Step{{Kind: Retire, ENIID: id}}
 	}
 	for _, e := range slices.Backward(ordered(s.ENIs)) {
@@ -363,15 +384,17 @@ func (s Snapshot) shrink(surplus int) []Step {
 // retirable returns the ENI to give back where so many addresses are too many, the one with the highest device number
 // first; one at a time, so that each decision sees what the last one led to.
 func (s Snapshot) retirable(surplus int) string {
-	return s.retirableWhere(func(e ENI) bool {
-		counts := 0
-		for _, u := range e.Units {
-			if e.serves() && s.right(e, u) {
-				counts += u.free()
-			}
+	return s.retirableWhere(func(e ENI) bool { return s.counting(e) <= surplus })
+}
+
+// counting is how many addresses of the ENI count for the target though nobody has them.
+func (s Snapshot) counting(e ENI) (n int) {
+	for _, u := range e.Units {
+		if e.serves() && s.right(e, u) {
+			n += u.free()
 		}
-		return counts <= surplus
-	})
+	}
+	return n
 }
 
 // drained returns an idle ENI that gives no addresses.

@@ -109,9 +109,12 @@ const fileVersion = 1
 
 // envelope is the file: the checksum is over the exact bytes of State.
 type envelope struct {
-	Version int             `json:"version"`
-	SHA256  string          `json:"sha256"`
-	State   json.RawMessage `json:"state"`
+	Version int `json:"version"`
+	// Oldest is the oldest version that may read the file though it has another one: what is new in it may be passed over. A
+	// later release sets it, so that an update can be taken back with the pods that run; 0: none may.
+	Oldest int             `json:"oldest,omitempty"`
+	SHA256 string          `json:"sha256"`
+	State  json.RawMessage `json:"state"`
 }
 
 func encode(s *state) ([]byte, error) {
@@ -121,7 +124,7 @@ func encode(s *state) ([]byte, error) {
 		return nil, fmt.Errorf("encode the allocations: %w", err)
 	}
 	sum := sha256.Sum256(body)
-	return json.Marshal(envelope{fileVersion, hex.EncodeToString(sum[:]), body})
+	return json.Marshal(envelope{Version: fileVersion, SHA256: hex.EncodeToString(sum[:]), State: body})
 }
 
 // decode is the reverse of encode. It never panics, whatever the bytes.
@@ -130,7 +133,7 @@ func decode(b []byte) (*state, error) {
 	if err := json.Unmarshal(b, &e); err != nil {
 		return nil, fmt.Errorf("not a file of allocations: %w", err)
 	}
-	if e.Version != fileVersion {
+	if e.Version != fileVersion && (e.Version < fileVersion || e.Oldest < 1 || e.Oldest > fileVersion) {
 		return nil, fmt.Errorf("version %d of the file is not known, this is version %d", e.Version, fileVersion)
 	}
 	if sum := sha256.Sum256(e.State); e.SHA256 != hex.EncodeToString(sum[:]) {
