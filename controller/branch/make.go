@@ -71,15 +71,20 @@ func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledge
 		}
 	}
 	if eni == nil {
+		subnet, _ := l.Spec.BranchSubnet()
 		if eni, err = r.Cloud.CreateBranch(ctx, cloud.Branch{
-			InstanceID: l.Spec.InstanceID, SubnetID: l.Spec.SubnetID, TrunkENIID: l.Spec.TrunkENIID, VLANID: slot.VLANID,
+			InstanceID: l.Spec.InstanceID, SubnetID: subnet, TrunkENIID: l.Spec.TrunkENIID, VLANID: slot.VLANID,
 			Claim: slot.Claim, PodUID: string(slot.PodUID), Groups: slot.SecurityGroups, At: slot.Since.Time,
 		}); err != nil {
 			return nil, err
 		}
 	}
+	cidr, err := r.subnetOf(ctx, l, eni)
+	if err != nil {
+		return nil, err
+	}
 	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
-		return ledger.Made(&l.Spec, slot.VLANID, slot.Claim, ledger.ENI{ID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR})
+		return ledger.Made(&l.Spec, slot.VLANID, slot.Claim, ledger.ENI{ID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: cidr})
 	})
 	if errors.Is(err, ledger.ErrMoved) {
 		return nil, errors.Join(err, r.unwanted(ctx, l.Name, slot.Claim, eni.ID))
@@ -88,6 +93,19 @@ func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledge
 		return nil, err
 	}
 	return ledger.Slot(&stored.Spec, slot.VLANID), nil
+}
+
+// subnetOf is the CIDR of the subnet that a branch ENI is in. That is the one in which they are made now, unless the node's
+// ENIConfig has changed since.
+func (r *Pods) subnetOf(ctx context.Context, l *ledgerv1.BranchLedger, eni *cloud.ENI) (string, error) {
+	if id, cidr := l.Spec.BranchSubnet(); id == eni.SubnetID || eni.SubnetID == "" {
+		return cidr, nil
+	}
+	if eni.SubnetID == l.Spec.SubnetID {
+		return l.Spec.SubnetCIDR, nil
+	}
+	subnets, err := r.Cloud.Subnets(ctx, eni.SubnetID)
+	return subnets[eni.SubnetID].CIDR, err
 }
 
 // unwanted deletes an ENI whose slot was sent away while it was made, perhaps before it could be seen. Where a slot names it

@@ -66,6 +66,23 @@ type BranchLedger struct {
 	Status BranchLedgerStatus `json:"status,omitempty"`
 }
 
+// CustomNetworking is what the node's ENIConfig says, as the controller read it last.
+type CustomNetworking struct {
+	// eniConfig is its name.
+	ENIConfig string `json:"eniConfig"`
+	SubnetID  string `json:"subnetID"`
+	// +optional
+	SubnetCIDR string `json:"subnetCIDR,omitempty"`
+}
+
+// BranchSubnet is the subnet that branch ENIs are made in now.
+func (s *BranchLedgerSpec) BranchSubnet() (id, cidr string) {
+	if n := s.CustomNetworking; n != nil {
+		return n.SubnetID, n.SubnetCIDR
+	}
+	return s.SubnetID, s.SubnetCIDR
+}
+
 // BranchLedgerSpec is the controller's.
 type BranchLedgerSpec struct {
 	// nodeName is the Node that the instance was registered as.
@@ -83,6 +100,9 @@ type BranchLedgerSpec struct {
 	SubnetID string `json:"subnetID,omitempty"`
 	// +optional
 	SubnetCIDR string `json:"subnetCIDR,omitempty"`
+	// customNetworking is where branch ENIs are made in the place of the primary interface's subnet.
+	// +optional
+	CustomNetworking *CustomNetworking `json:"customNetworking,omitempty"`
 	// trunkENIID is empty until the trunk is made and attached.
 	// +optional
 	TrunkENIID string `json:"trunkENIID,omitempty"`
