@@ -3,6 +3,7 @@ package ipamd
 import (
 	"errors"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -141,7 +142,12 @@ var gauges = []gauge{
 	size("awscni_eni_allocated", "ENIs attached to the instance.", func(v sizesView) int { return v.attached }),
 	size("awscni_eni_max", "ENIs that the instance can have.", func(v sizesView) int { return v.pool.MaxENIs }),
 	size("awscni_ip_max", "Addresses that regular pods of the instance can have.", func(v sizesView) int {
-		n := v.pool.MaxENIs * v.pool.Places
+		n := v.pool.MaxENIs
+		// With custom networking, or in a subnet that is kept out, the primary ENI gives pods none.
+		if slices.ContainsFunc(v.pool.ENIs, func(e pool.ENI) bool { return e.Primary && e.Draining }) {
+			n--
+		}
+		n *= v.pool.Places
 		if v.pool.Prefixes {
 			n *= pool.PrefixSize
 		}
