@@ -60,7 +60,7 @@ func (m *modesWalk) proxies(ctx context.Context) error {
 		if err := m.lab.SetProxyMode(ctx, m.node, mode); err != nil {
 			return err
 		}
-		if _, err := m.Await(ctx, time.Minute, fmt.Sprintf("kube-proxy of the node runs in mode %s", mode), equals(string(mode)), m.inside(m.node),
+		if _, err := m.Await(ctx, 3*time.Minute, fmt.Sprintf("kube-proxy of the node runs in mode %s", mode), equals(string(mode)), m.inside(m.node),
 			m.lab.Tool("busybox"), "wget", "-q", "-O", "-", "http://127.0.0.1:10249/proxyMode"); err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ type pathCall struct {
 // paths plays the rows of a mode: all calls that should be answered at once, and those again that were not answered as they
 // should, since kube-proxy has just started; then, once everything else works, what should not be reached.
 func (m *modesWalk) paths(ctx context.Context, mode kube.ProxyMode) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not so within two minutes"))
+	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("not so within five minutes"))
 	defer cancel()
 	var answered, lost []pathCall
 	for _, c := range callsOf(mode) {
