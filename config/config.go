@@ -9,7 +9,7 @@ import (
 	"path"
 )
 
-//go:embed crd/*.yaml vpc-controller/*.yaml vpc-controller/*.json aws-node/*.yaml
+//go:embed crd/*.yaml vpc-controller/*.yaml vpc-controller/*.json aws-node/*.yaml aws-node-pod-ips/*.yaml
 var manifests embed.FS
 
 // CRDs are the definitions of SecurityGroupPolicy, CNINode, ENIConfig and BranchLedger.
@@ -32,6 +32,9 @@ func ControllerIAMPolicy() []byte {
 
 // AWSNode is the DaemonSet with its ServiceAccount and roles.
 func AWSNode() []byte { return read("aws-node/*.yaml") }
+
+// AWSNodePodIPs is what the agent needs beside AWSNode for ANNOTATE_POD_IP.
+func AWSNodePodIPs() []byte { return read("aws-node-pod-ips/*.yaml") }
 
 // read joins the files of a pattern as one stream of YAML documents.
 func read(pattern string) []byte {

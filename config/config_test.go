@@ -39,6 +39,7 @@ func TestManifestsHoldTheNamesThatOthersKnow(t *testing.T) {
 			"CustomResourceDefinition eniconfigs.crd.k8s.amazonaws.com",
 		}},
 		{AWSNode(), []string{"DaemonSet aws-node", "ServiceAccount aws-node", "ClusterRole aws-node", "ClusterRoleBinding aws-node"}},
+		{AWSNodePodIPs(), []string{"ClusterRole aws-node-pod-ips", "ClusterRoleBinding aws-node-pod-ips", "ValidatingAdmissionPolicy branchline-aws-node-pod-ips"}},
 		{ControllerRBAC(), []string{"ServiceAccount vpc-resource-controller"}},
 		{ControllerDeployment(), []string{"Service vpc-resource-controller", "Deployment vpc-resource-controller"}},
 	} {
@@ -65,6 +66,31 @@ func TestTheAgentHasNetAdminAndNothingElse(t *testing.T) {
 		drop, _, _ := unstructured.NestedStringSlice(c, "securityContext", "capabilities", "drop")
 		if privileged || len(add) != 1 || add[0] != "NET_ADMIN" || len(drop) != 1 || drop[0] != "ALL" {
 			t.Errorf("container %v: privileged %v, capabilities +%v -%v", c["name"], privileged, add, drop)
+		}
+	}
+}
+
+// The host's own files are for the init container alone, which ends at once, and read-only.
+func TestTheHostsFilesAreSeenReadOnlyAndByTheInitContainerAlone(t *testing.T) {
+	ds := kinds(t, AWSNode())["DaemonSet aws-node"]
+	pod, _, err := unstructured.NestedMap(ds.Object, "spec", "template", "spec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for list, want := range map[string]int{"initContainers": 1, "containers": 0} {
+		found := 0
+		for _, c := range pod[list].([]any) {
+			for _, m := range c.(map[string]any)["volumeMounts"].([]any) {
+				if m := m.(map[string]any); m["name"] == "host-root" {
+					found++
+					if m["readOnly"] != true || m["mountPath"] != "/host-root" {
+						t.Errorf("%s: %v", list, m)
+					}
+				}
+			}
+		}
+		if found != want {
+			t.Errorf("%s see the host's files %d times, want %d", list, found, want)
 		}
 	}
 }

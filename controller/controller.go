@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 	ctrladmission "sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	eniconfigv1 "github.com/branchline-cni/branchline/api/eniconfig/v1alpha1"
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/reconnect"
 	"github.com/branchline-cni/branchline/api/v1alpha1"
@@ -94,7 +95,7 @@ func (w *Webhooks) hosts() ([]string, error) {
 // Scheme knows the types that the controller reads and writes.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1beta1.AddToScheme, v1alpha1.AddToScheme, ledgerv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1beta1.AddToScheme, v1alpha1.AddToScheme, ledgerv1.AddToScheme, eniconfigv1.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, fmt.Errorf("register types: %w", err)
 		}
@@ -178,7 +179,7 @@ func run(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	if err := o.reconcilers(mgr); err != nil {
+	if err := o.reconcilers(ctx, mgr); err != nil {
 		return err
 	}
 	if err := watchHosted(mgr, &admission.StandAside{Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Log: o.Log, Now: o.Now, Stop: stop}); err != nil {
@@ -245,7 +246,7 @@ func (o *Options) serveWebhooks(ctx context.Context, mgr manager.Manager, certs 
 	})
 }
 
-func (o *Options) reconcilers(mgr manager.Manager) error {
+func (o *Options) reconcilers(ctx context.Context, mgr manager.Manager) error {
 	c := &cloud.Client{EC2: o.EC2, ClusterName: o.ClusterName}
 	ledgers := &ledger.Store{Reader: mgr.GetAPIReader(), Writer: mgr.GetClient()}
 	said := &events.Recorder{Recorder: mgr.GetEventRecorderFor("vpc-resource-controller"), Now: o.Now}
@@ -255,7 +256,7 @@ func (o *Options) reconcilers(mgr manager.Manager) error {
 	}
 	w := wiring{mgr: mgr, cloud: c, ledgers: ledgers, events: said, coolDown: coolDown, o: o,
 		claim: func() string { return string(uuid.NewUUID()) }}
-	return w.add()
+	return w.add(ctx)
 }
 
 // direct makes a client without a cache, for before the caches run.

@@ -69,8 +69,12 @@ func options(workers int) controller.Options {
 
 // add registers the reconcilers with what triggers them. Each is triggered by whatever it reads, so that the order in
 // which things arrive makes no difference.
-func (w *wiring) add() error {
+func (w *wiring) add(ctx context.Context) error {
 	mgr, c, live := w.mgr, w.mgr.GetClient(), w.mgr.GetAPIReader()
+	configs, watched, err := w.eniConfigs(ctx)
+	if err != nil {
+		return err
+	}
 	toNode := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		switch o := o.(type) {
 		case *ledgerv1.BranchLedger:
@@ -80,11 +84,15 @@ func (w *wiring) add() error {
 		}
 		return request("", o.GetName())
 	})
-	if err := builder.ControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).
+	nodes := builder.ControllerManagedBy(mgr).Named("node").For(&corev1.Node{}).
 		Watches(&v1alpha1.CNINode{}, toNode).Watches(&ledgerv1.BranchLedger{}, toNode).
 		Watches(&corev1.Pod{}, toNode, builder.WithPredicates(branchPods(), predicate.NewPredicateFuncs(func(o client.Object) bool { return o.(*corev1.Pod).Spec.NodeName != "" }))).
-		WithOptions(options(nodeWorkers)).
-		Complete(&trunk.Nodes{Client: c, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, ClusterName: w.o.ClusterName, Recheck: w.o.Recheck, Now: w.o.Now,
+		WithOptions(options(nodeWorkers))
+	if watched {
+		nodes = w.watchENIConfigs(nodes)
+	}
+	if err := nodes.
+		Complete(&trunk.Nodes{Client: c, Configs: configs, Cloud: w.cloud, Ledgers: w.ledgers, Events: w.events, Log: w.o.Log, ClusterName: w.o.ClusterName, Recheck: w.o.Recheck, Now: w.o.Now,
 			Stamps: w.o.Webhooks != nil, Pods: func(ctx context.Context, node string) ([]corev1.Pod, error) { return branch.PodsOf(ctx, c, node) }}); err != nil {
 		return fmt.Errorf("set up the node reconciler: %w", err)
 	}

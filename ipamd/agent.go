@@ -250,6 +250,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	background(a.runPool)
 	background(a.runSubnets)
 	background(a.runTrunk)
+	background(a.runPodIPs)
 	background(a.runReleases)
 	background(a.runReclaim)
 	background(a.runLimits)

@@ -378,7 +378,8 @@ func (a *Agent) trunkState() (s podeni.TrunkState, late time.Duration, ok bool) 
 	a.mu.Lock()
 	listed, branches := a.listed, a.branches
 	a.mu.Unlock()
-	s = podeni.TrunkState{Wanted: a.opt.Config.PodENI, Supported: a.supported(), BranchPods: branches}
+	s = podeni.TrunkState{Wanted: a.opt.Config.PodENI, Supported: a.supported(), BranchPods: branches, Custom: a.opt.Config.CustomNetworking}
+	s.ENIConfig = a.place().config
 	if t, ok := a.inventory.Trunk(); ok {
 		s.Trunk = &t
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -145,7 +146,12 @@ var gauges = []gauge{
 		if v.pool.IPv6 {
 			return pool.Unit{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 80)}.Size()
 		}
-		n := v.pool.MaxENIs * v.pool.Places
+		n := v.pool.MaxENIs
+		// With custom networking, or in a subnet that is kept out, the primary ENI gives pods none.
+		if slices.ContainsFunc(v.pool.ENIs, func(e pool.ENI) bool { return e.Primary && e.Draining }) {
+			n--
+		}
+		n *= v.pool.Places
 		if v.pool.Prefixes {
 			n *= pool.PrefixSize
 		}

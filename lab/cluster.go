@@ -89,9 +89,13 @@ func (l *Lab) startNode(ctx context.Context, name, instanceType string, out *Mac
 		InstanceID: m.ID, InstanceType: m.Type, Zone: AvailabilityZone, Nameserver: dnsAddr,
 		Programs: l.parts.node, Containerd: l.parts.containerd, Images: []string{l.parts.images},
 	}
-	if _, err := l.kube.StartNode(ctx, host, cfg); err != nil {
+	n, err := l.kube.StartNode(ctx, host, cfg)
+	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	l.nodes[m.ID] = n
+	l.mu.Unlock()
 	l.progress("%s (%s) is a node: %s", m.ID, m.Type, m.Hostname())
 	return nil
 }

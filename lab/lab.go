@@ -66,6 +66,7 @@ type Lab struct {
 	began      time.Time
 
 	mu    sync.Mutex
+	nodes map[string]*kube.Node   // by instance id
 	imds  map[string]http.Handler // by instance id
 	names map[string]netip.Addr   // the VPC's private DNS zone
 	files []io.Closer
@@ -112,7 +113,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if o.EvidenceDir == "" {
 		o.EvidenceDir = filepath.Join(o.Dir, "evidence")
 	}
-	l := &Lab{opt: o, log: o.Log, began: time.Now(), names: map[string]netip.Addr{}, imds: map[string]http.Handler{}}
+	l := &Lab{opt: o, log: o.Log, began: time.Now(), names: map[string]netip.Addr{}, imds: map[string]http.Handler{}, nodes: map[string]*kube.Node{}}
 	for _, s := range l.steps() {
 		l.progress("%s", s.title)
 		if err := s.run(ctx); err != nil {

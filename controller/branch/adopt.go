@@ -46,10 +46,14 @@ func (r *Pods) adopt(ctx context.Context, pod *corev1.Pod, instanceID, eniID str
 	if eni == nil || eni.PodUID != string(pod.UID) || on.VLANID < ledgerv1.MinVLANID || on.VLANID > ledgerv1.MaxVLANID {
 		return nil, fmt.Errorf("branch ENI %s on VLAN id %d: %w", eniID, on.VLANID, errNotOurs)
 	}
+	subnet, err := r.subnetOf(ctx, l, eni)
+	if err != nil {
+		return nil, err
+	}
 	stored, err := r.Ledgers.Update(ctx, instanceID, func(l *ledgerv1.BranchLedger) error {
 		return ledger.Adopt(&l.Spec, ledgerv1.Slot{
 			VLANID: on.VLANID, Claim: eni.Claim, PodUID: pod.UID, PodNamespace: pod.Namespace, PodName: pod.Name,
-			ENIID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR, IPv6Address: eni.IPv6, SubnetIPv6CIDR: ipv6Subnet(eni, l),
+			ENIID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: subnet.CIDR, IPv6Address: eni.IPv6, SubnetIPv6CIDR: ipv6Subnet(eni, subnet),
 			SecurityGroups: eni.Groups, AssociationID: on.ID,
 		}, r.Now())
 	})

@@ -31,11 +31,11 @@ func annotation(s *ledgerv1.Slot) (string, error) {
 }
 
 // ipv6Subnet is the IPv6 CIDR that goes with the ENI's IPv6 address.
-func ipv6Subnet(eni *cloud.ENI, l *ledgerv1.BranchLedger) string {
+func ipv6Subnet(eni *cloud.ENI, in ledgerv1.Subnet) string {
 	if eni.IPv6 == "" {
 		return ""
 	}
-	return l.Spec.SubnetIPv6CIDR
+	return in.IPv6CIDR
 }
 
 // addresses are the slot's, for people.

@@ -71,16 +71,21 @@ func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledge
 		}
 	}
 	if eni == nil {
+		subnet := l.Spec.BranchSubnet()
 		if eni, err = r.Cloud.CreateBranch(ctx, cloud.Branch{
-			InstanceID: l.Spec.InstanceID, SubnetID: l.Spec.SubnetID, TrunkENIID: l.Spec.TrunkENIID, VLANID: slot.VLANID,
-			Claim: slot.Claim, PodUID: string(slot.PodUID), Groups: slot.SecurityGroups, At: slot.Since.Time, IPv6: l.Spec.SubnetIPv6CIDR != "",
+			InstanceID: l.Spec.InstanceID, SubnetID: subnet.ID, TrunkENIID: l.Spec.TrunkENIID, VLANID: slot.VLANID,
+			Claim: slot.Claim, PodUID: string(slot.PodUID), Groups: slot.SecurityGroups, At: slot.Since.Time, IPv6: subnet.IPv6CIDR != "",
 		}); err != nil {
 			return nil, err
 		}
 	}
+	subnet, err := r.subnetOf(ctx, l, eni)
+	if err != nil {
+		return nil, err
+	}
 	stored, err := r.Ledgers.Update(ctx, l.Name, func(l *ledgerv1.BranchLedger) error {
 		return ledger.Made(&l.Spec, slot.VLANID, slot.Claim, ledger.ENI{
-			ID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: l.Spec.SubnetCIDR, IPv6: eni.IPv6, SubnetIPv6CIDR: ipv6Subnet(eni, l),
+			ID: eni.ID, MAC: eni.MAC, PrivateIP: eni.PrivateIP, SubnetCIDR: subnet.CIDR, IPv6: eni.IPv6, SubnetIPv6CIDR: ipv6Subnet(eni, subnet),
 		})
 	})
 	if errors.Is(err, ledger.ErrMoved) {
@@ -90,6 +95,21 @@ func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledge
 		return nil, err
 	}
 	return ledger.Slot(&stored.Spec, slot.VLANID), nil
+}
+
+// subnetOf is the subnet that a branch ENI is in. That is the one in which they are made now, unless the node's ENIConfig has
+// changed since.
+func (r *Pods) subnetOf(ctx context.Context, l *ledgerv1.BranchLedger, eni *cloud.ENI) (ledgerv1.Subnet, error) {
+	now, primary := l.Spec.BranchSubnet(), l.Spec.PrimarySubnet()
+	switch eni.SubnetID {
+	case now.ID, "":
+		return now, nil
+	case primary.ID:
+		return primary, nil
+	}
+	subnets, err := r.Cloud.Subnets(ctx, eni.SubnetID)
+	s := subnets[eni.SubnetID]
+	return ledgerv1.Subnet{ID: s.ID, CIDR: s.CIDR, IPv6CIDR: s.IPv6CIDR}, err
 }
 
 // unwanted deletes an ENI whose slot was sent away while it was made, perhaps before it could be seen. Where a slot names it

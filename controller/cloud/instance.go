@@ -3,6 +3,8 @@ package cloud
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -35,15 +37,37 @@ func (c *Client) Instance(ctx context.Context, id string) (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := call(ctx, c, "DescribeSubnets", i.SubnetID, c.EC2.DescribeSubnets, &ec2.DescribeSubnetsInput{SubnetIds: []string{i.SubnetID}})
+	subnets, err := c.Subnets(ctx, i.SubnetID)
 	if err != nil {
 		return nil, err
 	}
-	if len(out.Subnets) != 1 {
-		return nil, fmt.Errorf("DescribeSubnets for %s of instance %s: %d answers", i.SubnetID, id, len(out.Subnets))
-	}
-	i.SubnetCIDR, i.SubnetIPv6CIDR = awssdk.ToString(out.Subnets[0].CidrBlock), ipv6CIDR(&out.Subnets[0])
+	i.SubnetCIDR, i.SubnetIPv6CIDR = subnets[i.SubnetID].CIDR, subnets[i.SubnetID].IPv6CIDR
 	return i, nil
+}
+
+// Subnet is what the controller needs of a subnet. IPv6CIDR is empty where it has none.
+type Subnet struct{ ID, CIDR, IPv6CIDR, VPCID, Zone string }
+
+// Subnets describes subnets, all of those that are asked for.
+func (c *Client) Subnets(ctx context.Context, ids ...string) (map[string]Subnet, error) {
+	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
+	on := strings.Join(ids, ", ")
+	out, err := call(ctx, c, "DescribeSubnets", on, c.EC2.DescribeSubnets, &ec2.DescribeSubnetsInput{SubnetIds: ids})
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]Subnet{}
+	for i := range out.Subnets {
+		s := &out.Subnets[i]
+		id := awssdk.ToString(s.SubnetId)
+		found[id] = Subnet{id, awssdk.ToString(s.CidrBlock), ipv6CIDR(s), awssdk.ToString(s.VpcId), awssdk.ToString(s.AvailabilityZone)}
+	}
+	for _, id := range ids {
+		if _, ok := found[id]; !ok {
+			return nil, &Error{Action: "DescribeSubnets", Resource: on, Err: fmt.Errorf("the answer lacks %s", id)}
+		}
+	}
+	return found, nil
 }
 
 // MaxStates is how many instances States asks about in one call, the most values that a filter takes.

@@ -23,7 +23,6 @@ import (
 	"github.com/branchline-cni/branchline/controller/cloud"
 	"github.com/branchline-cni/branchline/controller/events"
 	"github.com/branchline-cni/branchline/controller/ledger"
-	"github.com/branchline-cni/branchline/policy"
 )
 
 // Nodes brings each node to what its labels and its CNINode ask for. The object's key is the node's name.
@@ -36,6 +35,8 @@ type Nodes struct {
 	ClusterName string
 	// Stamps: the webhooks run, and leave their decisions on pods. The nodes learn it from their CNINodes.
 	Stamps bool
+	// Configs reads ENIConfigs.
+	Configs client.Reader
 	// Pods lists the pods of a node that ask for a branch ENI and have not ended, from the cache.
 	Pods func(ctx context.Context, node string) ([]corev1.Pod, error)
 	// Recheck is half the first pause before EC2 is asked again where the node can't have a trunk now. It defaults to 30 s.
@@ -67,14 +68,15 @@ type circumstances struct {
 	instance, instanceType, label string
 	cninode                       types.UID
 	generation                    int64
+	custom                        string
 }
 
-func circumstancesOf(node *corev1.Node, instance string, c *v1alpha1.CNINode) circumstances {
+func circumstancesOf(node *corev1.Node, instance string, c *v1alpha1.CNINode, at custom) circumstances {
 	label, present := node.Labels[Label]
 	if present {
 		label = "=" + label
 	}
-	return circumstances{instance, node.Labels[corev1.LabelInstanceTypeStable], label, c.UID, c.Generation}
+	return circumstances{instance, node.Labels[corev1.LabelInstanceTypeStable], label, c.UID, c.Generation, at.key()}
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -100,14 +102,24 @@ func (r *Nodes) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, e
 		r.pause().forget(node.Name)
 		return ctrl.Result{}, r.setCapacity(ctx, &node, nil)
 	}
-	on := circumstancesOf(&node, id, cninode)
-	if left := r.pause().left(node.Name, on); left > 0 {
-		return ctrl.Result{RequeueAfter: left}, nil
+	at, err := r.custom(ctx, &node, cninode)
+	if err != nil {
+		return ctrl.Result{}, err
 	}
-	l, err := r.prepare(ctx, &node, id, cninode)
+	on := circumstancesOf(&node, id, cninode, at)
+	if left := r.pause().left(node.Name, on); left > 0 {
+		return ctrl.Result{RequeueAfter: left}, r.keepCapacity(ctx, &node, id)
+	}
+	l, err := r.prepare(ctx, &node, id, cninode, at)
+	if l != nil {
+		// Also where its ENIConfig can't be followed: it has its trunk.
+		if err := r.setCapacity(ctx, &node, l); err != nil {
+			return ctrl.Result{}, err
+		}
+	}
 	if err == nil && l != nil {
 		r.pause().forget(node.Name)
-		return ctrl.Result{}, r.setCapacity(ctx, &node, l)
+		return ctrl.Result{}, nil
 	}
 	if err == nil {
 		return ctrl.Result{}, nil
@@ -121,6 +133,7 @@ func (r *Nodes) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, e
 		r.Events.Warn(&node, "NoInterfaceLeft", "%v", err)
 	case errors.Is(err, errUnsupported):
 		r.unsupported(&node, err)
+	case r.explain(&node, err):
 	case failed != nil:
 		reason, message := cloud.Explain(err)
 		r.Events.Warn(&node, reason, "trunk ENI: %s", message)
@@ -219,8 +232,9 @@ func ofAnother(c *v1alpha1.CNINode, node types.UID) bool {
 }
 
 // prepare makes the node's ledger and trunk, as far as they are missing; nil means that they are not this node's to have.
-// Errors: errUnsupported, errNoIndex, cloud.ErrInstanceGone.
-func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cninode *v1alpha1.CNINode) (*ledgerv1.BranchLedger, error) {
+// Errors: errUnsupported, errNoIndex, cloud.ErrInstanceGone; errNoConfig and errWrongSubnet, with the ledger where the trunk is
+// there already.
+func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cninode *v1alpha1.CNINode, at custom) (*ledgerv1.BranchLedger, error) {
 	var l ledgerv1.BranchLedger
 	err := r.Client.Get(ctx, client.ObjectKey{Name: id}, &l)
 	if err != nil && !apierrors.IsNotFound(err) {
@@ -232,7 +246,7 @@ func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cnino
 		return nil, nil
 	}
 	if err == nil && l.Spec.TrunkENIID != "" {
-		return &l, nil
+		return r.follow(ctx, &l, at)
 	}
 	if typeName := node.Labels[corev1.LabelInstanceTypeStable]; typeName != "" {
 		if _, err := trunking(typeName); err != nil {
@@ -244,6 +258,13 @@ func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cnino
 		return nil, err
 	}
 	t, err := trunking(i.Type)
+	if err != nil {
+		return nil, err
+	}
+	if at.err != nil {
+		return nil, at.err
+	}
+	networking, err := r.resolve(ctx, at, i.SubnetID)
 	if err != nil {
 		return nil, err
 	}
@@ -272,15 +293,15 @@ func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cnino
 	if l.UID == "" {
 		return nil, fmt.Errorf("ledger of %s has no UID: it can't name the claim to a trunk", id)
 	}
-	trunk, err := r.trunk(ctx, &l, i, t, cninode)
+	trunk, err := r.trunk(ctx, &l, placed(i, at, networking), t, cninode)
 	if err != nil {
 		return nil, err
 	}
 	return r.Ledgers.Update(ctx, id, func(l *ledgerv1.BranchLedger) error {
-		if l.Spec.TrunkENIID == trunk {
+		if l.Spec.TrunkENIID == trunk && at.in(&l.Spec) {
 			return ledger.ErrUnchanged
 		}
-		l.Spec.TrunkENIID = trunk
+		l.Spec.TrunkENIID, l.Spec.CustomNetworking = trunk, networking
 		return nil
 	})
 }
@@ -351,32 +372,4 @@ func (r *Nodes) unsupported(node *corev1.Node, why error) {
 		remedy = "EC2 does not tell whether the type can: use a version of the controller that knows it, or a type that is known, for example m5.large"
 	}
 	r.Events.Warn(node, "UnsupportedInstanceType", "%v: no pod with security groups of its own can run on this node; %s", why, remedy)
-}
-
-// setCapacity patches the node's capacity and allocatable. l is nil for a node that is not managed.
-func (r *Nodes) setCapacity(ctx context.Context, node *corev1.Node, l *ledgerv1.BranchLedger) error {
-	pods, err := r.Pods(ctx, node.Name)
-	if err != nil {
-		return err
-	}
-	var max int32
-	if l != nil {
-		max = l.Spec.Capacity
-	}
-	want, ok := capacity(node, max, l != nil && l.Spec.TrunkENIID != "", runs(pods))
-	if !ok {
-		return nil
-	}
-	patch := client.MergeFrom(node.DeepCopy())
-	for _, list := range []*corev1.ResourceList{&node.Status.Capacity, &node.Status.Allocatable} {
-		if *list == nil {
-			*list = corev1.ResourceList{}
-		}
-		(*list)[policy.Resource] = quantity(want)
-	}
-	if err := r.Client.Status().Patch(ctx, node, patch); err != nil {
-		return client.IgnoreNotFound(fmt.Errorf("set the capacity of node %s to %d: %w", node.Name, want, err))
-	}
-	r.Log.InfoContext(ctx, "capacity set", "node", node.Name, "branchENIs", want)
-	return nil
 }

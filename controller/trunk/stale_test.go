@@ -60,8 +60,8 @@ func (*oneInstance) DescribeInstances(context.Context, *ec2.DescribeInstancesInp
 	}}}}}, nil
 }
 
-func (*oneInstance) DescribeSubnets(context.Context, *ec2.DescribeSubnetsInput, ...func(*ec2.Options)) (*ec2.DescribeSubnetsOutput, error) {
-	return &ec2.DescribeSubnetsOutput{Subnets: []types.Subnet{{CidrBlock: awssdk.String("192.168.0.0/19")}}}, nil
+func (*oneInstance) DescribeSubnets(_ context.Context, in *ec2.DescribeSubnetsInput, _ ...func(*ec2.Options)) (*ec2.DescribeSubnetsOutput, error) {
+	return &ec2.DescribeSubnetsOutput{Subnets: []types.Subnet{{SubnetId: &in.SubnetIds[0], CidrBlock: awssdk.String("192.168.0.0/19")}}}, nil
 }
 
 func (*oneInstance) DescribeNetworkInterfaces(context.Context, *ec2.DescribeNetworkInterfacesInput, ...func(*ec2.Options)) (*ec2.DescribeNetworkInterfacesOutput, error) {
@@ -81,7 +81,7 @@ func TestACacheThatLagsDoesNotChangeTheTrunksToken(t *testing.T) {
 		stored := live{l: ledgerv1.BranchLedger{ObjectMeta: metav1.ObjectMeta{Name: "i-01"}, Spec: ledgerv1.BranchLedgerSpec{NodeName: "n", InstanceID: "i-01"}}}
 		stored.l.UID = uid
 		r := &Nodes{Client: lagging{}, Cloud: &cloud.Client{EC2: e, ClusterName: "demo"}, Ledgers: &ledger.Store{Reader: stored}, Log: slog.New(slog.DiscardHandler)}
-		_, err := r.prepare(t.Context(), node, "i-01", &v1alpha1.CNINode{})
+		_, err := r.prepare(t.Context(), node, "i-01", &v1alpha1.CNINode{}, custom{})
 		if err == nil || want != "" && (!errors.Is(err, errEnough) || len(e.tokens) != 1 || e.tokens[0] != want) || want == "" && len(e.tokens) > 0 {
 			t.Errorf("UID %q: %v, tokens %q, want %q", uid, err, e.tokens, want)
 		}

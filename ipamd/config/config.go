@@ -88,6 +88,8 @@ type Config struct {
 	NetworkPolicyMode string
 	// Bandwidth chains the bandwidth plugin.
 	Bandwidth bool
+	// DisablePodIPv6 turns IPv6 off in new pods. AnnotatePodIP has pods carry their address in an annotation.
+	DisablePodIPv6, AnnotatePodIP bool
 	// V4Egress gives pods of IPv6 clusters a way out by IPv4, V6Egress the reverse.
 	V4Egress, V6Egress       bool
 	V4EgressLog, V6EgressLog string
@@ -210,6 +212,9 @@ func (c *Config) check() (errs []error) {
 	}
 	if c.IMDSOnly && c.PodENI {
 		errs = append(errs, &Error{"ENABLE_IMDS_ONLY_MODE", "true", "only EC2 can tell which ENI is the trunk that ENABLE_POD_ENI needs", "false where ENABLE_POD_ENI is true"})
+	}
+	if c.DisablePodIPv6 && (c.IPv6 || c.V6Egress) {
+		errs = append(errs, &Error{"DISABLE_POD_V6", "true", "pods need the IPv6 that ENABLE_IPv6 or ENABLE_V6_EGRESS gives them", "false where one of the two is true"})
 	}
 	return append(errs, c.checkFamily()...)
 }

@@ -196,3 +196,13 @@ func TestWithoutEC2ThereIsNoTrunk(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestPodsWithIPv6KeepIt(t *testing.T) {
+	for env, want := range map[string]bool{"ENABLE_V6_EGRESS": false, "ENABLE_BANDWIDTH_PLUGIN": true} {
+		c, _, err := load(map[string]string{"DISABLE_POD_V6": "true", env: "true"})
+		var e *Error
+		if want && (err != nil || !c.DisablePodIPv6) || !want && (!errors.As(err, &e) || e.Variable != "DISABLE_POD_V6" || !strings.Contains(e.Error(), env)) {
+			t.Errorf("DISABLE_POD_V6 with %s: %v", env, err)
+		}
+	}
+}

@@ -37,6 +37,7 @@ type plugin struct {
 	LogFile       string `json:"pluginLogFile"`
 	LogLevel      string `json:"pluginLogLevel"`
 	PolicyMode    string `json:"networkPolicyMode,omitempty"`
+	NoPodIPv6     bool   `json:"disablePodIPv6,omitempty"`
 }
 
 // capable is a plugin that gets something of each pod from the runtime (runtimeConfig).
@@ -79,6 +80,7 @@ func Conflist(c *config.Config) ([]byte, error) {
 	ours := plugin{
 		Type: Plugin, Name: "aws-cni", VethPrefix: c.VethPrefix, MTU: strconv.Itoa(c.MTUOfPods()),
 		EnforcingMode: c.EnforcingMode, LogFile: c.PluginLogFile, LogLevel: c.PluginLogLevel,
+		NoPodIPv6: c.DisablePodIPv6,
 	}
 	if c.NetworkPolicyMode != "none" {
 		ours.PolicyMode = c.NetworkPolicyMode

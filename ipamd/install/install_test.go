@@ -89,7 +89,7 @@ func TestP31EarlyDemuxIsOffOnlyWhereStrictBranchPodsNeedIt(t *testing.T) {
 
 func TestConflistIsWholeAndWrittenOnce(t *testing.T) {
 	dir := t.TempDir()
-	c := cfg(t, map[string]string{"HOST_CNI_CONFDIR_PATH": dir, "POD_MTU": "1400"})
+	c := cfg(t, map[string]string{"HOST_CNI_CONFDIR_PATH": dir, "POD_MTU": "1400", "DISABLE_POD_V6": "true"})
 	if written, err := WriteConflist(c); !written || err != nil {
 		t.Fatal(written, err)
 	}
@@ -105,7 +105,7 @@ func TestConflistIsWholeAndWrittenOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := got["plugins"].([]any)[0].(map[string]any)
-	if got["name"] != "aws-cni" || got["cniVersion"] != "1.0.0" || p["type"] != "aws-cni" || p["mtu"] != "1400" || p["vethPrefix"] != "eni" || p["podSGEnforcingMode"] != "strict" {
+	if got["name"] != "aws-cni" || got["cniVersion"] != "1.0.0" || p["type"] != "aws-cni" || p["mtu"] != "1400" || p["vethPrefix"] != "eni" || p["podSGEnforcingMode"] != "strict" || p["disablePodIPv6"] != true {
 		t.Errorf("%s", b)
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {

@@ -61,7 +61,7 @@ func trim(obj any) (any, error) {
 		// One container is enough to say it, here too.
 		small.Status.ContainerStatuses = []corev1.ContainerStatus{{ContainerID: "was made"}}
 	}
-	for _, key := range []string{annotation.Key, mirrorAnnotation, policy.StampKey} {
+	for _, key := range []string{annotation.Key, mirrorAnnotation, policy.StampKey, PodIPsKey} {
 		if v, ok := p.Annotations[key]; ok {
 			if small.Annotations == nil {
 				small.Annotations = map[string]string{}

@@ -24,6 +24,11 @@ type Node interface {
 // Feature is how the trunk is asked for.
 var Feature = cninodev1.Feature{Name: cninodev1.SecurityGroupsForPods}
 
+// ConfigFeature names the ENIConfig that the trunk and the branch ENIs are made after.
+func ConfigFeature(name string) cninodev1.Feature {
+	return cninodev1.Feature{Name: cninodev1.CustomNetworking, Value: name}
+}
+
 // TrunkState is what the request depends on.
 type TrunkState struct {
 	// Wanted: ENABLE_POD_ENI is on. Supported: the instance type can have a trunk.
@@ -32,6 +37,9 @@ type TrunkState struct {
 	FreeSlot          bool      // one more ENI can be attached
 	BranchPods        bool      // something of a branch pod is left on this node
 	Late              bool      // a trunk could have come for TrunkLate, and has not
+	// Custom: AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG is on. ENIConfig is the one that the Node names, empty while that is not known.
+	Custom    bool
+	ENIConfig string
 }
 
 // TrunkLate is how long a trunk may take before people are told: the controller's calls of EC2 take seconds.
@@ -43,6 +51,9 @@ type Action int
 // The actions; Nothing is the zero value.
 const (
 	Nothing Action = iota
+	// NameENIConfig puts custom networking's feature into the CNINode. It comes before AskForTrunk: a trunk stays where it was
+	// made.
+	NameENIConfig
 	// AskForTrunk puts the feature into the CNINode.
 	AskForTrunk
 	// SetLabel and RemoveLabel change the node's label.
@@ -59,8 +70,12 @@ const (
 // Label is what is known of the node's label; the zero value is: nothing.
 type Label struct{ Known, Present, Right bool }
 
-// Decide is the pure part: hasFeature and label are what is written already, by whomever.
-func Decide(s TrunkState, hasFeature, haveCNINode bool, label Label) []Action {
+// Written is what the CNINode has of the agent's wishes: the trunk's feature, and the one with this node's ENIConfig.
+type Written struct{ CNINode, Trunk, ENIConfig bool }
+
+// Decide is the pure part: has and label are what is written already, by whomever. Custom networking's feature is never taken
+// away, as no agent does.
+func Decide(s TrunkState, has Written, label Label) []Action {
 	switch {
 	case !s.Wanted:
 		if s.BranchPods || !label.Present {
@@ -71,14 +86,19 @@ func Decide(s TrunkState, hasFeature, haveCNINode bool, label Label) []Action {
 		return []Action{SayUnsupported}
 	}
 	var out []Action
-	if haveCNINode && !hasFeature {
-		if s.Trunk != nil || s.FreeSlot {
+	if s.Custom && s.ENIConfig != "" && has.CNINode && !has.ENIConfig {
+		out = append(out, NameENIConfig)
+	}
+	if has.CNINode && !has.Trunk {
+		switch {
+		case s.Custom && s.ENIConfig == "":
+		case s.Trunk != nil || s.FreeSlot:
 			out = append(out, AskForTrunk)
-		} else {
+		default:
 			out = append(out, SayNoSlot)
 		}
 	}
-	if s.Late && s.Trunk == nil && (hasFeature || !haveCNINode) {
+	if s.Late && s.Trunk == nil && (has.Trunk || !has.CNINode) {
 		out = append(out, SayMissing)
 	}
 	if s.Trunk != nil && s.Trunk.LinkIndex != 0 && s.Trunk.LinkUp && label.Known && !label.Right {
@@ -99,11 +119,24 @@ type TrunkRequest struct {
 	warned bool // that a trunk never comes
 }
 
+// written reads what the CNINode in memory has.
+func (t *TrunkRequest) written(s TrunkState) (has Written, err error) {
+	has.CNINode = true
+	for at, f := range map[*bool]cninodev1.Feature{&has.Trunk: Feature, &has.ENIConfig: ConfigFeature(s.ENIConfig)} {
+		switch *at, err = t.Node.HasFeature(f); {
+		case errors.Is(err, kube.ErrNoCNINode):
+			return Written{}, nil
+		case err != nil:
+			return Written{}, err
+		}
+	}
+	return has, nil
+}
+
 // Reconcile does what can be done now. Call it again when anything changed, and after an error.
 func (t *TrunkRequest) Reconcile(ctx context.Context, s TrunkState) error {
-	has, err := t.Node.HasFeature(Feature)
-	haveCNINode := !errors.Is(err, kube.ErrNoCNINode)
-	if err != nil && haveCNINode {
+	has, err := t.written(s)
+	if err != nil {
 		return err
 	}
 	var label Label
@@ -113,8 +146,15 @@ func (t *TrunkRequest) Reconcile(ctx context.Context, s TrunkState) error {
 		return err
 	}
 	var errs []error
-	for _, a := range Decide(s, has, haveCNINode, label) {
+	for _, a := range Decide(s, has, label) {
 		switch a {
+		case NameENIConfig:
+			if err := t.Node.AddFeature(ctx, ConfigFeature(s.ENIConfig)); err != nil {
+				if errors.Is(err, kube.ErrNoCNINode) {
+					return nil // its event brings us back
+				}
+				return fmt.Errorf("name ENIConfig %s in the CNINode: %w", s.ENIConfig, err)
+			}
 		case AskForTrunk:
 			if err := t.Node.AddFeature(ctx, Feature); err != nil && !errors.Is(err, kube.ErrNoCNINode) {
 				errs = append(errs, fmt.Errorf("ask for the trunk ENI: %w", err))
@@ -127,7 +167,7 @@ func (t *TrunkRequest) Reconcile(ctx context.Context, s TrunkState) error {
 		case SayNoSlot:
 			t.Warn("NoSlotForTrunk", "ENABLE_POD_ENI is on and every ENI slot of this instance (%s) is taken: the trunk ENI is asked for as soon as one is free; detach an ENI, raise MAX_ENI where that is the limit, or drain this node", t.InstanceType)
 		case SayMissing:
-			if !haveCNINode {
+			if !has.CNINode {
 				t.Warn("TrunkMissing", "ENABLE_POD_ENI is on and this node has no CNINode, by which a trunk ENI is asked for: the VPC resource controller makes it; see that one runs, and that the Node has its spec.providerID")
 				continue
 			}

@@ -37,7 +37,37 @@ func TestDecide(t *testing.T) {
 		"off and the last one gone: the label goes": {s: TrunkState{Supported: true, Trunk: up}, cninode: true, has: true, label: yes, want: []Action{RemoveLabel}},
 		"off and removed: nothing":                  {s: TrunkState{Supported: true, Trunk: up}, cninode: true, has: true, label: no},
 	} {
-		if got := Decide(c.s, c.has, c.cninode, c.label); !slices.Equal(got, c.want) {
+		if got := Decide(c.s, Written{CNINode: c.cninode, Trunk: c.has}, c.label); !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// A trunk stays where it was made: so the ENIConfig is named first, and without its name none is asked for.
+func TestTheENIConfigIsNamedBeforeATrunkIsAskedFor(t *testing.T) {
+	node := func(name string, freeSlot bool) TrunkState {
+		return TrunkState{Wanted: true, Supported: true, FreeSlot: freeSlot, Custom: true, ENIConfig: name}
+	}
+	off := node("a", true)
+	off.Wanted = false
+	plain := node("a", true)
+	plain.Custom = false
+	for name, c := range map[string]struct {
+		s    TrunkState
+		has  Written
+		want []Action
+	}{
+		"both, in order":                       {node("a", true), Written{CNINode: true}, []Action{NameENIConfig, AskForTrunk}},
+		"the name is not known yet":            {node("", true), Written{CNINode: true}, nil},
+		"named: ask":                           {node("a", true), Written{CNINode: true, ENIConfig: true}, []Action{AskForTrunk}},
+		"another one while the trunk is there": {node("b", false), Written{CNINode: true, Trunk: true}, []Action{NameENIConfig}},
+		"all is written":                       {node("a", false), Written{CNINode: true, Trunk: true, ENIConfig: true}, nil},
+		"no free slot: the name all the same":  {node("a", false), Written{CNINode: true}, []Action{NameENIConfig, SayNoSlot}},
+		"no CNINode":                           {node("a", true), Written{}, nil},
+		"ENABLE_POD_ENI is off":                {off, Written{CNINode: true}, nil},
+		"custom networking is off":             {plain, Written{CNINode: true}, []Action{AskForTrunk}},
+	} {
+		if got := Decide(c.s, c.has, Label{}); !slices.Equal(got, c.want) {
 			t.Errorf("%s: got %v, want %v", name, got, c.want)
 		}
 	}

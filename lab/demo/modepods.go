@@ -42,7 +42,7 @@ spec:
   - name: listen
     image: %s
     imagePullPolicy: IfNotPresent
-    command: [sh, -c, 'echo here >/tmp/index.html; for p in %s; do busybox httpd -p $p -h /tmp; done; exec sleep 100000']
+    command: [sh, -c, 'echo here >/tmp/index.html; busybox mkdir /tmp/cgi-bin; { echo "#!/bin/sh"; echo "echo Content-Type: text/plain; echo; echo \$REMOTE_ADDR"; } >/tmp/cgi-bin/who; busybox chmod 755 /tmp/cgi-bin/who; for p in %s; do busybox httpd -p $p -h /tmp; done; exec sleep 100000']
     volumeMounts: [{name: tmp, mountPath: /tmp}]
 %s  volumes: [{name: tmp, emptyDir: {}}]
 `, name, labels, node, hostNetwork, lab.ClientImage, strings.Join(listen, " "), probes)
@@ -67,13 +67,14 @@ func serviceYAML(name string) string {
 	return b.String()
 }
 
-// nodePortsYAML are the Services of the type NodePort of a branch pod.
+// nodePortsYAML are a pod's Services that have a port of the node: of the type LoadBalancer, which is of the type NodePort,
+// too. Nobody makes a load balancer for them.
 func nodePortsYAML(pod string) string {
 	n, ports := nodePortsOf[pod], []uint16{byNode.allowed, byNode.notOut, byNode.notIn}
 	var b strings.Builder
 	service := func(name, policy string, first uint16, ports ...uint16) {
 		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: %s, namespace: default, labels: {step: %s}}\nspec:\n"+
-			"  type: NodePort\n  externalTrafficPolicy: %s\n  selector: {who: %s}\n  ports:\n", name, modesLabel, policy, pod)
+			"  type: LoadBalancer\n  externalTrafficPolicy: %s\n  selector: {who: %s}\n  ports:\n", name, modesLabel, policy, pod)
 		for i, p := range ports {
 			fmt.Fprintf(&b, "  - {name: p%d, port: %d, nodePort: %d}\n", p, p, int(first)+i)
 		}

@@ -40,7 +40,7 @@ func (w *walk) modes(ctx context.Context) error {
 		_, _ = m.inside(m.db)(listening, []string{m.lab.Tool("busybox"), "httpd", "-f", "-p", fmt.Sprint(direct.allowed), "-h", "/run"})
 	}()
 	for _, step := range []func(context.Context) error{
-		m.strictFirst, m.switchToStandard, m.rows, m.metadata, m.hostGivenBack, m.kubeletLocal, m.wholeTable, m.tidy, restore,
+		m.strictFirst, m.switchToStandard, m.rows, m.metadata, m.proxies, m.hostGivenBack, m.kubeletLocal, m.wholeTable, m.tidy, restore,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -77,9 +77,12 @@ func (m *modesWalk) strictFirst(ctx context.Context) error {
 	}
 	manifest := policyYAML(modesLabel, modesLabel, m.group) +
 		listenYAML(strictPod, node, false, true, probesLetIn+hostPortYAML(strictPod)) + listenYAML(strictTwin, node, false, true, probeRefused) +
-		listenYAML(regularPod, node, false, false, "") + listenYAML(hostPod, node, true, false, "") +
+		listenYAML(regularPod, node, false, false, hostPortYAML(regularPod)) + listenYAML(hostPod, node, true, false, "") +
 		listenYAML(farPod, small, false, false, "") + listenYAML(farHostPod, small, true, false, "") +
-		nodeLocalYAML(node) + serviceYAML(regularPod) + serviceYAML(farPod) + nodePortsYAML(strictPod) + nodePortsYAML(standardPod)
+		nodeLocalYAML(node) + serviceYAML(regularPod) + serviceYAML(farPod) + serviceYAML(secondaryPod)
+	for _, pod := range endpoints {
+		manifest += nodePortsYAML(pod)
+	}
 	if err := m.apply(ctx, modesLabel, manifest); err != nil {
 		return err
 	}
@@ -205,15 +208,22 @@ func (m *modesWalk) setAgent(ctx context.Context, claim string, assignments ...s
 
 // switchToStandard switches the mode on the live node and has pods wired in the new one beside those of the old one.
 func (m *modesWalk) switchToStandard(ctx context.Context) error {
-	if err := m.setAgent(ctx, "the mode is switched to standard while strict pods run", "POD_SECURITY_GROUP_ENFORCING_MODE=standard"); err != nil {
+	if err := m.secondaryAttached(ctx); err != nil {
+		return err
+	}
+	if err := m.setAgent(ctx, "the mode is switched to standard while strict pods run", "POD_SECURITY_GROUP_ENFORCING_MODE=standard", "DISABLE_NETWORK_RESOURCE_PROVISIONING=true"); err != nil {
+		return err
+	}
+	if err := m.secondaryOnly(ctx); err != nil {
 		return err
 	}
 	node := m.node.Hostname()
-	if err := m.apply(ctx, "modes-standard", listenYAML(standardPod, node, false, true, probesLetIn+hostPortYAML(standardPod))+listenYAML(standardTwin, node, false, true, probeRefused)); err != nil {
+	if err := m.apply(ctx, "modes-standard", listenYAML(standardPod, node, false, true, probesLetIn+hostPortYAML(standardPod))+listenYAML(standardTwin, node, false, true, probeRefused)+
+		listenYAML(secondaryPod, node, false, false, hostPortYAML(secondaryPod))); err != nil {
 		return err
 	}
 	if err := m.await(ctx, "standard pods run beside them and are ready, also by a probe that their group refuses; the strict pods are as they were",
-		map[string]string{standardPod: "true", standardTwin: "true", strictPod: "true", strictTwin: "false"}); err != nil {
+		map[string]string{standardPod: "true", standardTwin: "true", secondaryPod: "true", strictPod: "true", strictTwin: "false"}); err != nil {
 		return err
 	}
 	if err := m.probes(ctx, standardPod, standardTwin, false); err != nil {

@@ -242,7 +242,7 @@ func (m *modesWalk) hostGivenBack(ctx context.Context) error {
 // kubeletLocal switches back to strict, now with the opt-in: a strict pod is ready by a probe that its group refuses,
 // while another process in the host's network is refused as before.
 func (m *modesWalk) kubeletLocal(ctx context.Context) error {
-	if err := m.setAgent(ctx, "the mode is switched back to strict, with BRANCHLINE_KUBELET_LOCAL", "POD_SECURITY_GROUP_ENFORCING_MODE-", "BRANCHLINE_KUBELET_LOCAL=true"); err != nil {
+	if err := m.setAgent(ctx, "the mode is switched back to strict, with BRANCHLINE_KUBELET_LOCAL", "POD_SECURITY_GROUP_ENFORCING_MODE-", "DISABLE_NETWORK_RESOURCE_PROVISIONING-", "BRANCHLINE_KUBELET_LOCAL=true"); err != nil {
 		return err
 	}
 	if err := m.apply(ctx, "modes-kubelet-local", listenYAML(strictTwin, m.node.Hostname(), false, true, probeRefused)); err != nil {

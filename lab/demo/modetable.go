@@ -49,7 +49,8 @@ const (
 	strictTwin   = "strict-2"
 	standardPod  = "standard"
 	standardTwin = "standard-2"
-	regularPod   = "regular" // on the branch pods' node
+	regularPod   = "regular"   // on the branch pods' node
+	secondaryPod = "secondary" // on that node, too, with an address of a secondary ENI
 	hostPod      = "host"
 	farPod       = "far" // on the other node
 	farHostPod   = "far-host"
@@ -91,7 +92,9 @@ var (
 // Local, and the pod's hostPort.
 type nodePorts struct{ cluster, local, host uint16 }
 
-var nodePortsOf = map[string]nodePorts{strictPod: {31100, 31110, 8190}, standardPod: {31120, 31130, 8191}}
+var nodePortsOf = map[string]nodePorts{
+	strictPod: {31100, 31110, 8190}, standardPod: {31120, 31130, 8191}, regularPod: {31140, 31150, 8192}, secondaryPod: {31160, 31170, 8193},
+}
 
 func to(pod, target string) []flow { return []flow{{from: pod, to: target, ports: direct}} }
 

@@ -57,6 +57,7 @@ func (w *walk) privileges(ctx context.Context) error {
 		{"aws-node", "patch", "branchledgers", nil, "no"},
 		{"aws-node", "list", "securitygrouppolicies", []string{"-A"}, "yes"},
 		{"aws-node", "list", "serviceaccounts", []string{"-A"}, "no"},
+		{"aws-node", "patch", "pods", []string{"-A"}, "no"},
 		{"aws-node", "watch", "eniconfigs", nil, "yes"},
 		{"aws-node", "update", "eniconfigs", nil, "no"},
 		{"vpc-resource-controller", "patch", "pods", []string{"-A"}, "yes"},

@@ -148,9 +148,9 @@ func TestNodeConfigNamesEveryMissingField(t *testing.T) {
 	if err := n.validate(); err != nil {
 		t.Fatal(err)
 	}
-	n.Zone, n.Programs.Loopback, n.Address, n.ProxyMode = "", "", netip.Addr{}, "ipvs"
+	n.Zone, n.Programs.Loopback, n.Address, n.ProxyMode = "", "", netip.Addr{}, "userspace"
 	err := n.validate()
-	for _, want := range []string{"Zone", "Programs.Loopback", "Address", "ipvs"} {
+	for _, want := range []string{"Zone", "Programs.Loopback", "Address", "userspace"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the error %v does not name %s", err, want)
 		}

@@ -58,10 +58,13 @@ func (c *ControlPlane) StartNode(ctx context.Context, m Machine, cfg NodeConfig)
 	if err := n.write(c); err != nil {
 		return nil, err
 	}
+	if err := n.linkIPTables(); err != nil {
+		return nil, err
+	}
 	n.components = map[Component]*component{
 		Containerd: n.component(Containerd, filepath.Join(cfg.Containerd.Dir, "usr/bin/containerd"), "--config="+n.path("containerd.toml")),
 		Kubelet:    n.ownCgroup(n.component(Kubelet, n.path("bin", "kubelet"), cfg.kubeletFlags()...)),
-		KubeProxy:  n.component(KubeProxy, n.path("bin", "kube-proxy"), cfg.proxyFlags()...),
+		KubeProxy:  n.proxy(cfg.ProxyMode),
 	}
 	for _, step := range []func(context.Context) error{n.prepare, n.startRuntime, n.importImages, n.startAgents} {
 		if err := step(ctx); err != nil {

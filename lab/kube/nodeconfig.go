@@ -51,15 +51,15 @@ type NodeConfig struct {
 	// Images are tarballs with further images, imported before the kubelet starts. The Machine sees them under the same
 	// path.
 	Images []string
-	// ProxyMode is kube-proxy's: nftables (the default) or iptables.
-	ProxyMode string
+	// ProxyMode is kube-proxy's; the default is ProxyNFTables.
+	ProxyMode ProxyMode
 	// TmpfsSize limits each of the node's memory-backed folders (images, volumes, logs); empty means 2G.
 	TmpfsSize string
 }
 
 func (n *NodeConfig) setDefaults() {
 	if n.ProxyMode == "" {
-		n.ProxyMode = "nftables"
+		n.ProxyMode = ProxyNFTables
 	}
 	if n.TmpfsSize == "" {
 		n.TmpfsSize = "2G"
@@ -89,8 +89,8 @@ func (n *NodeConfig) validate() error {
 	if !n.Nameserver.IsValid() {
 		errs = append(errs, errors.New("field Nameserver is not set"))
 	}
-	if n.ProxyMode != "nftables" && n.ProxyMode != "iptables" {
-		errs = append(errs, fmt.Errorf("ProxyMode %q is neither nftables nor iptables", n.ProxyMode))
+	if err := n.ProxyMode.validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("configure node %q: %w", n.Name, err)
@@ -208,27 +208,18 @@ func (n *NodeConfig) kubeletFlags() []string {
 	}
 }
 
-func (n *NodeConfig) proxyFlags() []string {
-	return []string{
-		"--kubeconfig=" + filepath.Join(n.Dir, "kube-proxy.kubeconfig"),
-		"--proxy-mode=" + n.ProxyMode,
-		"--hostname-override=" + n.Name,
-		// 0 leaves the kernel's values: they may belong to more than this node.
-		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
-		"--v=2",
-	}
-}
-
 // argv is the command line that runs a program with what the runtime's and kube-proxy's programs need to run from where
 // they were unpacked. env sets it, for an instance has a PATH of its own, and of two the first would count.
 func (n *NodeConfig) argv(program string, args ...string) []string {
-	runtime, tools := n.Programs.Runtime, n.Programs.Tools
-	path := []string{filepath.Join(n.Dir, "bin"), n.Containerd.SearchPath(), runtime.SearchPath(), tools.SearchPath(),
-		"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 	return append([]string{
 		"/usr/bin/env",
-		"PATH=" + strings.Join(path, ":"),
-		"LD_LIBRARY_PATH=" + runtime.LibraryPath() + ":" + tools.LibraryPath(),
+		"PATH=" + n.searchPath(),
+		"LD_LIBRARY_PATH=" + n.Programs.Runtime.LibraryPath() + ":" + n.Programs.Tools.LibraryPath(),
 		program,
 	}, args...)
+}
+
+func (n *NodeConfig) searchPath() string {
+	return strings.Join([]string{filepath.Join(n.Dir, "bin"), n.Containerd.SearchPath(), n.Programs.Runtime.SearchPath(), n.Programs.Tools.SearchPath(),
+		"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}, ":")
 }

@@ -96,6 +96,8 @@ func (k *kernel) do(step Step) error {
 		err = k.addVeth(s)
 	case SetSysctl:
 		err = writeSysctl(s)
+	case DisableIPv6:
+		err = disableIPv6(k.podNS)
 	case AddAddress:
 		k.later(step, s.Side, addressRequest(s, k.index[s.Side][s.Link]))
 	case AddNeighbour:

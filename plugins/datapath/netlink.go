@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -36,25 +35,17 @@ func openSocket() (*socket, error) {
 	return s, nil
 }
 
-// openSocketAt opens a socket in another namespace. The thread is in its own again afterwards, or never used again.
-func openSocketAt(netns int) (*socket, error) {
-	runtime.LockOSThread()
-	own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// openSocketAt opens a socket in another namespace.
+func openSocketAt(netns int) (s *socket, err error) {
+	err = inNamespace(netns, func() (err error) {
+		s, err = openSocket()
+		return err
+	})
 	if err != nil {
-		runtime.UnlockOSThread()
-		return nil, fmt.Errorf("open the own network namespace: %w", err)
-	}
-	defer unix.Close(own)
-	if err := unix.Setns(netns, unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
+		s.close()
 		return nil, err
 	}
-	s, err := openSocket()
-	if back := unix.Setns(own, unix.CLONE_NEWNET); back != nil {
-		return nil, errors.Join(err, fmt.Errorf("return to the own network namespace: %w", back))
-	}
-	runtime.UnlockOSThread()
-	return s, err
+	return s, nil
 }
 
 func (s *socket) close() {

@@ -13,6 +13,7 @@ type Request struct {
 	VethPrefix   string // of all but strict branch pods
 	MTU          int
 	Address      netip.Addr // the pod's, of either family
+	DisableIPv6  bool       // in an IPv4 pod
 	Regular      *Regular
 	Branch       *Branch
 }
@@ -69,6 +70,9 @@ func NewPlan(r Request) (Plan, error) {
 		HostMAC: linkMAC(r.Owner, "host"), PodMAC: linkMAC(r.Owner, "pod"),
 	}}
 	veth, gateway, one := p.HostVeth, PodGateway(r.Address), single(r.Address)
+	if r.DisableIPv6 && r.Address.Is4() {
+		p.add(DisableIPv6{}) // before the pod's link is there, so that it never has an IPv6 address
+	}
 	if b := r.Branch; b != nil {
 		p.VLAN = &AddVLAN{Name: VLANLinkName(b.VLAN), ID: b.VLAN, TrunkIfindex: b.TrunkIfindex, MAC: b.MAC, Mark: mark}
 		p.add(*p.VLAN)

@@ -264,3 +264,21 @@ func TestRequestsThatCannotBeWiredAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// A link that is there before IPv6 is off has an address already.
+func TestIPv6OfThePodIsTurnedOffBeforeItsLinkIsThere(t *testing.T) {
+	r := Request{
+		Owner: Owner{ContainerID: "c", IfName: "eth0"}, PodNamespace: "n", PodName: "p", VethPrefix: "eni", MTU: 9001,
+		Address: netip.MustParseAddr("192.168.0.9"), Regular: &Regular{RouteTable: MainTable}, DisableIPv6: true,
+	}
+	p, err := NewPlan(r)
+	if err != nil || p.Steps[0] != (Step(DisableIPv6{})) {
+		t.Errorf("first step %v, %v", p.Steps, err)
+	}
+	for _, address := range []string{"192.168.0.9", "2001:db8::9"} {
+		r.Address, r.DisableIPv6 = netip.MustParseAddr(address), strings.Contains(address, ":")
+		if p, err = NewPlan(r); err != nil || slices.Contains(p.Steps, Step(DisableIPv6{})) {
+			t.Errorf("%s: %v, %v", address, p.Steps, err)
+		}
+	}
+}

@@ -31,6 +31,8 @@ type Config struct {
 	VethPrefix string
 	// MTU of the pods' links, 576 to 9001. Default 9001.
 	MTU int
+	// DisablePodIPv6 turns IPv6 off in new pods.
+	DisablePodIPv6 bool
 	// LogFile is an absolute path, or "stderr". Default, also in the place of anything else: /var/log/aws-routed-eni/plugin.log.
 	LogFile string
 	// LogLevel is debug, info, warn (or warning) or error (or fatal). Default, also in the place of anything else: info.
@@ -51,6 +53,7 @@ type configJSON struct {
 	VethPrefix         string          `json:"vethPrefix"`
 	MTU                string          `json:"mtu"`
 	PodSGEnforcingMode string          `json:"podSGEnforcingMode"`
+	DisablePodIPv6     bool            `json:"disablePodIPv6"`
 	PluginLogFile      string          `json:"pluginLogFile"`
 	PluginLogLevel     string          `json:"pluginLogLevel"`
 	IPAMDSocket        string          `json:"ipamdSocket"`
@@ -79,7 +82,7 @@ func ParseConfig(stdin []byte) (Config, error) {
 			report(types.NewError(types.ErrDecodingFailure, "network configuration is not JSON: "+err.Error(), ""))
 		}
 	}
-	c.CNIVersion, c.Name = raw.CNIVersion, raw.Name
+	c.CNIVersion, c.Name, c.DisablePodIPv6 = raw.CNIVersion, raw.Name, raw.DisablePodIPv6
 	if string(raw.PrevResult) != "null" {
 		c.PrevResult = raw.PrevResult
 	}

@@ -20,7 +20,7 @@ type wiring struct {
 // planReply turns the agent's answer into a plan. Nothing of the answer is trusted: a wrong VLAN id or address would
 // wire the pod with another pod's security groups.
 func planReply(c Config, p podArgs, owner datapath.Owner, reply *rpc.AddReply) (wiring, error) {
-	r := datapath.Request{Owner: owner, PodNamespace: p.Namespace, PodName: p.Name, VethPrefix: c.VethPrefix, MTU: c.MTU}
+	r := datapath.Request{Owner: owner, PodNamespace: p.Namespace, PodName: p.Name, VethPrefix: c.VethPrefix, MTU: c.MTU, DisableIPv6: c.DisablePodIPv6}
 	var w wiring
 	var err error
 	switch {

@@ -66,6 +66,36 @@ type BranchLedger struct {
 	Status BranchLedgerStatus `json:"status,omitempty"`
 }
 
+// CustomNetworking is what the node's ENIConfig says, as the controller read it last.
+type CustomNetworking struct {
+	// eniConfig is its name.
+	ENIConfig string `json:"eniConfig"`
+	SubnetID  string `json:"subnetID"`
+	// +optional
+	SubnetCIDR string `json:"subnetCIDR,omitempty"`
+	// subnetIPv6CIDR is empty where the subnet has none.
+	// +optional
+	SubnetIPv6CIDR string `json:"subnetIPv6CIDR,omitempty"`
+}
+
+// Subnet is one with its ranges; IPv6CIDR is empty where it has none.
+//
+// +kubebuilder:object:generate=false
+type Subnet struct{ ID, CIDR, IPv6CIDR string }
+
+// PrimarySubnet is the subnet of the instance's primary interface.
+func (s *BranchLedgerSpec) PrimarySubnet() Subnet {
+	return Subnet{s.SubnetID, s.SubnetCIDR, s.SubnetIPv6CIDR}
+}
+
+// BranchSubnet is the subnet that branch ENIs are made in now.
+func (s *BranchLedgerSpec) BranchSubnet() Subnet {
+	if n := s.CustomNetworking; n != nil {
+		return Subnet{n.SubnetID, n.SubnetCIDR, n.SubnetIPv6CIDR}
+	}
+	return s.PrimarySubnet()
+}
+
 // BranchLedgerSpec is the controller's.
 type BranchLedgerSpec struct {
 	// nodeName is the Node that the instance was registered as.
@@ -83,9 +113,12 @@ type BranchLedgerSpec struct {
 	SubnetID string `json:"subnetID,omitempty"`
 	// +optional
 	SubnetCIDR string `json:"subnetCIDR,omitempty"`
-	// subnetIPv6CIDR is empty where the subnet has none: branch ENIs have no IPv6 address then.
+	// subnetIPv6CIDR is empty where the subnet has none: branch ENIs made in it have no IPv6 address then.
 	// +optional
 	SubnetIPv6CIDR string `json:"subnetIPv6CIDR,omitempty"`
+	// customNetworking is where branch ENIs are made in the place of the primary interface's subnet.
+	// +optional
+	CustomNetworking *CustomNetworking `json:"customNetworking,omitempty"`
 	// trunkENIID is empty until the trunk is made and attached.
 	// +optional
 	TrunkENIID string `json:"trunkENIID,omitempty"`
