@@ -115,7 +115,7 @@ func statusOf(err error) *status.Status {
 		code = codes.FailedPrecondition
 	case errors.Is(err, store.ErrNoAddress):
 		code = codes.ResourceExhausted
-	case errors.Is(err, podeni.ErrUnavailable):
+	case errors.Is(err, podeni.ErrUnavailable), errors.Is(err, store.ErrNotWritten):
 		code = codes.Unavailable
 	case errors.Is(err, podeni.ErrLate), errors.Is(err, context.DeadlineExceeded):
 		code = codes.DeadlineExceeded

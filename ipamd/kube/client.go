@@ -42,7 +42,9 @@ type Options struct {
 	ENIConfigs bool
 	// Policies has the cluster's SecurityGroupPolicies watched too.
 	Policies bool
-	Log      *slog.Logger
+	// Resync is how often handlers are told again of what they know; 0: never.
+	Resync time.Duration
+	Log    *slog.Logger
 }
 
 // Client is the agent's view of the API server. Changed fires when any watched object came, changed or went, NodeChanged
@@ -91,15 +93,15 @@ func Connect(cfg *rest.Config) (client.WithWatch, error) {
 func New(o Options) (*Client, error) {
 	c := &Client{opt: o}
 	gate := reconnect.New(o.Log)
-	c.pods = gate.NewInformer(c.listWatch(&corev1.PodList{}, named("spec.nodeName", o.NodeName)), &corev1.Pod{}, 0, cache.Indexers{})
-	c.node = gate.NewInformer(c.listWatch(&corev1.NodeList{}, named("metadata.name", o.NodeName)), &corev1.Node{}, 0, cache.Indexers{})
-	c.cninode = gate.NewInformer(c.listWatch(&cninodev1.CNINodeList{}, named("metadata.name", o.NodeName)), &cninodev1.CNINode{}, 0, cache.Indexers{})
+	c.pods = gate.NewInformer(c.listWatch(&corev1.PodList{}, named("spec.nodeName", o.NodeName)), &corev1.Pod{}, o.Resync, cache.Indexers{})
+	c.node = gate.NewInformer(c.listWatch(&corev1.NodeList{}, named("metadata.name", o.NodeName)), &corev1.Node{}, o.Resync, cache.Indexers{})
+	c.cninode = gate.NewInformer(c.listWatch(&cninodev1.CNINodeList{}, named("metadata.name", o.NodeName)), &cninodev1.CNINode{}, o.Resync, cache.Indexers{})
 	c.noLedgers, c.noPolicies = absence{most: ledgersMost, changed: c.Changed.Fire}, absence{most: policiesMost, changed: c.Changed.Fire}
 	c.noENIConfigs = absence{most: eniConfigsMost, changed: c.nodeChanged}
-	c.ledger = cache.NewSharedIndexInformer(c.noLedgers.watch(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, named("metadata.name", o.InstanceID)))), &ledgerv1.BranchLedger{}, 0, cache.Indexers{})
+	c.ledger = cache.NewSharedIndexInformer(c.noLedgers.watch(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, named("metadata.name", o.InstanceID)))), &ledgerv1.BranchLedger{}, o.Resync, cache.Indexers{})
 	if o.ENIConfigs {
 		// All of them: which one is the node's may change, and there are about as many as zones.
-		c.eniConfigs = cache.NewSharedIndexInformer(c.noENIConfigs.watch(gate.Wrap(c.listWatch(&eniconfigv1.ENIConfigList{}))), &eniconfigv1.ENIConfig{}, 0, cache.Indexers{})
+		c.eniConfigs = cache.NewSharedIndexInformer(c.noENIConfigs.watch(gate.Wrap(c.listWatch(&eniconfigv1.ENIConfigList{}))), &eniconfigv1.ENIConfig{}, o.Resync, cache.Indexers{})
 	}
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },
