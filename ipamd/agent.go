@@ -131,6 +131,7 @@ type Agent struct {
 	joining      map[string]*joining
 	noPrefix     map[string]time.Time // until when no prefix is asked for, by subnet
 	poolErr      error                // why the pool can't grow
+	stepSince    time.Time            // since when a step of the pool is under way; zero: none is
 	unmarked     string               // why not, as it was said last
 	untranslated string               // likewise of source NAT
 	kubeletAway  string               // why the kubelet's connections don't stay on the node, as it was said last

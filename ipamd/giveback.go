@@ -3,7 +3,6 @@ package ipamd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -85,7 +84,7 @@ func (a *Agent) resumeRetirement(ctx context.Context) (did bool, err error) {
 		return !slices.ContainsFunc(a.inventory.ENIs(), func(e enis.ENI) bool { return e.ID == id })
 	})
 	if !gone {
-		return true, fmt.Errorf("%s was deleted and IMDS still shows it", id)
+		return true, errOurs(id + " was deleted and IMDS still shows it")
 	}
 	return true, a.store.Retired(id)
 }

@@ -40,7 +40,9 @@ func (a *Agent) runPool(ctx context.Context) {
 			wait(ctx, 0, channels...)
 			continue
 		}
+		a.stepping(a.opt.Now())
 		did, err := a.poolStep(ctx)
+		a.stepping(time.Time{})
 		lost, joins := a.checkJoining(ctx)
 		if err != nil || lost {
 			sweep = sweeper{since: a.opt.Now()} // something may have been left detached
@@ -115,8 +117,8 @@ func (a *Agent) notePool(ctx context.Context, err error) {
 		a.events.Node("EC2Denied", "the node's role may not call %s on %s: add it to the role's policy (AmazonEKS_CNI_Policy has it): %v", action, resource, err)
 	case aws.IsDenied(err):
 		a.events.Node("EC2Denied", "the node's role lacks a permission (AmazonEKS_CNI_Policy has it): %v", err)
-	case aws.Code(err) != "" && !aws.IsThrottled(err):
-		a.events.Node("AddressesNotAvailable", "no more addresses for pods: %v", err)
+	default:
+		a.sayEC2(err)
 	}
 }
 
@@ -202,7 +204,7 @@ func (a *Agent) assign(ctx context.Context, s pool.Step) error {
 func (a *Agent) attach(ctx context.Context, s pool.Step, at placed) error {
 	all := a.inventory.ENIs()
 	if len(all) == 0 || !all[0].Primary() {
-		return errors.New("the primary ENI is not known yet")
+		return errOurs("the primary ENI is not known yet")
 	}
 	var used []int
 	for _, e := range all {

@@ -345,9 +345,11 @@ func (a *Agent) exhausted(ctx context.Context) error {
 	_, why := at.why(a.configured())
 	switch {
 	case ctx.Err() != nil && poolErr != nil:
-		return fmt.Errorf("EC2 gave no more: %w", poolErr)
+		return fmt.Errorf("EC2 gave no more: %w", explained(poolErr))
+	case ctx.Err() != nil && why != "":
+		return errors.New(why)
 	case ctx.Err() != nil:
-		return errors.New("none came in time")
+		return a.late()
 	case at.Reason == placement.NotKnown || !listed || pool.Room(s) > 0 || pool.Free(s) > 0 || a.nextCooled() > 0 || a.expecting():
 		return nil
 	case s.Frozen:

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -129,7 +130,7 @@ var apis = []string{
 func (a *acts) one() {
 	a.rt.Helper()
 	switch what := rapid.SampledFrom([]string{
-		"add", "add", "add", "add", "many", "again", "del", "del", "del", "lost del", "all del", "replace", "pass", "pass", "pass", "kill", "cut", "cut", "reboot",
+		"add", "add", "add", "add", "many", "again", "del", "del", "del", "lost del", "all del", "replace", "recreate", "full disk", "pass", "pass", "pass", "kill", "cut", "cut", "reboot",
 		"late IMDS", "late IMDS", "late EC2", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm",
 	}).Draw(a.rt, "what"); what {
 	default:
@@ -166,6 +167,13 @@ func (a *acts) one() {
 			a.create(p)
 			a.did("replace %s", p)
 		}
+	case "recreate": // by force: its sandbox goes on for a while
+		p := a.pod()
+		a.create(p)
+		a.did("recreate %s", p)
+	case "full disk":
+		a.did("%s", what)
+		a.setDisk(syscall.ENOSPC)
 	case "pass":
 		a.did("time passes")
 		a.pass(rapid.SampledFrom([]time.Duration{2 * time.Second, 10 * time.Second, 31 * time.Second, 65 * time.Second, 130 * time.Second}).Draw(a.rt, "time"))
@@ -205,6 +213,7 @@ func (a *acts) one() {
 	case "calm":
 		a.did("%s", what)
 		a.cloud.calm()
+		a.setDisk(nil)
 	}
 }
 
@@ -250,6 +259,7 @@ func (a *acts) meddle(what string) {
 func (a *acts) lose() {
 	a.did("lose memory")
 	a.cloud.calm()
+	a.setDisk(nil)
 	a.done()
 	a.kill()
 	time.Sleep(nobodyKnows)
@@ -261,6 +271,7 @@ func (a *acts) end() {
 	a.rt.Helper()
 	a.did("the end")
 	a.cloud.calm()
+	a.setDisk(nil)
 	a.done()
 	a.pass(nobodyKnows)
 	for _, p := range a.pods {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,6 +45,7 @@ type labCloud struct {
 	subnet   string
 	group    string
 	latency  time.Duration
+	answers  answers
 
 	mu     sync.Mutex
 	undo   func() // of late descriptions
@@ -226,6 +229,18 @@ func (l *labCloud) reach(h *hands) (enis.Metadata, EC2) {
 	return aws.NewIMDS(o), client
 }
 
+// answers are how EC2 and IMDS answer as a whole, whatever is asked.
+type answers struct{ ec2, imds atomic.Int32 }
+
+type mood int32
+
+const (
+	usual   mood = iota
+	silent       // no answer ever
+	garbled      // a proxy's page
+	away         // nobody listens
+)
+
 // labReach is one agent's way to both.
 type labReach struct {
 	l         *labCloud
@@ -240,9 +255,18 @@ func (r *labReach) RoundTrip(req *http.Request) (*http.Response, error) {
 	if r.h.dead() {
 		return nil, errKilled
 	}
-	to := r.ec2
+	to, how := r.ec2, &r.l.answers.ec2
 	if strings.HasPrefix(req.URL.String(), atIMDS) {
-		to = r.imds
+		to, how = r.imds, &r.l.answers.imds
+	}
+	switch mood(how.Load()) {
+	case silent:
+		<-req.Context().Done()
+		return nil, req.Context().Err()
+	case garbled:
+		return &http.Response{StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{"Content-Type": {"text/html"}}, Body: io.NopCloser(strings.NewReader("<html><p>Please log in")), Request: req}, nil
+	case away:
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
 	}
 	resp, err := to.RoundTrip(req)
 	if err := sleep(req.Context(), r.l.latency); err != nil {

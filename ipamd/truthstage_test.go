@@ -34,6 +34,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/test/truth"
 )
 
@@ -243,6 +244,10 @@ func (s *stage) boot() {
 	if h.dead() {
 		return
 	}
+	if errors.Is(err, store.ErrNotWritten) {
+		s.setDisk(nil) // a first start needs it; somebody frees it then
+		return
+	}
 	if err != nil {
 		s.t.Fatalf("the agent does not start: %v", err)
 	}
@@ -252,6 +257,13 @@ func (s *stage) boot() {
 	s.mu.Lock()
 	s.agent = actor
 	s.mu.Unlock()
+}
+
+// setDisk sets what writing answers with.
+func (s *stage) setDisk(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.disk = err
 }
 
 // kill ends the agent: from now on nothing that it does has an effect.

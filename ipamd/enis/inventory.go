@@ -3,6 +3,7 @@ package enis
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -137,6 +138,9 @@ type Options struct {
 	Now   func() time.Time // nil: time.Now
 }
 
+// ErrMetadata is in the chain of what Refresh returns where IMDS failed.
+var ErrMetadata = errors.New("read this instance's ENIs from IMDS")
+
 // MetadataLate is how late IMDS is believed to be at most. What EC2 took back is left out of the view for at least so long,
 // even if IMDS lacks it at first: it may be about to show a moment between its assignment and its end. What EC2 gave and
 // IMDS does not show after so long is not there any more.
@@ -246,7 +250,7 @@ func (i *Inventory) Refresh(ctx context.Context) (settled bool, err error) {
 	began := i.opt.Now()
 	interfaces, err := i.opt.Metadata.Interfaces(ctx)
 	if err != nil {
-		return false, fmt.Errorf("read this instance's ENIs: %w", err)
+		return false, fmt.Errorf("%w: %w", ErrMetadata, err)
 	}
 	links, err := i.opt.Links.List(ctx)
 	if err != nil {
