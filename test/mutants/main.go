@@ -25,7 +25,7 @@ import (
 )
 
 func main() {
-	pattern := flag.String("run", "^TestP5P50", "`pattern` of the tests that are to see the faults")
+	pattern := flag.String("run", "^TestP5P50TheAgentNeverLiesAboutAddresses$", "`pattern` of the tests that are to see the faults")
 	only := flag.String("only", "", "the `name` of one fault")
 	checks := flag.String("checks", "3000", "how many cases a property is tried with")
 	flag.Parse()
@@ -102,7 +102,7 @@ func try(ctx context.Context, dir, pkg, pattern, checks string, f faults.Fault) 
 		return "", fmt.Errorf("build the tests of %s: %w\n%s", pkg, err, b)
 	}
 	defer os.Remove(binary)
-	tests := exec.CommandContext(ctx, binary, "-test.run", pattern, "-test.timeout", mostTime.String())
+	tests := exec.CommandContext(ctx, binary, "-test.run", pattern, "-test.timeout", mostTime.String(), "-test.failfast")
 	tests.Dir = pkg
 	tests.Env = append(os.Environ(), "RAPID_CHECKS="+checks, "RAPID_NOFAILFILE=1", "RAPID_SHRINKTIME=1s")
 	b, err := tests.CombinedOutput()
