@@ -58,7 +58,7 @@ func (c *scene) play(rt *rapid.T) {
 // has: no address is given twice, none that the VPC has not on that ENI, none before its cool-down, none is taken back while
 // it is held, and none is forgotten. In the end all that was in between is over, and nothing is left hidden or behind.
 func TestP5P50TheAgentNeverLiesAboutAddresses(t *testing.T) {
-	rapid.Check(t, (&scene{t: t, cloud: newPlain, most: 40}).play)
+	rapid.Check(t, (&scene{t: t, cloud: newPlain, most: 30}).play)
 }
 
 var targets = []map[string]string{
@@ -130,7 +130,7 @@ var apis = []string{
 func (a *acts) one() {
 	a.rt.Helper()
 	switch what := rapid.SampledFrom([]string{
-		"add", "add", "add", "add", "many", "again", "del", "del", "del", "lost del", "all del", "replace", "recreate", "full disk", "pass", "pass", "pass", "kill", "cut", "cut", "reboot",
+		"add", "add", "add", "add", "many", "again", "del", "del", "del", "lost del", "all del", "tide", "replace", "recreate", "full disk", "pass", "pass", "pass", "kill", "cut", "cut", "reboot",
 		"late IMDS", "late IMDS", "late EC2", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm",
 	}).Draw(a.rt, "what"); what {
 	default:
@@ -140,11 +140,7 @@ func (a *acts) one() {
 			a.did("add %s", a.add(p).id)
 		}
 	case "many":
-		for _, p := range a.pods {
-			if a.free(p) {
-				a.did("add %s", a.add(p).id)
-			}
-		}
+		a.many()
 	case "again":
 		if b := a.living(a.pod()); b != nil && !b.forgotten {
 			a.did("again %s", b.id)
@@ -156,12 +152,15 @@ func (a *acts) one() {
 			a.del(b, what == "del")
 		}
 	case "all del":
-		for _, p := range a.pods {
-			if b := a.living(p); b != nil {
-				a.did("del %s %s", b.id, b.grant.Address)
-				a.del(b, true)
-			}
-		}
+		a.allDel()
+	case "tide": // all go, what they had is given back with answers lost, and all come at that moment
+		a.many()
+		a.pass(time.Second)
+		a.cloud.fail(flaw{api: "UnassignPrivateIpAddresses", kind: lost, times: 3})
+		a.allDel()
+		a.pass(30 * time.Second)
+		a.pass(rapid.SampledFrom([]time.Duration{200, 300, 500, 700, 1000, 2000}).Draw(a.rt, "milliseconds") * time.Millisecond)
+		a.many()
 	case "replace":
 		if p := a.pod(); a.free(p) {
 			a.create(p)
@@ -214,6 +213,23 @@ func (a *acts) one() {
 		a.did("%s", what)
 		a.cloud.calm()
 		a.setDisk(nil)
+	}
+}
+
+func (a *acts) many() {
+	for _, p := range a.pods {
+		if a.free(p) {
+			a.did("add %s", a.add(p).id)
+		}
+	}
+}
+
+func (a *acts) allDel() {
+	for _, p := range a.pods {
+		if b := a.living(p); b != nil {
+			a.did("del %s %s", b.id, b.grant.Address)
+			a.del(b, true)
+		}
 	}
 }
 
