@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
@@ -36,6 +37,8 @@ type Options struct {
 	IMDSEndpoint string
 	// IPv6 has IMDS read what interfaces have of IPv6, too.
 	IPv6 bool
+	// Transport carries the requests. nil: the network.
+	Transport http.RoundTripper
 	// Timeout bounds each attempt. Zero: DefaultTimeout.
 	Timeout time.Duration
 	// MaxAttempts bounds how often one call is tried. Zero: DefaultMaxAttempts.
@@ -62,6 +65,13 @@ func (o Options) maxAttempts() int {
 	return DefaultMaxAttempts
 }
 
+func (o Options) httpClient() config.HTTPClient {
+	if o.Transport != nil {
+		return &http.Client{Transport: o.Transport, Timeout: o.timeout()}
+	}
+	return awshttp.NewBuildableClient().WithTimeout(o.timeout())
+}
+
 // ErrNoRegion is returned when neither the options nor the environment name a region.
 var ErrNoRegion = errors.New("no AWS region: set AWS_REGION, or let the instance metadata service be reached")
 
@@ -71,7 +81,7 @@ func NewEC2(ctx context.Context, o Options) (*ec2.Client, error) {
 	load := []func(*config.LoadOptions) error{
 		// A limit in the HTTP client holds for one attempt, and the retryer takes its error for a time-out of the
 		// connection; a deadline in the attempt's context would look like the caller giving up.
-		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(o.timeout())),
+		config.WithHTTPClient(o.httpClient()),
 		config.WithRetryer(func() awssdk.Retryer {
 			return retry.NewStandard(func(s *retry.StandardOptions) {
 				s.MaxAttempts = o.maxAttempts()

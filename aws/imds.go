@@ -26,9 +26,13 @@ type IMDS struct {
 
 // NewIMDS makes a reader of the instance metadata service of the instance that the program runs on.
 func NewIMDS(o Options) *IMDS {
+	transport := o.Transport
+	if transport == nil {
+		transport = &http.Transport{MaxIdleConnsPerHost: 2}
+	}
 	return &IMDS{ipv6: o.IPv6, client: imds.New(imds.Options{
 		Endpoint:       o.IMDSEndpoint,
-		HTTPClient:     &http.Client{Timeout: o.timeout(), Transport: &http.Transport{MaxIdleConnsPerHost: 2}},
+		HTTPClient:     &http.Client{Timeout: o.timeout(), Transport: transport},
 		EnableFallback: awssdk.FalseTernary, // never version 1, whatever a proxy in between answers
 	})}
 }

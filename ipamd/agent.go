@@ -82,6 +82,7 @@ type Options struct {
 
 	joinTimeout time.Duration                              // zero: the constant of that name
 	sleep       func(context.Context, time.Duration) error // between two tries of a clean-up; nil: real time
+	disk        store.Disk                                 // nil: the host's
 }
 
 // EC2 is what the agent calls; *ec2.Client has it.
@@ -119,11 +120,11 @@ type Agent struct {
 
 	started time.Time
 
-	formerNATGone bool                  // in this run; the routing's alone
-	takenBack     map[netip.Prefix]bool // what is leaving and EC2 took back, in this run; the pool's alone
-	unplaced      string                // why no ENI can be made, as it was said last; the pool's alone
-	patience      pool.Patience         // the pool's alone
-	heldFor       time.Duration         // until it may give more back, 0 for never; the pool's alone
+	formerNATGone bool                        // in this run; the routing's alone
+	takenBack     map[store.Leaving]time.Time // what is leaving and EC2 took back, in this run, and when it said so last; the pool's alone
+	unplaced      string                      // why no ENI can be made, as it was said last; the pool's alone
+	patience      pool.Patience               // the pool's alone
+	heldFor       time.Duration               // until it may give more back, 0 for never; the pool's alone
 
 	mu           sync.Mutex
 	asked        map[store.Key]time.Time // when an executable was last told of an allocation, in this run
@@ -135,6 +136,7 @@ type Agent struct {
 	joining      map[string]*joining
 	noPrefix     map[string]time.Time // until when no prefix is asked for, by subnet
 	poolErr      error                // why the pool can't grow
+	stepSince    time.Time            // since when a step of the pool is under way; zero: none is
 	unmarked     string               // why not, as it was said last
 	untranslated string               // likewise of source NAT
 	kubeletAway  string               // why the kubelet's connections don't stay on the node, as it was said last
@@ -155,22 +157,23 @@ func New(o Options) (*Agent, error) {
 	if o.joinTimeout == 0 {
 		o.joinTimeout = joinTimeout
 	}
-	st, kept, err := store.Open(o.StatePath, store.Options{CoolDown: o.Config.CoolDown, Now: o.Now})
-	if err != nil {
-		return nil, err
-	}
 	a := &Agent{
-		opt: o, store: st, events: o.Kube.Events(), started: o.Now(),
-		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[netip.Prefix]bool{}, noPrefix: map[string]time.Time{}, full: map[string]scarcity{},
+		opt: o, events: o.Kube.Events(), started: o.Now(),
+		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[store.Leaving]time.Time{}, noPrefix: map[string]time.Time{}, full: map[string]scarcity{},
 		patience: patienceOf(o.Config.CoolDown),
 		inventory: enis.New(enis.Options{
 			Metadata: o.Metadata, EC2: describer(o), Rules: placement.Rules{InstanceID: o.Identity.InstanceID, Untagged: o.Config.ManageUntagged},
-			Links: o.Links, MTU: o.Config.ENIMTU, IPv6: o.Config.IPv6, Log: o.Log,
+			Links: o.Links, MTU: o.Config.ENIMTU, IPv6: o.Config.IPv6, Log: o.Log, Now: o.Now,
 		}),
 		provision: &enis.Provisioner{
 			EC2: o.EC2, InstanceID: o.Identity.InstanceID, ClusterName: o.Config.ClusterName, Tags: o.Config.Tags(), Now: o.Now, Log: o.Log, Sleep: o.sleep,
 		},
 	}
+	st, kept, err := store.Open(o.StatePath, store.Options{CoolDown: o.Config.CoolDown, Now: o.Now, Disk: o.disk, NotWritten: a.notWritten})
+	if err != nil {
+		return nil, err
+	}
+	a.store, a.provision.Made = st, st.Making
 	a.typ.Store(&o.Type)
 	a.unexplained.Store(true) // until the sources have been read
 	if !a.limitsKnown() {

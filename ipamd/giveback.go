@@ -3,11 +3,12 @@ package ipamd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/ipamd/store"
 )
 
 // giveBack has EC2 take addresses back that the store says are leaving.
@@ -15,35 +16,49 @@ func (a *Agent) giveBack(ctx context.Context, eniID string, units []netip.Prefix
 	certain, err := a.provision.Unassign(ctx, eniID, units)
 	if err != nil {
 		if certain {
-			err = errors.Join(err, a.store.Left(units)) // nothing happened: they are as good as before
+			err = errors.Join(err, a.store.Left(eniID, units)) // nothing happened: they are as good as before
 		}
 		return err
 	}
 	a.inventory.Forget(eniID, units)
 	for _, u := range units {
-		a.takenBack[u] = true
+		a.takenBack[store.Leaving{Prefix: u, ENIID: eniID}] = a.opt.Now()
 	}
 	return nil
+}
+
+// askAgain is how long IMDS may show what EC2 took back, before EC2 is asked once more: it may have said so by an older state,
+// in which the address was not there yet.
+const askAgain = 2 * enis.MetadataLate
+
+// nextAsked is how long until then; 0 where nothing is waited for. What is due and not done is so for want of an occasion: the
+// pool grows first.
+func (a *Agent) nextAsked() (next time.Duration) {
+	for _, at := range a.takenBack {
+		next = soonest(next, max(0, askAgain-a.opt.Now().Sub(at)))
+	}
+	return next
 }
 
 // resumeLeaving gives back what an earlier try, also of an earlier run, may not have given back, and drops the notes of
 // what nobody shows any more.
 func (a *Agent) resumeLeaving(ctx context.Context) (did bool, err error) {
-	owed, gone := map[string][]netip.Prefix{}, []netip.Prefix(nil)
+	owed, gone := map[string][]netip.Prefix{}, map[string][]netip.Prefix{}
 	for _, l := range a.store.View().Leaving {
+		at, back := a.takenBack[l]
 		switch {
-		case !a.takenBack[l.Prefix]:
+		case back && !a.inventory.Forgotten(l.ENIID, l.Prefix):
+			gone[l.ENIID] = append(gone[l.ENIID], l.Prefix)
+		case !back || a.opt.Now().Sub(at) >= askAgain:
 			owed[l.ENIID] = append(owed[l.ENIID], l.Prefix)
-		case !a.inventory.Forgotten(l.Prefix):
-			gone = append(gone, l.Prefix)
 		}
 	}
-	if len(gone) > 0 {
-		if err := a.store.Left(gone); err != nil {
+	for id, units := range gone {
+		if err := a.store.Left(id, units); err != nil {
 			return true, err
 		}
-		for _, u := range gone {
-			delete(a.takenBack, u)
+		for _, u := range units {
+			delete(a.takenBack, store.Leaving{Prefix: u, ENIID: id})
 		}
 	}
 	for id, units := range owed {
@@ -69,7 +84,7 @@ func (a *Agent) resumeRetirement(ctx context.Context) (did bool, err error) {
 		return !slices.ContainsFunc(a.inventory.ENIs(), func(e enis.ENI) bool { return e.ID == id })
 	})
 	if !gone {
-		return true, fmt.Errorf("%s was deleted and IMDS still shows it", id)
+		return true, errOurs(id + " was deleted and IMDS still shows it")
 	}
 	return true, a.store.Retired(id)
 }

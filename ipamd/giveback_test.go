@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/aws/smithy-go"
+
+	"github.com/branchline-cni/branchline/ipamd/enis"
 )
 
 // addressesOf returns the secondary addresses of an ENI, as EC2 has them.
@@ -104,6 +106,7 @@ func TestP50AnAddressThatWasGivenBackIsHandedOutToNobody(t *testing.T) {
 			w.cloud.do(func() {
 				w.cloud.enis["eni-1"].shown = nil
 			})
+			w.pass(enis.MetadataLate)
 			eventually(t, "nothing is noted as leaving any more", func() bool {
 				_, err := s.a.inventory.Refresh(t.Context())
 				s.a.changed.Fire()

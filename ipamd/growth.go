@@ -17,6 +17,9 @@ const (
 	// Pauses between two sweeps for left-over ENIs, as long as they fail.
 	sweepFirst = 10 * time.Second
 	sweepMost  = 30 * time.Minute
+	// describedLate is how late EC2's descriptions are believed to be at most: the last sweep is so long after what may have left
+	// something.
+	describedLate = time.Minute
 )
 
 // runPool brings the pool to its target, one EC2 step after the other.
@@ -29,7 +32,7 @@ func (a *Agent) runPool(ctx context.Context) {
 			channels[2] = a.opt.Kube.Changed.C() // which fires with the other, too
 		}
 		if err := a.checkReady(); err != nil {
-			a.opt.Log.Error("the CNI configuration can't be written; it is tried again", "error", err)
+			a.conflistNotWritten(err)
 			wait(ctx, retry.next())
 			continue
 		}
@@ -37,10 +40,12 @@ func (a *Agent) runPool(ctx context.Context) {
 			wait(ctx, 0, channels...)
 			continue
 		}
+		a.stepping(a.opt.Now())
 		did, err := a.poolStep(ctx)
+		a.stepping(time.Time{})
 		lost, joins := a.checkJoining(ctx)
 		if err != nil || lost {
-			sweep.done = false // something may have been left detached
+			sweep = sweeper{since: a.opt.Now()} // something may have been left detached
 		}
 		var sweeps time.Duration
 		if err == nil && !did {
@@ -54,7 +59,7 @@ func (a *Agent) runPool(ctx context.Context) {
 		case did || lost:
 			retry = 0
 		default:
-			wait(ctx, soonest(a.nextCooled(), joins, sweeps, a.scarceUntil(), a.heldFor), channels...)
+			wait(ctx, soonest(a.nextCooled(), joins, sweeps, a.scarceUntil(), a.heldFor, a.nextAsked()), channels...)
 		}
 	}
 }
@@ -62,6 +67,7 @@ func (a *Agent) runPool(ctx context.Context) {
 // sweeper remembers what the sweep for left-over ENIs has come to. The zero value is due.
 type sweeper struct {
 	done  bool
+	since time.Time // when something may have been left last; zero: before this run
 	next  time.Time
 	pause time.Duration
 }
@@ -75,12 +81,16 @@ func (a *Agent) sweep(ctx context.Context, s *sweeper) time.Duration {
 	if left := s.next.Sub(a.opt.Now()); left > 0 {
 		return left
 	}
+	if s.since.IsZero() {
+		s.since = a.opt.Now()
+	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, err := a.provision.Sweep(call)
 	if err == nil {
-		*s = sweeper{done: true}
-		return 0
+		left := max(0, describedLate-a.opt.Now().Sub(s.since))
+		*s = sweeper{done: left == 0, since: s.since, next: a.opt.Now().Add(left)}
+		return left
 	}
 	s.pause = min(max(2*s.pause, sweepFirst), sweepMost)
 	d := jittered(s.pause)
@@ -107,8 +117,8 @@ func (a *Agent) notePool(ctx context.Context, err error) {
 		a.events.Node("EC2Denied", "the node's role may not call %s on %s: add it to the role's policy (%s has it): %v", action, resource, a.rolePolicy(), err)
 	case aws.IsDenied(err):
 		a.events.Node("EC2Denied", "the node's role lacks a permission (%s has it): %v", a.rolePolicy(), err)
-	case aws.Code(err) != "" && !aws.IsThrottled(err):
-		a.events.Node("AddressesNotAvailable", "no more addresses for pods: %v", err)
+	default:
+		a.sayEC2(err)
 	}
 }
 
@@ -181,11 +191,11 @@ func (a *Agent) assign(ctx context.Context, s pool.Step) error {
 	if len(got) > 0 {
 		a.opt.Log.Info("addresses assigned", "eni", s.ENIID, "units", len(got), "prefixes", s.Prefixes)
 		// One of them may be on its way out still, as IMDS shows the time before: EC2 has just given it anew.
-		if err := a.store.Left(got); err != nil {
+		if err := a.store.Left(s.ENIID, got); err != nil {
 			return err
 		}
 		for _, u := range got {
-			delete(a.takenBack, u)
+			delete(a.takenBack, store.Leaving{Prefix: u, ENIID: s.ENIID})
 		}
 		a.inventory.Learn(s.ENIID, got)
 		a.changed.Fire()
@@ -204,7 +214,7 @@ func (a *Agent) assign(ctx context.Context, s pool.Step) error {
 func (a *Agent) attach(ctx context.Context, s pool.Step, at placed) error {
 	all := a.inventory.ENIs()
 	if len(all) == 0 || !all[0].Primary() {
-		return errors.New("the primary ENI is not known yet")
+		return errOurs("the primary ENI is not known yet")
 	}
 	var used []int
 	for _, e := range all {
@@ -225,6 +235,10 @@ func (a *Agent) attach(ctx context.Context, s pool.Step, at placed) error {
 	if err != nil || id == "" {
 		return err
 	}
+	if err := a.store.Retired(id); err != nil {
+		return err // it is given back, and made anew
+	}
+	a.changed.Fire()
 	a.join(id, device)
 	a.links.Fire()
 	if !a.await(ctx, a.opt.joinTimeout, func() bool { return a.isRouted(id) }) {

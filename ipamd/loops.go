@@ -82,9 +82,11 @@ func (a *Agent) wakeups() wakeups {
 // runInventory keeps the view of the ENIs, their links and the host's routing.
 func (a *Agent) runInventory(ctx context.Context) {
 	quick, since := unsettledFirst, a.opt.Now()
+	var metadata metadataWatch
 	for ctx.Err() == nil {
 		w := a.wakeups()
 		settled, err := a.refresh(ctx)
+		metadata.saw(a, err)
 		if err != nil && ctx.Err() == nil {
 			a.metrics.failed("refresh")
 			a.opt.Log.Warn("the view of this instance's ENIs is not complete; it is read again", "error", err)

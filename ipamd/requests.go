@@ -115,7 +115,7 @@ func statusOf(err error) *status.Status {
 		code = codes.FailedPrecondition
 	case errors.Is(err, store.ErrNoAddress):
 		code = codes.ResourceExhausted
-	case errors.Is(err, podeni.ErrUnavailable):
+	case errors.Is(err, podeni.ErrUnavailable), errors.Is(err, store.ErrNotWritten):
 		code = codes.Unavailable
 	case errors.Is(err, podeni.ErrLate), errors.Is(err, context.DeadlineExceeded):
 		code = codes.DeadlineExceeded
@@ -345,9 +345,11 @@ func (a *Agent) exhausted(ctx context.Context) error {
 	_, why := at.why(a.configured())
 	switch {
 	case ctx.Err() != nil && poolErr != nil:
-		return fmt.Errorf("EC2 gave no more: %w", poolErr)
+		return fmt.Errorf("EC2 gave no more: %w", a.explained(poolErr))
+	case ctx.Err() != nil && why != "":
+		return errors.New(why)
 	case ctx.Err() != nil:
-		return errors.New("none came in time")
+		return a.late()
 	case a.opt.Config.IPv6 && listed && pool.Free(s) == 0:
 		return a.exhaustedIPv6(s)
 	case at.Reason == placement.NotKnown || !listed || pool.Room(s) > 0 || pool.Free(s) > 0 || a.nextCooled() > 0 || a.expecting():

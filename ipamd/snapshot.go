@@ -37,7 +37,7 @@ func (a *Agent) placedSnapshot() (pool.Snapshot, placed) {
 	at := a.place()
 	// Allocations and who waits are read at one moment, as far as they can be: a pod between the two is not counted.
 	view := a.store.View()
-	all := a.inventory.ENIs()
+	all, twice := a.inventory.ENIs(), a.inventory.Twice()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	c := a.opt.Config
@@ -92,7 +92,7 @@ func (a *Agent) placedSnapshot() (pool.Snapshot, placed) {
 		for _, u := range e.Units() {
 			p.Units = append(p.Units, pool.Unit{
 				Prefix: u, InUse: countIn(held, u), Cooling: countIn(cooling, u),
-				Leaving: slices.ContainsFunc(view.Leaving, func(l store.Leaving) bool { return l.Prefix == u }),
+				Leaving: twice[u] || slices.ContainsFunc(view.Leaving, func(l store.Leaving) bool { return l.ENIID == e.ID && l.Prefix == u }),
 			})
 		}
 		// What a pod holds is there, also while a source shows fewer addresses.
@@ -123,7 +123,7 @@ func (a *Agent) usesPrefixes() bool {
 // candidates are the addresses that may be given to a pod if the store holds them for nobody: those of the lowest device
 // first, so that later ENIs fall empty first, and of a prefix that has pods before those of one that has none.
 func (a *Agent) candidates() []store.Regular {
-	all, view, at := a.inventory.ENIs(), a.store.View(), a.place()
+	all, twice, view, at := a.inventory.ENIs(), a.inventory.Twice(), a.store.View(), a.place()
 	busy := make(map[netip.Addr]bool, len(view.Allocations)+len(view.Cooling))
 	for _, al := range view.Allocations {
 		if al.Regular != nil {
@@ -154,8 +154,11 @@ func (a *Agent) candidates() []store.Regular {
 		}
 		slices.SortStableFunc(units, func(a, b netip.Prefix) int { return cmp.Compare(users[b], users[a]) })
 		for _, u := range units {
+			if twice[u] {
+				continue // it is this ENI's or another's
+			}
 			for addr := range givable(u, busy, cooling) {
-				if placed.Holds(addr) && !busy[addr] {
+				if placed.Holds(addr) && !busy[addr] && !twice[netip.PrefixFrom(addr, addr.BitLen())] {
 					out = append(out, store.Regular{Address: addr, ENIID: e.ID, Device: e.Device, RouteTable: hostnet.Table(e.Device)})
 				}
 			}

@@ -43,12 +43,12 @@ func runCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	if c.NodeName == "" {
 		return errors.New("MY_NODE_NAME is not set: the DaemonSet's manifest sets it from spec.nodeName")
 	}
-	out, err := openLog(c.LogFile)
-	if err != nil {
-		return err
-	}
+	out, lerr := openLog(c.LogFile)
 	defer out.Close()
 	log := logger(out, c.LogLevel)
+	if lerr != nil {
+		log.Error("the log goes to stderr", "error", lerr)
+	}
 	klog.SetSlogLogger(logger(out, max(c.LogLevel, slog.LevelInfo))) // what client-go has to say of itself is no help to users
 	err = run(ctx, c, log, *kubeconfig, *state, *socket, *metricsAddr)
 	if err != nil {
@@ -132,6 +132,7 @@ type nopCloser struct{ io.Writer }
 
 func (nopCloser) Close() error { return nil }
 
+// openLog opens the log. Where that fails, on a full or read-only disk, it is stderr: pods come first.
 func openLog(target string) (io.WriteCloser, error) {
 	switch target {
 	case "stdout":
@@ -141,7 +142,7 @@ func openLog(target string) (io.WriteCloser, error) {
 	}
 	f, err := logfile.Open(target)
 	if err != nil {
-		return nil, fmt.Errorf("open the log AWS_VPC_K8S_CNI_LOG_FILE=%q: %w", target, err)
+		return nopCloser{os.Stderr}, fmt.Errorf("open the log AWS_VPC_K8S_CNI_LOG_FILE=%q: %w", target, err)
 	}
 	return f, nil
 }

@@ -3,12 +3,14 @@ package enis
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 
@@ -143,7 +145,16 @@ type Options struct {
 	// IPv6: pods have IPv6 addresses, of the primary ENI's prefixes and of no other ENI.
 	IPv6 bool
 	Log  *slog.Logger
+	Now  func() time.Time // nil: time.Now
 }
+
+// ErrMetadata is in the chain of what Refresh returns where IMDS failed.
+var ErrMetadata = errors.New("read this instance's ENIs from IMDS")
+
+// MetadataLate is how late IMDS is believed to be at most. What EC2 took back is left out of the view for at least so long,
+// even if IMDS lacks it at first: it may be about to show a moment between its assignment and its end. What EC2 gave and
+// IMDS does not show after so long is not there any more.
+const MetadataLate = 2 * time.Minute
 
 // Inventory is the node's view of its ENIs. Refresh makes it new; Changed fires when it became another.
 type Inventory struct {
@@ -155,16 +166,25 @@ type Inventory struct {
 
 	mu      sync.Mutex
 	current []ENI
-	learned map[string][]netip.Prefix // EC2 said so; IMDS may not yet
-	// forgotten are the addresses and prefixes that EC2 took back and IMDS may still show, each with the number of the
-	// last reading of IMDS that had begun by then.
-	forgotten map[netip.Prefix]int
-	readings  int
+	twice   map[netip.Prefix]bool
+	learned map[unit]time.Time // EC2 said so, and when; IMDS may not yet
+	// forgotten are the addresses and prefixes that EC2 took back and IMDS may still show, and since when. EC2 may give one of
+	// them to another ENI at once.
+	forgotten map[unit]time.Time
+}
+
+// unit is an address or a prefix of one ENI.
+type unit struct {
+	eni    string
+	prefix netip.Prefix
 }
 
 // New makes an empty inventory.
 func New(o Options) *Inventory {
-	return &Inventory{opt: o, kinds: map[string]placement.Facts{}, learned: map[string][]netip.Prefix{}, forgotten: map[netip.Prefix]int{}}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Inventory{opt: o, kinds: map[string]placement.Facts{}, learned: map[unit]time.Time{}, forgotten: map[unit]time.Time{}}
 }
 
 // ENIs returns the last view, by network card and device number. It must not be changed.
@@ -183,25 +203,25 @@ func (i *Inventory) Trunk() (ENI, bool) {
 	return ENI{}, false
 }
 
-// Forget takes addresses and prefixes out of the view that EC2 took back. They stay out of it until IMDS has shown their
-// ENI without them, which may be some time after EC2's answer.
+// Forget takes addresses and prefixes out of the view that EC2 took back. They stay out of it for MetadataLate, and until
+// IMDS doesn't show them any more.
 func (i *Inventory) Forget(eniID string, units []netip.Prefix) {
 	gone := func(u netip.Prefix) bool { return slices.Contains(units, u) }
 	i.mu.Lock()
 	for _, u := range units {
-		i.forgotten[u] = i.readings
+		i.forgotten[unit{eniID, u}] = i.opt.Now()
+		delete(i.learned, unit{eniID, u})
 	}
-	i.learned[eniID] = slices.DeleteFunc(slices.Clone(i.learned[eniID]), gone)
 	i.edit(eniID, func(e ENI) ENI { return e.without(gone) })
 	i.mu.Unlock()
 	i.Changed.Fire()
 }
 
 // Forgotten says whether IMDS may still show what EC2 took back.
-func (i *Inventory) Forgotten(unit netip.Prefix) bool {
+func (i *Inventory) Forgotten(eniID string, prefix netip.Prefix) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	_, ok := i.forgotten[unit]
+	_, ok := i.forgotten[unit{eniID, prefix}]
 	return ok
 }
 
@@ -209,9 +229,9 @@ func (i *Inventory) Forgotten(unit netip.Prefix) bool {
 func (i *Inventory) Learn(eniID string, units []netip.Prefix) {
 	i.mu.Lock()
 	for _, u := range units {
-		delete(i.forgotten, u)
+		delete(i.forgotten, unit{eniID, u})
+		i.learned[unit{eniID, u}] = i.opt.Now()
 	}
-	i.learned[eniID] = append(i.learned[eniID], units...)
 	i.edit(eniID, func(e ENI) ENI { return e.add(units) })
 	i.mu.Unlock()
 	i.Changed.Fire()
@@ -225,8 +245,11 @@ func (i *Inventory) edit(eniID string, f func(ENI) ENI) {
 			next[n] = f(next[n])
 		}
 	}
-	i.current = next
+	i.set(next)
 }
+
+// set is called with the lock held.
+func (i *Inventory) set(next []ENI) { i.current, i.twice = next, twice(next) }
 
 // Refresh reads all sources again and sets up the links of what is new. settled is false while something is attached
 // that IMDS or EC2 does not explain yet: call again soon. An error leaves the view as it was, except that the steps
@@ -234,13 +257,10 @@ func (i *Inventory) edit(eniID string, f func(ENI) ENI) {
 func (i *Inventory) Refresh(ctx context.Context) (settled bool, err error) {
 	i.refresh.Lock()
 	defer i.refresh.Unlock()
-	i.mu.Lock()
-	i.readings++
-	reading := i.readings
-	i.mu.Unlock()
+	began := i.opt.Now()
 	interfaces, err := i.opt.Metadata.Interfaces(ctx)
 	if err != nil {
-		return false, fmt.Errorf("read this instance's ENIs: %w", err)
+		return false, fmt.Errorf("%w: %w", ErrMetadata, err)
 	}
 	links, err := i.opt.Links.List(ctx)
 	if err != nil {
@@ -265,45 +285,56 @@ func (i *Inventory) Refresh(ctx context.Context) (settled bool, err error) {
 	for _, l := range links {
 		settled = settled && slices.ContainsFunc(next, func(e ENI) bool { return e.MAC == l.MAC })
 	}
-	if i.publish(next, reading) {
+	if i.publish(next, began) {
 		i.Changed.Fire()
 	}
 	return settled, cmp.Or(kindErr, setupErr)
 }
 
-func (i *Inventory) publish(next []ENI, reading int) (changed bool) {
+// publish makes the view of what was read from began on.
+func (i *Inventory) publish(next []ENI, began time.Time) (changed bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.leaveOut(next, reading)
-	for n, e := range next {
-		shown := e.Units()
-		late := slices.DeleteFunc(slices.Clone(i.learned[e.ID]), func(u netip.Prefix) bool { return slices.Contains(shown, u) })
-		i.learned[e.ID] = late
-		next[n] = e.add(late)
-	}
-	changed = !slices.EqualFunc(i.current, next, func(a, b ENI) bool {
+	changed = i.leaveOut(next, began)
+	i.addLate(next, began)
+	changed = changed || !slices.EqualFunc(i.current, next, func(a, b ENI) bool {
 		return a.ID == b.ID && a.Device == b.Device && a.Trunk == b.Trunk && a.Unmanaged == b.Unmanaged && a.Made == b.Made && a.LinkIndex == b.LinkIndex &&
 			a.LinkUp == b.LinkUp && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Prefixes, b.Prefixes) && slices.Equal(a.VPC, b.VPC)
 	})
-	i.current = next
+	i.set(next)
 	return changed
 }
 
-// leaveOut takes out what EC2 took back and IMDS still shows, and ends to look for what it shows no more.
-func (i *Inventory) leaveOut(next []ENI, reading int) {
-	shown := map[netip.Prefix]bool{}
+// leaveOut takes out what EC2 took back and IMDS still shows. over says that some of it is looked for no more.
+func (i *Inventory) leaveOut(next []ENI, began time.Time) (over bool) {
+	shown := map[unit]bool{}
 	for n, e := range next {
-		next[n] = e.without(func(u netip.Prefix) bool {
-			_, gone := i.forgotten[u]
+		next[n] = e.without(func(p netip.Prefix) bool {
+			_, gone := i.forgotten[unit{e.ID, p}]
 			if gone {
-				shown[u] = true
+				shown[unit{e.ID, p}] = true
 			}
 			return gone
 		})
 	}
-	for u, at := range i.forgotten {
-		if !shown[u] && reading > at {
+	for u, since := range i.forgotten {
+		if !shown[u] && began.Sub(since) >= MetadataLate {
 			delete(i.forgotten, u)
+			over = true
+		}
+	}
+	return over
+}
+
+// addLate adds what EC2 gave and IMDS doesn't show yet.
+func (i *Inventory) addLate(next []ENI, began time.Time) {
+	for u, since := range i.learned {
+		at := slices.IndexFunc(next, func(e ENI) bool { return e.ID == u.eni })
+		switch {
+		case at >= 0 && slices.Contains(next[at].Units(), u.prefix), began.Sub(since) >= MetadataLate:
+			delete(i.learned, u)
+		case at >= 0:
+			next[at] = next[at].add([]netip.Prefix{u.prefix})
 		}
 	}
 }

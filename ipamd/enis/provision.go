@@ -37,8 +37,11 @@ type Provisioner struct {
 	InstanceID  string
 	ClusterName string            // tags new ENIs where known
 	Tags        map[string]string // additional tags for new ENIs
-	Now         func() time.Time
-	Log         *slog.Logger
+	// Made is called with each new ENI before it is attached, and has it taken back by an error. Until Attach has returned the ENI
+	// may be taken back, also where it is attached already. nil: nobody cares.
+	Made func(eniID string) error
+	Now  func() time.Time
+	Log  *slog.Logger
 	// Sleep waits between two tries of a clean-up; nil: real time.
 	Sleep func(ctx context.Context, d time.Duration) error
 }
@@ -163,6 +166,11 @@ func (p *Provisioner) Attach(ctx context.Context, at placement.Place, used []int
 			}
 		}
 	}()
+	if p.Made != nil {
+		if err := p.Made(eniID); err != nil {
+			return eniID, 0, fmt.Errorf("note the new %s: %w", eniID, err)
+		}
+	}
 	device = lowestFree(used)
 	index, card := int32(device), int32(0)
 	attached, err := p.EC2.AttachNetworkInterface(ctx, &ec2.AttachNetworkInterfaceInput{

@@ -135,7 +135,7 @@ func OfENIs(all []enis.ENI, v store.View, held map[netip.Addr]bool, coolDown tim
 		}
 		retiring := slices.Contains(v.Retiring, e.ID)
 		for _, u := range e.Units() {
-			leaving := slices.ContainsFunc(v.Leaving, func(l store.Leaving) bool { return l.Prefix == u })
+			leaving := slices.ContainsFunc(v.Leaving, func(l store.Leaving) bool { return l.ENIID == e.ID && l.Prefix == u })
 			c := CIDR{Cidr: network(u), IsPrefix: !u.IsSingleIP(), Addresses: map[string]Address{}}
 			out.TotalIPs += pool.Unit{Prefix: u}.Size()
 			for addr := range listed(u, assigned, cooling, held) {

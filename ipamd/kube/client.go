@@ -101,7 +101,7 @@ func New(o Options) (*Client, error) {
 	c.ledger = cache.NewSharedIndexInformer(c.noLedgers.watch(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, named("metadata.name", o.InstanceID)))), &ledgerv1.BranchLedger{}, o.Resync, cache.Indexers{})
 	if o.ENIConfigs {
 		// All of them: which one is the node's may change, and there are about as many as zones.
-		c.eniConfigs = cache.NewSharedIndexInformer(c.noENIConfigs.watch(gate.Wrap(c.listWatch(&eniconfigv1.ENIConfigList{}))), &eniconfigv1.ENIConfig{}, 0, cache.Indexers{})
+		c.eniConfigs = cache.NewSharedIndexInformer(c.noENIConfigs.watch(gate.Wrap(c.listWatch(&eniconfigv1.ENIConfigList{}))), &eniconfigv1.ENIConfig{}, o.Resync, cache.Indexers{})
 	}
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },

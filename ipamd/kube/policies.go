@@ -20,7 +20,7 @@ import (
 // watchPolicies makes the watch of all policies of the cluster: there are few of them, and a pod may come from any
 // namespace at any time.
 func (c *Client) watchPolicies(gate *reconnect.Gate) error {
-	c.policies = cache.NewSharedIndexInformer(c.whileUp(c.noPolicies.watch(gate.Wrap(c.listWatch(&v1beta1.SecurityGroupPolicyList{})))), &v1beta1.SecurityGroupPolicy{}, 0,
+	c.policies = cache.NewSharedIndexInformer(c.whileUp(c.noPolicies.watch(gate.Wrap(c.listWatch(&v1beta1.SecurityGroupPolicyList{})))), &v1beta1.SecurityGroupPolicy{}, c.opt.Resync,
 		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 	if err := c.policies.SetTransform(trimPolicy); err != nil {
 		return fmt.Errorf("watch policies: %w", err)

@@ -58,7 +58,8 @@ type Allocation struct {
 	Branch  *Branch   `json:"branch,omitempty"`
 }
 
-// Cooling is an address that was freed and rests.
+// Cooling is an address that was freed and rests. In memory Until is by the clock that nobody sets; the file has it by the
+// machine's.
 type Cooling struct {
 	Address netip.Addr `json:"address"`
 	ENIID   string     `json:"eniID"`
@@ -119,7 +120,11 @@ type envelope struct {
 
 func encode(s *state) ([]byte, error) {
 	s.sort()
-	body, err := json.Marshal(s)
+	onDisk := s.clone()
+	for i := range onDisk.Cooling {
+		onDisk.Cooling[i].Until = onDisk.Cooling[i].Until.UTC()
+	}
+	body, err := json.Marshal(onDisk)
 	if err != nil {
 		return nil, fmt.Errorf("encode the allocations: %w", err)
 	}
@@ -152,7 +157,7 @@ func decode(b []byte) (*state, error) {
 
 // check holds the invariants that every state on disk and in memory has.
 func (s *state) check() error {
-	keys, addrs, vlans := map[Key]bool{}, map[netip.Addr]bool{}, map[int]string{}
+	keys, addrs, vlans := map[Key]bool{}, map[netip.Addr]string{}, map[int]string{}
 	for _, a := range s.Allocations {
 		if keys[a.Key] {
 			return fmt.Errorf("%s is in it twice", a.Key)
@@ -164,10 +169,10 @@ func (s *state) check() error {
 		case (a.Regular == nil) == (a.Branch == nil):
 			return fmt.Errorf("%s has not exactly one interface", a.Key)
 		case a.Regular != nil:
-			if !a.Regular.Address.IsValid() || addrs[a.Regular.Address] {
+			if _, twice := addrs[a.Regular.Address]; !a.Regular.Address.IsValid() || twice {
 				return fmt.Errorf("address %s of %s is invalid or given twice", a.Regular.Address, a.Key)
 			}
-			addrs[a.Regular.Address] = true
+			addrs[a.Regular.Address] = a.Regular.ENIID
 		default:
 			if uid, taken := vlans[a.Branch.VLAN]; taken && uid != a.Pod.UID {
 				return fmt.Errorf("VLAN %d belongs to two pods", a.Branch.VLAN)
@@ -176,17 +181,28 @@ func (s *state) check() error {
 		}
 	}
 	for _, c := range s.Cooling {
-		if !c.Address.IsValid() || addrs[c.Address] {
+		if _, twice := addrs[c.Address]; !c.Address.IsValid() || twice {
 			return fmt.Errorf("cooling address %s is invalid or in use", c.Address)
 		}
-		addrs[c.Address] = true
+		addrs[c.Address] = c.ENIID
 	}
 	for _, l := range s.Leaving {
-		if !l.Prefix.IsValid() || anyIn(l.Prefix, addrs) {
-			return fmt.Errorf("%s that is given back is invalid or in use", l.Prefix)
+		if !l.Prefix.IsValid() {
+			return errors.New("what is given back is no address")
+		}
+		for addr, eni := range addrs {
+			if l.holds(eni, addr) {
+				return fmt.Errorf("%s of %s is given back and %s is in use", l.Prefix, l.ENIID, addr)
+			}
 		}
 	}
 	return nil
+}
+
+// holds says whether the address, as one of that ENI, is being given back. EC2 may have given it to another ENI meanwhile. Where
+// it is not known of which ENI the address is (""), it may be.
+func (l Leaving) holds(eniID string, a netip.Addr) bool {
+	return l.Prefix.Contains(a) && (eniID == l.ENIID || eniID == "" || l.ENIID == "")
 }
 
 func anyIn(p netip.Prefix, addrs map[netip.Addr]bool) bool {

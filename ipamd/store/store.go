@@ -22,6 +22,8 @@ var (
 	ErrReleased = errors.New("already released")
 	// ErrInUse: something of the ENI is held or cooling.
 	ErrInUse = errors.New("in use")
+	// ErrNotWritten: the disk is full, or read-only, or broken. What was asked for is not done.
+	ErrNotWritten = errors.New("this node's allocations can't be written")
 )
 
 // Options for Open. The zero value of each is usable.
@@ -29,6 +31,8 @@ type Options struct {
 	CoolDown time.Duration
 	Now      func() time.Time
 	Disk     Disk
+	// NotWritten is told of each write that failed. The store is locked meanwhile.
+	NotWritten func(error)
 }
 
 // Store is safe for use by several goroutines.
@@ -71,6 +75,12 @@ func Open(path string, o Options) (s *Store, kept string, err error) {
 		}
 		return s, kept, nil
 	}
+	// The file has the machine's time, which may have been set since: nothing rests for longer than one cool-down from now.
+	// From here on the clock that can't be set counts.
+	for i, c := range cur.Cooling {
+		now := o.Now()
+		cur.Cooling[i].Until = now.Add(min(c.Until.Sub(now), o.CoolDown))
+	}
 	s.cur = cur
 	return s, "", nil
 }
@@ -88,6 +98,10 @@ func (s *Store) change(f func(*state) (bool, error)) error {
 		// The rename may or may not have happened. Memory keeps the old state; holding too much is safe where an
 		// Add failed, and a failed Del is repeated by the runtime.
 		s.unsure = true
+		err = fmt.Errorf("%w: %w", ErrNotWritten, err)
+		if s.opt.NotWritten != nil {
+			s.opt.NotWritten(err)
+		}
 		return err
 	}
 	s.cur, s.unsure = next, false
@@ -128,7 +142,7 @@ func (s *Store) AssignRegular(k Key, network string, p Pod, candidates []Regular
 	err = s.change(func(n *state) (bool, error) {
 		busy := n.busy()
 		for _, c := range candidates {
-			if busy[c.Address] || slices.Contains(n.Retiring, c.ENIID) || n.leaving(c.Address) {
+			if busy[c.Address] || slices.Contains(n.Retiring, c.ENIID) || n.leaving(c.ENIID, c.Address) {
 				continue
 			}
 			a = Allocation{Key: k, Network: network, Pod: p, Since: s.opt.Now().UTC(), Regular: &c}
@@ -153,8 +167,8 @@ func (s *state) busy() map[netip.Addr]bool {
 	return busy
 }
 
-func (s *state) leaving(a netip.Addr) bool {
-	return slices.ContainsFunc(s.Leaving, func(l Leaving) bool { return l.Prefix.Contains(a) })
+func (s *state) leaving(eniID string, a netip.Addr) bool {
+	return slices.ContainsFunc(s.Leaving, func(l Leaving) bool { return l.holds(eniID, a) })
 }
 
 // AssignBranch notes that the sandbox has the pod's branch ENI. It refuses a VLAN id that another pod still holds here,
@@ -193,7 +207,7 @@ func (s *Store) Free(k Key) (a Allocation, found bool, err error) {
 	err = s.change(func(n *state) (bool, error) {
 		n.Allocations = slices.DeleteFunc(n.Allocations, func(a Allocation) bool { return a.Key == k })
 		if a.Regular != nil {
-			n.cool(Cooling{a.Regular.Address, a.Regular.ENIID, s.opt.Now().Add(s.opt.CoolDown).UTC()})
+			n.cool(Cooling{a.Regular.Address, a.Regular.ENIID, s.opt.Now().Add(s.opt.CoolDown)})
 		}
 		return true, nil
 	})
@@ -212,7 +226,7 @@ func (s *Store) Cool(eniID string, addr netip.Addr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.change(func(n *state) (bool, error) {
-		n.cool(Cooling{addr, eniID, s.opt.Now().Add(s.opt.CoolDown).UTC()})
+		n.cool(Cooling{addr, eniID, s.opt.Now().Add(s.opt.CoolDown)})
 		return true, nil
 	})
 }
@@ -280,6 +294,17 @@ func (s *Store) Retire(eniID string) error {
 	})
 }
 
+// Making notes a new ENI as one on its way out: it is taken back where it can't be attached as it should be, and nothing of it
+// is handed out until Retired says that it stays.
+func (s *Store) Making(eniID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.change(func(n *state) (bool, error) {
+		n.Retiring = append(n.Retiring, eniID)
+		return true, nil
+	})
+}
+
 // Retired drops the note of an ENI that is gone, or that is used again after all.
 func (s *Store) Retired(eniID string) error {
 	s.mu.Lock()
@@ -297,7 +322,7 @@ func (s *Store) Leave(eniID string, units []netip.Prefix) (leaving []netip.Prefi
 	err = s.change(func(n *state) (bool, error) {
 		busy := n.busy()
 		for _, u := range units {
-			if !anyIn(u, busy) && !n.leaving(u.Addr()) {
+			if !anyIn(u, busy) && !n.leaving(eniID, u.Addr()) {
 				n.Leaving = append(n.Leaving, Leaving{u, eniID})
 				leaving = append(leaving, u)
 			}
@@ -310,12 +335,12 @@ func (s *Store) Leave(eniID string, units []netip.Prefix) (leaving []netip.Prefi
 	return leaving, nil
 }
 
-// Left drops the notes of what is gone, or what EC2 has given again.
-func (s *Store) Left(units []netip.Prefix) error {
+// Left drops the notes of what the ENI has no more, or what EC2 has given it again.
+func (s *Store) Left(eniID string, units []netip.Prefix) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.change(func(n *state) (bool, error) {
-		return drop(&n.Leaving, func(l Leaving) bool { return slices.Contains(units, l.Prefix) }), nil
+		return drop(&n.Leaving, func(l Leaving) bool { return l.ENIID == eniID && slices.Contains(units, l.Prefix) }), nil
 	})
 }
 

@@ -160,7 +160,7 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 				}
 			case 1:
 				delete(leaving, c.Address)
-				err = s.Left([]netip.Prefix{netip.PrefixFrom(c.Address, 32)})
+				err = s.Left(c.ENIID, []netip.Prefix{netip.PrefixFrom(c.Address, 32)})
 			}
 			if errors.Is(err, errPower) || rapid.IntRange(0, 5).Draw(t, "kill") == 0 {
 				s = open()

@@ -32,7 +32,7 @@ func (s *Store) TakeOver(all []Allocation, note TakenOver) (taken int, err error
 		busy := n.busy()
 		for _, a := range all {
 			_, known := n.get(a.Key)
-			if known || a.Regular == nil || busy[a.Regular.Address] || n.leaving(a.Regular.Address) {
+			if known || a.Regular == nil || busy[a.Regular.Address] || n.leaving(a.Regular.ENIID, a.Regular.Address) {
 				continue
 			}
 			busy[a.Regular.Address] = true

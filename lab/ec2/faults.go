@@ -21,6 +21,10 @@ type Fault struct {
 	Code, Message string
 	// Drop lets the call take effect and closes the connection instead of answering.
 	Drop bool
+	// Repeat lets it take effect twice, as if it had been sent again on its way. The second answer counts.
+	Repeat bool
+	// Late answers a description with the ENIs as they were so long ago, within Config.History. Other calls don't mind.
+	Late time.Duration
 }
 
 // Faults is a script of failures, to be changed while the region runs.

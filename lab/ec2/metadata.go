@@ -8,7 +8,7 @@ import (
 )
 
 // Metadata is what lab/imds serves to one instance. An ENI shows up Config.MetadataDelay after it was attached; whatever
-// else changes shows at once.
+// else changes shows at once, unless LateMetadata says otherwise.
 func (r *Region) Metadata(instanceID string) imds.View { return metadataView{r, instanceID} }
 
 type metadataView struct {
@@ -51,7 +51,7 @@ func (v metadataView) Instance() (imds.Instance, bool) {
 		out.ProfileARN, out.ProfileID = p.arn, p.id
 	}
 	now := r.cfg.Now()
-	for _, e := range r.attached(i.id) {
+	for _, e := range r.shownTo(i.id, now) {
 		if e.att.status != "attached" || e.att.visibleAt.After(now) {
 			continue
 		}

@@ -33,6 +33,8 @@ type Config struct {
 	Latency func(api string) time.Duration
 	// MetadataDelay is the time between an ENI's attachment and its showing in the instance's metadata.
 	MetadataDelay time.Duration
+	// History is how far back descriptions (Fault.Late) and metadata (LateMetadata) can be. Zero: they are never late.
+	History time.Duration
 	// CredentialLife is the life of a role's keys. Zero: 6 hours, as AWS.
 	CredentialLife time.Duration
 	// Seed makes ids and MACs reproducible: the same calls in the same order give the same ones.
@@ -61,6 +63,9 @@ type Region struct {
 	iam       iamState
 	buckets   map[string]*bucket
 	steps     []func() // what the current call asks of the driver
+	past      []moment // the last one is now
+	late      map[lateness]time.Duration
+	shown     map[lateness]time.Time
 	auditMu   sync.Mutex
 }
 
@@ -99,6 +104,8 @@ func New(cfg Config) *Region {
 		tags:      make(map[string]map[string]string),
 		tokens:    make(map[string]idempotent),
 		buckets:   make(map[string]*bucket),
+		late:      make(map[lateness]time.Duration),
+		shown:     make(map[lateness]time.Time),
 	}
 	r.iam.init(r)
 	return r

@@ -30,6 +30,7 @@ type call struct {
 	who       principal
 	now       time.Time
 	requestID string
+	fault     Fault // what hits it; the zero value: nothing
 }
 
 // service of a Query API by its version and namespace.
@@ -75,7 +76,7 @@ func (r *Region) serve(w http.ResponseWriter, req *http.Request) {
 			if fault.Code != "" {
 				return faultError(fault, c)
 			}
-			drop = fault.Drop
+			drop, c.fault = fault.Drop, fault
 		}
 		if r.cfg.Latency != nil {
 			if err := wait(req.Context(), r.cfg.Latency(c.api)); err != nil {
@@ -133,7 +134,13 @@ func (r *Region) do(c *call) ([]element, error) {
 	if dry {
 		return nil, errStatus(http.StatusPreconditionFailed, "DryRunOperation", "Request would have succeeded, but DryRun flag is set.")
 	}
+	if c.fault.Late > 0 && !c.op.mutating {
+		defer r.asOf(c.now.Add(-c.fault.Late))()
+	}
 	out, err := c.idempotent(c.op.run)
+	if c.fault.Repeat && err == nil {
+		out, err = c.idempotent(c.op.run)
+	}
 	if err == nil && c.op.mutating {
 		r.changed()
 	}

@@ -49,6 +49,7 @@ func (r *Region) topology() *vpc.Topology {
 
 // changed tells the data plane. Called with the lock held.
 func (r *Region) changed() {
+	r.remember()
 	if r.cfg.OnChange != nil {
 		r.cfg.OnChange(r.topology())
 	}

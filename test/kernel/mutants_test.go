@@ -4,38 +4,14 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
 	"testing"
+
+	"github.com/branchline-cni/branchline/test/faults"
 )
 
-func TestFaultsAreReadAndSeeded(t *testing.T) {
-	list := "# for people\n-- one: ../x.go, first TestB\na\n\tb\n=>\n\tc\n\n# about two\n-- two: y.go\ngone\n=>\n"
-	faults, err := parseFaults(list)
-	if err != nil || len(faults) != 2 {
-		t.Fatalf("%+v, %v", faults, err)
-	}
-	if m := faults[0]; m != (fault{"one", "../x.go", "TestB", "a\n\tb", "\tc"}) {
-		t.Errorf("%+v", m)
-	}
-	if got := faults[0].order([]string{"^TestA"}); !slices.Equal(got, []string{"TestB", "^TestA"}) {
+func TestWhatTheListNamesFirstIsTriedFirst(t *testing.T) {
+	if got := order(faults.Fault{First: "TestB"}, []string{"^TestA"}); !slices.Equal(got, []string{"TestB", "^TestA"}) {
 		t.Errorf("%q", got)
-	}
-	if got, err := faults[1].seed([]byte("it is gone now")); err != nil || string(got) != "it is  now" {
-		t.Errorf("%q, %v", got, err)
-	}
-}
-
-func TestAFaultThatNoLongerAppliesIsAnError(t *testing.T) {
-	m := fault{name: "one", file: "x.go", old: "a", new: "b"}
-	for _, source := range []string{"", "none", "a and a"} {
-		if _, err := m.seed([]byte(source)); (err == nil) != (strings.Count(source, "a") == 1) {
-			t.Errorf("%q: %v", source, err)
-		}
-	}
-	for _, list := range []string{"", "-- one\na\n=>\nb", "-- one: x\na", "-- one: x\n=>\nb", "-- one: x\na\n=>\n-- one: x\na\n=>\n", "-- a/b: x\na\n=>\n"} {
-		if out, err := parseFaults(list); err == nil {
-			t.Errorf("%q is read as %+v", list, out)
-		}
 	}
 }
 
@@ -46,15 +22,15 @@ func TestEachFaultOfTheListStillApplies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	faults, err := parseFaults(string(text))
+	all, err := faults.Parse(string(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(faults) < 10 {
-		t.Errorf("%d faults are not enough", len(faults))
+	if len(all) < 10 {
+		t.Errorf("%d faults are not enough", len(all))
 	}
 	dir := t.TempDir()
-	overlay, err := writeOverlay(dir, "../..", faults...)
+	overlay, err := faults.WriteOverlay(dir, "../..", all...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,356 @@
+package ipamd
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/branchline-cni/branchline/ipamd/enis"
+	"github.com/branchline-cni/branchline/test/truth"
+)
+
+// scene runs cases of a model test.
+type scene struct {
+	t     *testing.T
+	cloud func(*stage) provider
+	most  int // steps
+	told  bool
+}
+
+// play runs one case in its own time, and lets rapid see what it has to say. What happened in the first one that fails is
+// logged: pauses of the agent are random, so that rapid may not see the same again.
+func (c *scene) play(rt *rapid.T) {
+	var said any
+	a := &acts{rt: rt, pods: []string{"a", "b", "c", "d", "e", "f", "g", "h"}}
+	dir := c.t.TempDir()
+	synctest.Test(c.t, func(*testing.T) {
+		defer func() {
+			said = recover()
+			if s := a.stage; s != nil { // nothing outlives the bubble
+				s.kill()
+				s.requests.Wait()
+			}
+		}()
+		a.stage = newStage(rt, dir, c.cloud)
+		a.play(c.most)
+	})
+	if said != nil {
+		if !c.told {
+			c.told = true
+			c.t.Logf("what happened:\n%s\n%v", strings.Join(a.history, "\n"), said)
+		}
+		panic(said)
+	}
+}
+
+// TestP5P50TheAgentNeverLiesAboutAddresses plays random interleavings of ADD, DEL, kills of the agent at any of its disk's
+// steps, reboots, a lost memory, ENIs and addresses that come and go by its own hands and by others', with IMDS, EC2's
+// descriptions and its answers late, lost or repeated. After each step what sandboxes were told is compared with what the VPC
+// has: no address is given twice, none that the VPC has not on that ENI, none before its cool-down, none is taken back while
+// it is held, and none is forgotten. In the end all that was in between is over, and nothing is left hidden or behind.
+func TestP5P50TheAgentNeverLiesAboutAddresses(t *testing.T) {
+	rapid.Check(t, (&scene{t: t, cloud: newPlain, most: 30}).play)
+}
+
+var targets = []map[string]string{
+	{"WARM_IP_TARGET": "1", "MINIMUM_IP_TARGET": "3"},
+	{"WARM_IP_TARGET": "2"},
+	{"WARM_ENI_TARGET": "1"},
+	{"WARM_ENI_TARGET": "0"},
+	{"ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "0"},
+	{"ENABLE_PREFIX_DELEGATION": "true", "WARM_IP_TARGET": "4"},
+}
+
+func (a *acts) play(most int) {
+	a.rt.Helper()
+	chosen := rapid.SampledFrom(targets).Draw(a.rt, "targets")
+	a.did("%v", chosen)
+	maps.Copy(a.env, chosen)
+	for _, p := range a.pods {
+		a.create(p)
+	}
+	a.settle()
+	for range rapid.IntRange(5, most).Draw(a.rt, "steps") {
+		a.one()
+		a.pass(rapid.SampledFrom([]time.Duration{0, 0, 50 * time.Millisecond, 150 * time.Millisecond, time.Second}).Draw(a.rt, "pause"))
+		a.settle()
+	}
+	a.end()
+}
+
+type acts struct {
+	*stage
+	rt      *rapid.T
+	pods    []string
+	history []string
+}
+
+// did notes what was done, and how things are then.
+func (a *acts) did(format string, args ...any) {
+	var now []string
+	for id, e := range a.cloud.enis() {
+		now = append(now, fmt.Sprintf("%s@%d%v%v", id, e.Device, e.Addresses, e.Prefixes))
+	}
+	slices.Sort(now)
+	a.history = append(a.history, fmt.Sprintf("%s %s; %v", time.Now().Format("04:05.000"), fmt.Sprintf(format, args...), now))
+}
+
+func (a *acts) pod() string { return rapid.SampledFrom(a.pods).Draw(a.rt, "pod") }
+
+// anENI is one of the instance's secondary ENIs, or "".
+func (a *acts) anENI(primaryToo bool) string {
+	var ids []string
+	for id, e := range a.cloud.enis() {
+		if e.Device > 0 || primaryToo && e.Device == 0 {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	if len(ids) == 0 {
+		return ""
+	}
+	return rapid.SampledFrom(ids).Draw(a.rt, "eni")
+}
+
+var apis = []string{
+	"AssignPrivateIpAddresses", "UnassignPrivateIpAddresses", "CreateNetworkInterface", "AttachNetworkInterface", "DetachNetworkInterface",
+	"DeleteNetworkInterface", "DescribeNetworkInterfaces", "IMDS",
+}
+
+// one thing happens.
+func (a *acts) one() {
+	a.rt.Helper()
+	switch what := rapid.SampledFrom([]string{
+		"add", "add", "add", "add", "many", "again", "del", "del", "del", "lost del", "all del", "tide", "replace", "recreate", "full disk", "pass", "pass", "pass", "kill", "cut", "cut", "reboot",
+		"late IMDS", "late IMDS", "late EC2", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm",
+	}).Draw(a.rt, "what"); what {
+	default:
+		a.rt.Fatalf("nobody knows how to %s", what)
+	case "add":
+		if p := a.pod(); a.free(p) {
+			a.did("add %s", a.add(p).id)
+		}
+	case "many":
+		a.many()
+	case "again":
+		if b := a.living(a.pod()); b != nil && !b.forgotten {
+			a.did("again %s", b.id)
+			a.again(b)
+		}
+	case "del", "lost del":
+		if b := a.living(a.pod()); b != nil {
+			a.did("%s %s %s", what, b.id, b.grant.Address)
+			a.del(b, what == "del")
+		}
+	case "all del":
+		a.allDel()
+	case "tide": // all go, what they had is given back with answers lost, and all come at that moment
+		a.many()
+		a.pass(time.Second)
+		a.cloud.fail(flaw{api: "UnassignPrivateIpAddresses", kind: lost, times: 3})
+		a.allDel()
+		a.pass(30 * time.Second)
+		a.pass(rapid.SampledFrom([]time.Duration{200, 300, 500, 700, 1000, 2000}).Draw(a.rt, "milliseconds") * time.Millisecond)
+		a.many()
+	case "replace":
+		if p := a.pod(); a.free(p) {
+			a.create(p)
+			a.did("replace %s", p)
+		}
+	case "recreate": // by force: its sandbox goes on for a while
+		p := a.pod()
+		a.create(p)
+		a.did("recreate %s", p)
+	case "full disk":
+		a.did("%s", what)
+		a.setDisk(syscall.ENOSPC)
+	case "pass":
+		a.did("time passes")
+		a.pass(rapid.SampledFrom([]time.Duration{2 * time.Second, 10 * time.Second, 31 * time.Second, 65 * time.Second, 130 * time.Second}).Draw(a.rt, "time"))
+	case "kill":
+		a.did("%s", what)
+		a.kill()
+	case "cut":
+		steps, torn := rapid.IntRange(0, 5).Draw(a.rt, "steps of the disk"), rapid.Bool().Draw(a.rt, "torn")
+		a.did("cut after %d, torn %t", steps, torn)
+		a.running().h.killAfter(steps, torn)
+	case "reboot":
+		keep := rapid.Bool().Draw(a.rt, "the disk stays")
+		a.did("reboot, the disk stays: %t", keep)
+		a.reboot(keep)
+	case "late IMDS":
+		by := time.Duration(rapid.SampledFrom([]int{0, 1, 5, 20, 60}).Draw(a.rt, "seconds")) * time.Second
+		id := rapid.SampledFrom([]string{"", a.anENI(true)}).Draw(a.rt, "which")
+		a.did("late IMDS %q %s", id, by)
+		a.cloud.lateMetadata(id, by)
+	case "late EC2":
+		by := time.Duration(rapid.SampledFrom([]int{0, 1, 5, 20}).Draw(a.rt, "seconds")) * time.Second
+		a.did("late EC2 %s", by)
+		a.cloud.lateDescribes(by)
+	case "flaw":
+		f := flaw{api: rapid.SampledFrom(apis).Draw(a.rt, "api"), kind: rapid.SampledFrom([]flawKind{refused, lost, lost, repeated}).Draw(a.rt, "kind"), times: rapid.IntRange(1, 3).Draw(a.rt, "times")}
+		if f.kind == refused {
+			f.code = rapid.SampledFrom([]string{"RequestLimitExceeded", "UnauthorizedOperation", "InternalError", "InsufficientFreeAddressesInSubnet"}).Draw(a.rt, "code")
+		}
+		a.did("flaw %+v", f)
+		a.cloud.fail(f)
+	case "bring":
+		a.did("bring: %v", a.cloud.bring()) // no slot is left at times
+	case "take", "assign", "unassign":
+		a.meddle(what)
+	case "lose memory":
+		a.lose()
+	case "calm":
+		a.did("%s", what)
+		a.cloud.calm()
+		a.setDisk(nil)
+	}
+}
+
+func (a *acts) many() {
+	for _, p := range a.pods {
+		if a.free(p) {
+			a.did("add %s", a.add(p).id)
+		}
+	}
+}
+
+func (a *acts) allDel() {
+	for _, p := range a.pods {
+		if b := a.living(p); b != nil {
+			a.did("del %s %s", b.id, b.grant.Address)
+			a.del(b, true)
+		}
+	}
+}
+
+// nobodyKnows is how long the agent may go on to give what somebody else took away: until IMDS is believed to lack it.
+const nobodyKnows = enis.MetadataLate + 2*refreshEvery
+
+func (a *acts) meddle(what string) {
+	id := a.anENI(what != "take")
+	if id == "" {
+		return
+	}
+	e := a.cloud.enis()[id]
+	a.did("somebody's %s %s", what, id)
+	until := time.Now().Add(nobodyKnows)
+	switch what {
+	case "take":
+		for _, addr := range e.Addresses {
+			a.told.Taken(addr, until)
+		}
+		for _, p := range e.Prefixes {
+			for addr := p.Addr(); p.Contains(addr); addr = addr.Next() {
+				a.told.Taken(addr, until)
+			}
+		}
+		if err := a.cloud.take(id); err != nil {
+			a.rt.Fatalf("%v", err)
+		}
+	case "assign":
+		_ = a.cloud.assign(id) // it is full at times
+	case "unassign":
+		if len(e.Addresses) > 1 {
+			addr := rapid.SampledFrom(e.Addresses[1:]).Draw(a.rt, "address")
+			a.did("it is %s", addr)
+			a.told.Taken(addr, until)
+			if err := a.cloud.unassign(id, addr); err != nil {
+				a.rt.Fatalf("%v", err)
+			}
+		}
+	}
+}
+
+// lose damages the agent's memory, while nothing is under way and IMDS shows things as they are.
+func (a *acts) lose() {
+	a.did("lose memory")
+	a.cloud.calm()
+	a.setDisk(nil)
+	a.done()
+	a.kill()
+	time.Sleep(nobodyKnows)
+	a.loseMemory()
+}
+
+// end has everything come to rest: all pods go, and what is left is what there should be.
+func (a *acts) end() {
+	a.rt.Helper()
+	a.did("the end")
+	a.cloud.calm()
+	a.setDisk(nil)
+	a.done()
+	a.pass(nobodyKnows)
+	for _, p := range a.pods {
+		if b := a.living(p); b != nil {
+			a.del(b, true)
+		}
+	}
+	a.done()
+	for _, p := range a.pods {
+		a.remove(p)
+	}
+	a.pass(20 * time.Minute)
+	if wrong := a.left(); len(wrong) > 0 {
+		a.rt.Fatalf("after all is over: %q", wrong)
+	}
+	for _, p := range a.pods {
+		if err := a.api.Create(context.Background(), pod(p, "last-"+p)); err != nil {
+			a.rt.Fatalf("%v", err)
+		}
+		a.uids[p] = "last-" + p
+		a.add(p)
+	}
+	a.done()
+	for _, p := range a.pods {
+		if a.living(p) == nil {
+			a.rt.Fatalf("pod %s has no address: %v", p, a.sandboxes[p].err)
+		}
+	}
+}
+
+// left is what is not as it should be on an instance without pods.
+func (a *acts) left() (wrong []string) {
+	agent := a.running().a
+	if v := agent.store.View(); len(v.Allocations)+len(v.Cooling)+len(v.Leaving)+len(v.Retiring) > 0 {
+		wrong = append(wrong, fmt.Sprintf("the agent remembers %+v", v))
+	}
+	can := map[truth.Grant]bool{}
+	for _, c := range agent.candidates() {
+		can[truth.Grant{Address: c.Address, ENI: c.ENIID, Device: c.Device}] = true
+	}
+	for id, e := range a.cloud.enis() {
+		if e.Device < 0 {
+			wrong = append(wrong, fmt.Sprintf("%s is left behind", id))
+			continue
+		}
+		var all []netip.Addr
+		all = append(all, e.Addresses[1:]...)
+		for _, p := range e.Prefixes {
+			for addr := p.Addr(); p.Contains(addr); addr = addr.Next() {
+				all = append(all, addr)
+			}
+		}
+		for _, addr := range all {
+			g := truth.Grant{Address: addr, ENI: id, Device: e.Device}
+			if !can[g] {
+				wrong = append(wrong, fmt.Sprintf("%v can't be given", g))
+			}
+			delete(can, g)
+		}
+	}
+	for g := range can {
+		wrong = append(wrong, fmt.Sprintf("%v can be given, and the VPC does not have it", g))
+	}
+	slices.Sort(wrong)
+	return wrong
+}

@@ -1,0 +1,231 @@
+package ipamd
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/branchline-cni/branchline/rpc"
+	"github.com/branchline-cni/branchline/test/truth"
+)
+
+// What kubelet, runtime and executable do on a stage.
+
+const (
+	addPatience  = 60 * time.Second
+	betweenTries = 200 * time.Millisecond
+)
+
+// create makes a pod in the API server, or a new one of the same name.
+func (s *stage) create(name string) {
+	s.t.Helper()
+	s.mu.Lock()
+	s.made++
+	uid := fmt.Sprintf("u%d-%s", s.made, name)
+	had := s.uids[name] != ""
+	s.uids[name] = uid
+	s.mu.Unlock()
+	if had {
+		s.remove(name)
+	}
+	if err := s.api.Create(context.Background(), pod(name, uid)); err != nil {
+		s.t.Fatalf("%v", err)
+	}
+}
+
+func (s *stage) remove(name string) {
+	s.t.Helper()
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
+	if err := s.api.Delete(context.Background(), p); err != nil {
+		s.t.Fatalf("%v", err)
+	}
+}
+
+// free says whether the pod has no sandbox, and nothing is asked for it.
+func (s *stage) free(pod string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.sandboxes[pod]
+	return b == nil || b.over && !b.busy
+}
+
+// living returns the pod's sandbox where it is wired and nothing is asked for it.
+func (s *stage) living(pod string) *sandbox {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b := s.sandboxes[pod]; b != nil && b.live && !b.over && !b.busy {
+		return b
+	}
+	return nil
+}
+
+// add runs a new sandbox for the pod.
+func (s *stage) add(pod string) *sandbox {
+	s.mu.Lock()
+	s.made++
+	b := &sandbox{id: fmt.Sprintf("%s-%d", pod, s.made), pod: pod, uid: s.uids[pod], busy: true}
+	s.sandboxes[pod] = b
+	s.mu.Unlock()
+	s.requests.Go(func() { s.ask(b) })
+	return b
+}
+
+// again repeats a request that was answered.
+func (s *stage) again(b *sandbox) {
+	s.mu.Lock()
+	b.busy = true
+	s.mu.Unlock()
+	s.requests.Go(func() { s.ask(b) })
+}
+
+// ask is an ADD: it goes on with the next agent when one was killed, and undoes what it did when it fails.
+func (s *stage) ask(b *sandbox) {
+	ctx, cancel := context.WithTimeout(context.Background(), addPatience)
+	defer cancel()
+	defer func() {
+		s.mu.Lock()
+		b.busy = false
+		s.mu.Unlock()
+	}()
+	var reply *rpc.AddReply
+	err := s.call(ctx, b, func(ctx context.Context, a *actor) (err error) {
+		reply, err = a.Add(ctx, addRequest(b.pod, b.uid, b.id))
+		if err == nil && !s.wire(b, a, reply) {
+			return errKilled
+		}
+		return err
+	})
+	s.mu.Lock()
+	b.err = err
+	failed := err != nil && !b.live
+	if failed {
+		b.over = true
+	}
+	s.mu.Unlock()
+	if failed {
+		_ = s.call(ctx, b, func(ctx context.Context, a *actor) error {
+			_, err := a.Del(ctx, &rpc.DelRequest{Attachment: addRequest("", "", b.id).Attachment, AddFailed: true})
+			return err
+		})
+	}
+}
+
+// call asks the agent that runs, and the next one where that is killed before it has answered.
+func (s *stage) call(ctx context.Context, b *sandbox, f func(context.Context, *actor) error) error {
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		a, lost := s.agent, b.lost
+		s.mu.Unlock()
+		if lost {
+			return errKilled
+		}
+		if a == nil || a.h.dead() {
+			_ = sleep(ctx, betweenTries)
+			continue
+		}
+		call, cancel := context.WithCancel(ctx)
+		stop := context.AfterFunc(a.h.ctx, cancel)
+		err := f(call, a)
+		stop()
+		cancel()
+		if !a.h.dead() {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// wire is what an executable does that was answered; false where the machine or the agent was gone before.
+func (s *stage) wire(b *sandbox, a *actor, reply *rpc.AddReply) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b.lost || a.h.dead() {
+		return false
+	}
+	r := reply.GetRegular()
+	b.grant = truth.Grant{Address: netip.MustParseAddr(r.GetAddress()), ENI: r.GetEniId(), Device: int(r.GetDeviceNumber())}
+	s.note(s.told.Told(b.id, b.grant))
+	s.wired[b.grant.Address] = true
+	b.live = true
+	return true
+}
+
+// del tears a sandbox down; the agent hears of it, or not.
+func (s *stage) del(b *sandbox, heard bool) {
+	s.mu.Lock()
+	b.busy, b.over = true, true
+	delete(s.wired, b.grant.Address)
+	s.told.Ended(b.id, !b.forgotten)
+	s.mu.Unlock()
+	if !heard {
+		s.mu.Lock()
+		b.busy = false
+		s.mu.Unlock()
+		return
+	}
+	s.requests.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+		defer cancel()
+		err := s.call(ctx, b, func(ctx context.Context, a *actor) error {
+			_, err := a.Del(ctx, delRequest(b.id))
+			return err
+		})
+		s.mu.Lock()
+		b.busy, b.err = false, err
+		s.mu.Unlock()
+	})
+}
+
+// bootTakes is believed to be longer than IMDS is late: who starts without a memory has nothing but IMDS.
+const bootTakes = 65 * time.Second
+
+// reboot ends the agent and every sandbox; what is on the disk stays, or goes with the machine's memory.
+func (s *stage) reboot(keep bool) {
+	s.t.Helper()
+	s.kill()
+	s.mu.Lock()
+	for _, b := range s.sandboxes {
+		b.lost, b.over = true, true
+	}
+	clear(s.wired)
+	if !keep {
+		clear(s.files)
+	}
+	s.told.Rebooted()
+	s.mu.Unlock()
+	time.Sleep(bootTakes)
+}
+
+// loseMemory damages the agent's file while none runs.
+func (s *stage) loseMemory() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files["/state"] = []byte(`{"version":1,"sha256":"","state":{`)
+	for _, b := range s.sandboxes {
+		b.forgotten = true
+	}
+	s.told.CoolDownsLost()
+}
+
+// done waits until nothing is asked for any more.
+func (s *stage) done() {
+	s.t.Helper()
+	for s.settle(); s.busy(); { // and an agent that is killed meanwhile is started again
+		s.pass(time.Second)
+	}
+}
+
+func (s *stage) busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.sandboxes {
+		if b.busy {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,258 @@
+// Package truth is the other side of the node agent's model tests, in plain maps: what the VPC believes of one instance's
+// ENIs (VPC), and what the sandboxes on the instance were told (Sandboxes). It judges the agent and so imports nothing of
+// this module: a mistake of ours can't be in both.
+package truth
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// What an instance of this model may have: those of an m5.large.
+const (
+	MaxENIs      = 3
+	AddressesPer = 10
+)
+
+// keep is how far back the VPC's former states are known.
+const keep = 10 * time.Minute
+
+// ENI is an interface as the VPC has it. Its slices are never changed in place.
+type ENI struct {
+	ID, MAC, Description string
+	Device               int          // -1: not attached
+	Addresses            []netip.Addr // the primary one first
+	Prefixes             []netip.Prefix
+	Tags                 map[string]string
+}
+
+// Has says whether traffic from the address is let through: it is the ENI's.
+func (e ENI) Has(a netip.Addr) bool {
+	return slices.Contains(e.Addresses, a) || slices.ContainsFunc(e.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// Refused is the VPC's no, with EC2's code.
+type Refused struct{ Code, Message string }
+
+func (r Refused) Error() string { return r.Code + ": " + r.Message }
+
+func refuse(code, format string, args ...any) error {
+	return Refused{code, fmt.Sprintf(format, args...)}
+}
+
+// VPC has one instance. It is safe for use by several goroutines.
+type VPC struct {
+	now func() time.Time
+
+	mu   sync.Mutex
+	past []moment // the last one is now
+	made int
+}
+
+type moment struct {
+	at   time.Time
+	enis map[string]ENI
+}
+
+// New makes a VPC with an instance that has its primary ENI, with one address.
+func New(now func() time.Time) *VPC {
+	v := &VPC{now: now, past: []moment{{now(), map[string]ENI{}}}}
+	e, _ := v.Create(0, 0, "", nil)
+	_ = v.Attach(e.ID, 0)
+	return v
+}
+
+// Now returns the ENIs as they are, by id. It must not be changed.
+func (v *VPC) Now() map[string]ENI {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.past[len(v.past)-1].enis
+}
+
+// At returns the ENIs as they were.
+func (v *VPC) At(t time.Time) map[string]ENI {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, m := range slices.Backward(v.past) {
+		if !m.at.After(t) {
+			return m.enis
+		}
+	}
+	return v.past[0].enis
+}
+
+// change replaces the state by what f makes of a copy.
+func (v *VPC) change(f func(map[string]ENI) error) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	next, now := maps.Clone(v.past[len(v.past)-1].enis), v.now()
+	if err := f(next); err != nil {
+		return err
+	}
+	v.past = append(v.past, moment{now, next})
+	for len(v.past) > 1 && now.Sub(v.past[1].at) > keep {
+		v.past = v.past[1:]
+	}
+	return nil
+}
+
+func (v *VPC) edit(id string, f func(map[string]ENI, ENI) (ENI, error)) (out ENI, err error) {
+	err = v.change(func(all map[string]ENI) error {
+		e, ok := all[id]
+		if !ok {
+			return refuse("InvalidNetworkInterfaceID.NotFound", "no interface %s", id)
+		}
+		if out, err = f(all, e); err == nil {
+			all[id] = out
+		}
+		return err
+	})
+	return out, err
+}
+
+// free is the lowest address that nobody has: what was given back is given again as early as can be.
+func free(all map[string]ENI) netip.Addr {
+	a := netip.MustParseAddr("192.168.0.4")
+	for taken(all, a) {
+		a = a.Next()
+	}
+	return a
+}
+
+func taken(all map[string]ENI, a netip.Addr) bool {
+	for _, e := range all {
+		if e.Has(a) {
+			return true
+		}
+	}
+	return false
+}
+
+func freePrefix(all map[string]ENI) netip.Prefix {
+	for n := 0; ; n += 16 {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 1 + byte(n>>8), byte(n)}), 28)
+		if !taken(all, p.Addr()) {
+			return p
+		}
+	}
+}
+
+func (e ENI) grow(all map[string]ENI, addresses, prefixes int) (ENI, []netip.Addr, []netip.Prefix) {
+	var added []netip.Addr
+	var blocks []netip.Prefix
+	for range addresses {
+		added = append(added, free(all))
+		e.Addresses = append(slices.Clip(e.Addresses), added[len(added)-1])
+		all[e.ID] = e
+	}
+	for range prefixes {
+		blocks = append(blocks, freePrefix(all))
+		e.Prefixes = append(slices.Clip(e.Prefixes), blocks[len(blocks)-1])
+		all[e.ID] = e
+	}
+	return e, added, blocks
+}
+
+// Create makes an ENI with a primary address and others, or prefixes, beside it.
+func (v *VPC) Create(secondary, prefixes int, description string, tags map[string]string) (e ENI, err error) {
+	err = v.change(func(all map[string]ENI) error {
+		if 1+secondary+prefixes > AddressesPer {
+			return refuse("PrivateIpAddressLimitExceeded", "%d are too many", 1+secondary+prefixes)
+		}
+		v.made++
+		e = ENI{ID: fmt.Sprintf("eni-%d", v.made), MAC: fmt.Sprintf("06:00:00:00:00:%02x", v.made), Device: -1, Description: description, Tags: tags}
+		e, _, _ = e.grow(all, 1+secondary, prefixes)
+		all[e.ID] = e
+		return nil
+	})
+	return e, err
+}
+
+// Delete removes an ENI that is not attached.
+func (v *VPC) Delete(id string) error {
+	return v.change(func(all map[string]ENI) error {
+		switch e, ok := all[id]; {
+		case !ok:
+			return refuse("InvalidNetworkInterfaceID.NotFound", "no interface %s", id)
+		case e.Device >= 0:
+			return refuse("InvalidParameterValue", "interface %s is in use", id)
+		}
+		delete(all, id)
+		return nil
+	})
+}
+
+// Attach puts an ENI at a device index of the instance.
+func (v *VPC) Attach(id string, device int) error {
+	_, err := v.edit(id, func(all map[string]ENI, e ENI) (ENI, error) {
+		n := 0
+		for _, o := range all {
+			if o.Device == device {
+				return e, refuse("InvalidParameterValue", "device index %d is taken", device)
+			}
+			if o.Device >= 0 {
+				n++
+			}
+		}
+		switch {
+		case e.Device >= 0:
+			return e, refuse("InvalidNetworkInterface.InUse", "interface %s is in use", id)
+		case n >= MaxENIs:
+			return e, refuse("AttachmentLimitExceeded", "%d interfaces are there", n)
+		}
+		e.Device = device
+		return e, nil
+	})
+	return err
+}
+
+// Detach takes an ENI off the instance.
+func (v *VPC) Detach(id string) error {
+	_, err := v.edit(id, func(_ map[string]ENI, e ENI) (ENI, error) {
+		switch {
+		case e.Device < 0:
+			return e, refuse("InvalidAttachmentID.NotFound", "interface %s is not attached", id)
+		case e.Device == 0:
+			return e, refuse("OperationNotPermitted", "interface %s is the primary", id)
+		}
+		e.Device = -1
+		return e, nil
+	})
+	return err
+}
+
+// Assign gives an ENI more addresses, or prefixes.
+func (v *VPC) Assign(id string, addresses, prefixes int) (got []netip.Addr, blocks []netip.Prefix, err error) {
+	_, err = v.edit(id, func(all map[string]ENI, e ENI) (ENI, error) {
+		if len(e.Addresses)+len(e.Prefixes)+addresses+prefixes > AddressesPer {
+			return e, refuse("PrivateIpAddressLimitExceeded", "%d more are too many", addresses+prefixes)
+		}
+		e, got, blocks = e.grow(all, addresses, prefixes)
+		return e, nil
+	})
+	return got, blocks, err
+}
+
+// Unassign takes addresses and prefixes of an ENI back: all of them, or none where one is not there.
+func (v *VPC) Unassign(id string, addresses []netip.Addr, prefixes []netip.Prefix) error {
+	_, err := v.edit(id, func(_ map[string]ENI, e ENI) (ENI, error) {
+		for _, a := range addresses {
+			if slices.Index(e.Addresses, a) < 1 {
+				return e, refuse("InvalidParameterValue", "%s is not assigned to %s", a, id)
+			}
+		}
+		for _, p := range prefixes {
+			if !slices.Contains(e.Prefixes, p) {
+				return e, refuse("InvalidParameterValue", "%s is not assigned to %s", p, id)
+			}
+		}
+		e.Addresses = slices.DeleteFunc(slices.Clone(e.Addresses), func(a netip.Addr) bool { return slices.Contains(addresses, a) })
+		e.Prefixes = slices.DeleteFunc(slices.Clone(e.Prefixes), func(p netip.Prefix) bool { return slices.Contains(prefixes, p) })
+		return e, nil
+	})
+	return err
+}
