@@ -43,12 +43,12 @@ func runCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	if c.NodeName == "" {
 		return errors.New("MY_NODE_NAME is not set: the DaemonSet's manifest sets it from spec.nodeName")
 	}
-	out, lerr := openLog(c.LogFile)
-	defer out.Close()
+	out, err := openLog(c.LogFile)
 	log := logger(out, c.LogLevel)
-	if lerr != nil {
-		log.Error("the log goes to stderr", "error", lerr)
+	if err != nil {
+		log.Error("the log goes to stderr", "error", err)
 	}
+	defer out.Close()
 	klog.SetSlogLogger(logger(out, max(c.LogLevel, slog.LevelInfo))) // what client-go has to say of itself is no help to users
 	err = run(ctx, c, log, *kubeconfig, *state, *socket, *metricsAddr)
 	if err != nil {
