@@ -521,7 +521,7 @@ type world struct {
 	noGet       atomic.Bool  // the API server answers no questions; watches go on
 	ledgers     atomic.Bool  // the API server knows branch ledgers
 	denied      atomic.Bool  // the agent's role has no policies
-	asked       atomic.Int64 // questions: objects one by one, and policies of one namespace
+	asked       atomic.Int64 // questions about pods: pods and accounts one by one, and policies of one namespace
 	later       atomic.Int64 // how far the agent's clock is ahead
 	join        time.Duration
 	noteReady   func() error
@@ -565,7 +565,10 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	w := &world{t: t, dir: t.TempDir(), cloud: newCloud(), routing: newRouting(), typ: "m5.large", env: map[string]string{"MY_NODE_NAME": nodeName}}
 	w.api = interceptor.NewClient(api, interceptor.Funcs{
 		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
-			w.asked.Add(1)
+			switch obj.(type) {
+			case *corev1.Pod, *corev1.ServiceAccount:
+				w.asked.Add(1)
+			}
 			if w.noGet.Load() || w.noAPI.Load() {
 				return errors.New("connection refused")
 			}

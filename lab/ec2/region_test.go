@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/middleware"
 
 	"github.com/branchline-cni/branchline/aws"
 	"github.com/branchline-cni/branchline/lab/imds"
@@ -59,6 +60,7 @@ func (f *fixture) config(c imds.Credentials) awssdk.Config {
 	return awssdk.Config{
 		Region: "us-west-2", BaseEndpoint: &f.url, Retryer: func() awssdk.Retryer { return awssdk.NopRetryer{} },
 		Credentials: credentials.NewStaticCredentialsProvider(c.AccessKeyID, c.SecretAccessKey, c.Token),
+		APIOptions:  []func(*middleware.Stack) error{aws.ReadableBody},
 	}
 }
 
