@@ -106,8 +106,8 @@ func TestP50AnAddressThatWasGivenBackIsHandedOutToNobody(t *testing.T) {
 			w.cloud.do(func() {
 				w.cloud.enis["eni-1"].shown = nil
 			})
-			w.pass(enis.MetadataLate)
 			eventually(t, "nothing is noted as leaving any more", func() bool {
+				w.pass(enis.MetadataLate) // more may have been given back since the last look
 				_, err := s.a.inventory.Refresh(t.Context())
 				s.a.changed.Fire()
 				return err == nil && len(s.a.store.View().Leaving) == 0

@@ -2,10 +2,14 @@ package ec2
 
 import (
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+
+	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/lab/vpc"
 )
 
 // TestWhatIsLateIsShownAsItWas: descriptions and metadata, each for itself, switched while the region runs.
@@ -57,7 +61,8 @@ func TestWhatIsLateIsShownAsItWas(t *testing.T) {
 }
 
 func TestARepeatedCallTakesEffectTwice(t *testing.T) {
-	f := newFixture(t, Config{})
+	var told atomic.Int32
+	f := newFixture(t, Config{OnChange: func(*vpc.Topology) { told.Add(1) }})
 	i, _ := f.region.Metadata(f.instance).Instance()
 	in := &ec2.AssignPrivateIpAddressesInput{NetworkInterfaceId: &i.Interfaces[0].ENIID, SecondaryPrivateIpAddressCount: ptr(int32(1))}
 	f.region.Faults().Add(Fault{API: "AssignPrivateIpAddresses", Repeat: true})
@@ -66,6 +71,16 @@ func TestARepeatedCallTakesEffectTwice(t *testing.T) {
 	all := after.Interfaces[0].Addresses
 	if len(all) != 3 || len(answer) != 1 || slices.Index(addrStrings(all), *answer[0].PrivateIpAddress) != 2 {
 		t.Errorf("%v after the answer %v", all, answer)
+	}
+	// What the first did has happened, and is told, though the second is refused.
+	before := told.Load()
+	in.SecondaryPrivateIpAddressCount = ptr(int32(4))
+	f.region.Faults().Add(Fault{API: "AssignPrivateIpAddresses", Repeat: true})
+	if _, err := f.ec2.AssignPrivateIpAddresses(f.ctx, in); aws.Code(err) != aws.CodeAddressLimitExceeded {
+		t.Errorf("the second of two calls for 4 addresses, with 2 there and 9 allowed: %v", err)
+	}
+	if told.Load() == before {
+		t.Error("nobody was told of the first one's addresses")
 	}
 	// A client token makes one of two.
 	f.region.Faults().Add(Fault{API: "CreateNetworkInterface", Repeat: true})

@@ -138,10 +138,11 @@ func (r *Region) do(c *call) ([]element, error) {
 		defer r.asOf(c.now.Add(-c.fault.Late))()
 	}
 	out, err := c.idempotent(c.op.run)
-	if c.fault.Repeat && err == nil {
-		out, err = c.idempotent(c.op.run)
+	did := err == nil
+	if c.fault.Repeat && did {
+		out, err = c.idempotent(c.op.run) // what the first one did has happened, also where the second is refused
 	}
-	if err == nil && c.op.mutating {
+	if did && c.op.mutating {
 		r.changed()
 	}
 	r.startSteps()
