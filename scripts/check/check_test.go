@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -122,6 +123,24 @@ func TestTheSummaryHasTheEndOfAFailedPartsLog(t *testing.T) {
 	}
 	if strings.Contains(table.String(), "110") || !strings.Contains(out.String(), "110") {
 		t.Errorf("the whole log is in the summary, or not in what was said before:\n%s\n%s", &table, &out)
+	}
+}
+
+func TestPartsGiveWayToTheOneThatIsAhead(t *testing.T) {
+	own, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nice := 20 - own
+	for ahead, want := range map[bool]int{true: nice, false: min(nice+givesWay, 19)} {
+		var out bytes.Buffer
+		r := runParts(t, t.Context(), &out, part{name: "a", ahead: ahead, run: func(ctx context.Context, w *work) error {
+			// It is told right after its start.
+			return w.command(ctx, nil, nil, "sh", "-c", fmt.Sprintf("n=0; until [ $(nice) = %d ]; do n=$((n+1)); [ $n -lt 1000 ] || exit 1; done", want))
+		}})
+		if r[0].err != nil {
+			t.Errorf("ahead %t: its programs do not have nice value %d: %v", ahead, want, r[0].err)
+		}
 	}
 }
 

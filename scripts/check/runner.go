@@ -28,6 +28,7 @@ type part struct {
 	packages   []string // Debian packages that must be installed
 	heavy      bool     // needs root, memory and devices
 	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
+	ahead      bool     // the others give way to it: it is what a run waits for in the end
 	run        func(ctx context.Context, w *work) error
 }
 
@@ -38,6 +39,7 @@ type work struct {
 	tests tally
 	notes []string // for the summary: what was left out, and why
 	cpu   time.Duration
+	nice  int // of its programs
 }
 
 // result is how a part ended.
@@ -105,6 +107,10 @@ func (r *runner) runAll(ctx context.Context, parts []part) []result {
 	return results
 }
 
+// givesWay is the nice value of parts beside the one that is ahead. Nodes of the lab use CPU while they wait, too: the
+// longer that part takes, the more it takes of everything.
+const givesWay = 5
+
 // heavyLanes is how many heavy parts may run at once: each may have a virtual machine and a cluster in memory.
 const heavyLanes = 2
 
@@ -144,6 +150,9 @@ func (r *runner) runOne(ctx context.Context, prefix string, p part) result {
 	defer f.Close()
 	fmt.Fprintf(r.out, "%s starts: %s\n", prefix, p.what)
 	w := &work{runner: r, log: &lineWriter{w: f}}
+	if !p.ahead {
+		w.nice = givesWay
+	}
 
 	began, ended := time.Now(), make(chan struct{})
 	var wg sync.WaitGroup
@@ -207,7 +216,11 @@ func (w *work) commandIn(ctx context.Context, dir string, env []string, lines fu
 		split = &splitter{each: lines}
 		cmd.Stdout = split
 	}
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		w.giveWay(cmd.Process.Pid)
+		err = cmd.Wait()
+	}
 	if cmd.ProcessState != nil {
 		w.cpu += cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	}
@@ -221,6 +234,14 @@ func (w *work) commandIn(ctx context.Context, dir string, env []string, lines fu
 		return fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
 	}
 	return nil
+}
+
+// giveWay sets the nice value of a program's group. That it has not worked is no reason to fail: it is a matter of minutes.
+func (w *work) giveWay(group int) {
+	own, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
+	if err == nil && w.nice > 0 {
+		_ = syscall.Setpriority(syscall.PRIO_PGRP, group, 20-own+w.nice) // the kernel tells 20 minus the nice value
+	}
 }
 
 // output is command for a program whose whole output is wanted.
