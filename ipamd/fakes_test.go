@@ -522,6 +522,7 @@ type world struct {
 	ledgers     atomic.Bool  // the API server knows branch ledgers
 	denied      atomic.Bool  // the agent's role has no policies
 	asked       atomic.Int64 // questions about pods: pods and accounts one by one, and policies of one namespace
+	starts      int          // how many agents there were
 	later       atomic.Int64 // how far the agent's clock is ahead
 	join        time.Duration
 	noteReady   func() error
@@ -613,6 +614,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 // start runs an agent; stop ends it as a kill would: nothing is said to anyone.
 func (w *world) start() (s service, stop func()) {
 	w.t.Helper()
+	w.starts++
 	w.env["HOST_CNI_CONFDIR_PATH"] = w.dir
 	w.env["AWS_VPC_K8S_CNI_BACKING_STORE"] = w.checkpoint()
 	if w.env["INTROSPECTION_BIND_ADDRESS"] == "" {

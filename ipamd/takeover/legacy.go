@@ -24,6 +24,27 @@ var tools = []struct{ save, restore string }{{"iptables-legacy-save", "iptables-
 
 var toolDirs = []string{"/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"}
 
+// legacyNames lists the tables of iptables-legacy that this network namespace has.
+const legacyNames = "/proc/net/ip_tables_names"
+
+// legacy names the tables of iptables-legacy in which upstream's rules may be. Which they have can't be read without it.
+func legacy() string {
+	b, err := os.ReadFile(legacyNames)
+	if err != nil {
+		return "" // the kernel has none
+	}
+	var here []string
+	for name := range strings.FieldsSeq(string(b)) {
+		if places[name] != nil {
+			here = append(here, name)
+		}
+	}
+	if len(here) == 0 {
+		return ""
+	}
+	return "what may be in iptables-legacy's tables " + strings.Join(here, ", ")
+}
+
 // RemoveLegacyNAT removes what upstream's agent has left in iptables-legacy, by the programs of the host, whose file system is
 // at root: netlink doesn't reach those tables. As with RemoveNAT this agent's own rules must be in place. removed says what
 // went, left what stays and why. A host without such tables needs no program.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -42,22 +41,16 @@ func isChain(name string) bool {
 // places are the chains that are looked at, by iptables' table.
 var places = map[string][]string{"nat": {"PREROUTING", "POSTROUTING"}, "mangle": {"PREROUTING"}}
 
-// legacyNames lists the tables of iptables-legacy that this network namespace has.
-const legacyNames = "/proc/net/ip_tables_names"
-
 // RemoveNAT removes what upstream's agent has left in nf_tables, in the network namespace of the caller: by iptables-nft, or as
 // a table of its own. It must be called only once this agent's own rules are in place: until then connections of pods
 // that leave the VPC would lose their source address. Both at once do no harm, as the first that sets one wins.
 //
-// Of others' rules none is touched. removed says what went; left what could not, because somebody else's rule leads to it, or
-// because it is iptables-legacy's, which netlink does not reach. It may run any number of times.
+// Of others' rules none is touched. removed says what went; left what could not, because somebody else's rule leads to it.
+// iptables-legacy's are not looked at, netlink does not reach them: see RemoveLegacyNAT. It may run any number of times.
 func RemoveNAT(ctx context.Context) (removed, left []string, err error) {
-	if l := legacy(); l != "" {
-		left = append(left, l)
-	}
 	conn, tables, err := open()
 	if err != nil {
-		return nil, left, err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, conn.CloseLasting()) }()
 	var errs []error
@@ -79,24 +72,6 @@ func RemoveNAT(ctx context.Context) (removed, left []string, err error) {
 		}
 	}
 	return removed, left, errors.Join(errs...)
-}
-
-// legacy names the tables of iptables-legacy in which upstream's rules may be. Which they have can't be read without it.
-func legacy() string {
-	b, err := os.ReadFile(legacyNames)
-	if err != nil {
-		return "" // the kernel has none
-	}
-	var here []string
-	for name := range strings.FieldsSeq(string(b)) {
-		if places[name] != nil {
-			here = append(here, name)
-		}
-	}
-	if len(here) == 0 {
-		return ""
-	}
-	return "what may be in iptables-legacy's tables " + strings.Join(here, ", ")
 }
 
 // clean removes upstream's rules from one of iptables' tables in one transaction, and then its chains, which are empty by

@@ -19,6 +19,9 @@ import (
 
 var recorded = time.Date(2026, 11, 23, 7, 0, 0, 0, time.UTC)
 
+// opened is a moment at which the recorded address still rests.
+var opened = time.Date(2027, 1, 3, 22, 59, 50, 0, time.UTC)
+
 // previousStore opens a copy of the previous release's file of allocations.
 func previousStore(t *testing.T) (s *store.Store, path string) {
 	t.Helper()
@@ -26,7 +29,7 @@ func previousStore(t *testing.T) (s *store.Store, path string) {
 	if err := os.WriteFile(path, read(t, "store/state.json"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, kept, err := store.Open(path, store.Options{Now: func() time.Time { return recorded.Add(time.Hour) }})
+	s, kept, err := store.Open(path, store.Options{CoolDown: 30 * time.Second, Now: func() time.Time { return opened }})
 	if err != nil || kept != "" {
 		t.Fatalf("the previous release's file: kept aside as %q, %v", kept, err)
 	}
