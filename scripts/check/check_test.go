@@ -18,7 +18,7 @@ import (
 
 func newWork(t *testing.T, out *bytes.Buffer) *work {
 	dir := t.TempDir()
-	return &work{runner: &runner{root: dir, tmp: dir, logs: dir, out: &console{w: out}, lanes: 1, heavy: 1}, log: &lineWriter{w: out}}
+	return &work{runner: &runner{root: dir, tmp: dir, logs: dir, out: &console{w: out}, lanes: 1}, log: &lineWriter{w: out}}
 }
 
 func TestGoTestEventsAreCounted(t *testing.T) {
@@ -194,19 +194,19 @@ func TestPartsRunBesideEachOtherButForThoseAlone(t *testing.T) {
 }
 
 func TestHeavyPartsLeaveALaneToLightOnes(t *testing.T) {
-	parts := []part{{name: "a", heavy: true}, {name: "b", heavy: true}, {name: "c", heavy: true}, {name: "d", heavy: true}, {name: "e"}, {name: "f"}}
+	parts := []part{{name: "a", heavy: true}, {name: "b", heavy: true}, {name: "c", heavy: true}, {name: "d"}, {name: "e"}}
 	for _, c := range []struct {
 		waiting, running []int
 		lanes, want      int
 	}{
-		{[]int{0, 1, 2, 3, 4, 5}, nil, 4, 0},
-		{[]int{1, 2, 3, 4, 5}, []int{0}, 4, 0},
-		{[]int{3, 4, 5}, []int{0, 1, 2}, 4, 1},
-		{[]int{3, 5}, []int{0, 1, 4}, 4, 0},
-		{[]int{3}, []int{0, 1, 2}, 4, -1},
-		{[]int{3, 5}, []int{0, 1, 2, 4}, 4, -1},
+		{[]int{0, 1, 2, 3, 4}, nil, 3, 0},
+		{[]int{1, 2, 3, 4}, []int{0}, 3, 0},
+		{[]int{2, 3, 4}, []int{0, 1}, 3, 1},
+		{[]int{2, 4}, []int{0, 3}, 3, 0},
+		{[]int{2}, []int{0, 1}, 3, -1},
+		{[]int{2, 4}, []int{0, 1, 3}, 3, -1},
 	} {
-		if got := next(parts, c.waiting, c.running, c.lanes, 3); got != c.want {
+		if got := next(parts, c.waiting, c.running, c.lanes); got != c.want {
 			t.Errorf("of %v beside %v starts %d, want %d", c.waiting, c.running, got, c.want)
 		}
 	}
@@ -247,7 +247,7 @@ func TestOnlyTakesWhatThePartsNeed(t *testing.T) {
 	}
 	all := allParts()
 	chosen, left, err := choose(all, "kernel, lint")
-	if err != nil || names(chosen) != "artifacts kernel lint" || len(left) != len(all)-3 {
+	if err != nil || names(chosen) != "artifacts lint kernel" || len(left) != len(all)-3 {
 		t.Errorf("chose %q, left %d, %v", names(chosen), len(left), err)
 	}
 	if _, _, err := choose(all, "lunt"); err == nil || !strings.Contains(err.Error(), "lint") {

@@ -1,6 +1,6 @@
 // Command check runs everything that decides whether a change is good: what CI
 // runs, and what make test runs. It looks at the machine first, makes what is
-// missing, runs the parts, some beside each other, and ends with a summary that says
+// missing, runs the parts, two at a time, and ends with a summary that says
 // what ran, how long it took and what was left out.
 //
 // A part that cannot run here fails and says why. A skipped test fails its part,
@@ -33,7 +33,7 @@ func main() {
 	only := flag.String("only", "", "run just these parts, separated by commas, and what they need")
 	list := flag.Bool("list", false, "list the parts and end")
 	logs := flag.String("logs", "out/logs", "folder for the log of each part")
-	lanes := flag.Int("parallel", 4, "how many parts may run at once, two or three of them with virtual machines, as memory allows; much of their time is waiting, also on 2 cores")
+	lanes := flag.Int("parallel", 3, "how many parts may run at once, two of them with virtual machines; much of their time is waiting, also on 2 cores")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, *only, *list, *logs, max(*lanes, 1))
@@ -87,15 +87,7 @@ func run(ctx context.Context, only string, list bool, logs string, lanes int) in
 		return 2
 	}
 	defer os.RemoveAll(tmp)
-	var machine syscall.Sysinfo_t
-	if err := syscall.Sysinfo(&machine); err != nil {
-		fmt.Fprintln(os.Stderr, "check: how much memory there is:", err)
-		return 2
-	}
-	r := &runner{
-		root: root, tmp: tmp, logs: filepath.Join(root, logs), cache: cache, out: &console{w: os.Stdout},
-		lanes: lanes, heavy: heavyLanes(machine.Totalram * uint64(machine.Unit)),
-	}
+	r := &runner{root: root, tmp: tmp, logs: filepath.Join(root, logs), cache: cache, out: &console{w: os.Stdout}, lanes: lanes}
 	if filepath.IsAbs(logs) {
 		r.logs = logs
 	}

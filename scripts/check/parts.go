@@ -34,11 +34,6 @@ func allParts() []part {
 			heavy: true, run: labTests,
 		},
 		{
-			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
-			cold: 6 * minute, warm: 5 * minute, deadline: 20 * minute, after: []string{"artifacts"},
-			heavy: true, run: kernel,
-		},
-		{
 			name: "generate", what: "the committed generated code is current",
 			cold: 3 * minute, warm: 15 * second, deadline: 12 * minute, run: checkGenerated,
 		},
@@ -54,6 +49,11 @@ func allParts() []part {
 			name: "unit", what: "plain tests, the product's with the race detector",
 			cold: 10 * minute, warm: 90 * second, deadline: 25 * minute,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
+		},
+		{
+			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
+			cold: 6 * minute, warm: 5 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			heavy: true, run: kernel,
 		},
 		{
 			name: "envtest", what: "the control plane's code against a real API server and etcd",

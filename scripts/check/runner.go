@@ -57,7 +57,7 @@ type runner struct {
 	root, tmp, logs string
 	cache           *artifacts.Cache
 	out             io.Writer // written to by several parts at once
-	lanes, heavy    int       // how many parts, and heavy ones among them, may run at once
+	lanes           int       // how many parts may run at once
 }
 
 var errNotRun = errors.New("not run")
@@ -78,7 +78,7 @@ func (r *runner) runAll(ctx context.Context, parts []part) []result {
 	}
 	for len(waiting)+len(running) > 0 {
 		for {
-			n := next(parts, waiting, running, r.lanes, r.heavy)
+			n := next(parts, waiting, running, r.lanes)
 			if n < 0 {
 				break
 			}
@@ -111,18 +111,12 @@ func (r *runner) runAll(ctx context.Context, parts []part) []result {
 // longer that part takes, the more it takes of everything.
 const givesWay = 5
 
-// heavyLanes is how many heavy parts may run at once on a machine with so much memory (bytes): each may have a virtual machine
-// and a cluster in it, which take 3 GiB, and the compiler wants some beside them.
-func heavyLanes(memory uint64) int {
-	if memory < 10<<30 {
-		return 2
-	}
-	return 3
-}
+// heavyLanes is how many heavy parts may run at once: each may have a virtual machine and a cluster in memory.
+const heavyLanes = 2
 
 // next returns which of the waiting parts may start beside the running ones, as
 // an index into waiting, or -1.
-func next(parts []part, waiting, running []int, lanes, heavyLanes int) int {
+func next(parts []part, waiting, running []int, lanes int) int {
 	if len(running) >= lanes || slices.ContainsFunc(running, func(i int) bool { return parts[i].alone }) {
 		return -1
 	}
