@@ -25,12 +25,12 @@ func allParts() []part {
 		},
 		{
 			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
-			cold: 12 * minute, warm: 8 * minute, deadline: 25 * minute, after: []string{"artifacts"},
+			cold: 16 * minute, warm: 10 * minute, deadline: 40 * minute, after: []string{"artifacts"},
 			heavy: true, ahead: true, run: demo,
 		},
 		{
 			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
-			cold: 7 * minute, warm: 5 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			cold: 10 * minute, warm: 8 * minute, deadline: 30 * minute, after: []string{"artifacts"},
 			heavy: true, run: labTests,
 		},
 		{
@@ -47,12 +47,12 @@ func allParts() []part {
 		},
 		{
 			name: "unit", what: "plain tests, the product's with the race detector",
-			cold: 10 * minute, warm: 90 * second, deadline: 25 * minute,
+			cold: 12 * minute, warm: 2 * minute, deadline: 25 * minute,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
 		},
 		{
 			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
-			cold: 6 * minute, warm: 5 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			cold: 6 * minute, warm: 5 * minute, deadline: 30 * minute, after: []string{"artifacts"},
 			heavy: true, run: kernel,
 		},
 		{
