@@ -30,7 +30,7 @@ func unit(ctx context.Context, w *work) error {
 		}
 	}
 	// No cached results: a test that passed yesterday says nothing of today's kernel.
-	args := []string{"go", "test", "-json", "-count=1", "-timeout", "5m"}
+	args := []string{"go", "test", "-json", "-count=1", "-timeout", "10m"}
 	var errs []error
 	if len(race) > 0 {
 		errs = append(errs, w.command(ctx, []string{"CGO_ENABLED=1"}, w.goTest, append(append(args, "-race"), race...)...))
