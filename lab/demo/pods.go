@@ -285,7 +285,9 @@ func (w *walk) redRefused(ctx context.Context) error {
 		return err
 	}
 	_, err = w.Await(ctx, time.Minute, "the red pod's SYN is seen at the database's ENI and dropped there: no rule of RDS_SG lets it in",
-		contains(w.db.ENIID, "no-rule", "SYN"), w.fresh, "grep", "-m", "2", "-F", w.red.ip, w.lab.DropLog())
+		contains(w.db.ENIID, "no-rule", "SYN"), w.fresh,
+		// The whole conversation: another pod may have had the address before.
+		"grep", "-m", "2", "-E", fmt.Sprintf("%s ingress .* %s:[0-9]+ > %s:5432 ", w.db.ENIID, w.red.ip, w.db.Address), w.lab.DropLog())
 	return err
 }
 
