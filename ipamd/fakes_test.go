@@ -423,6 +423,7 @@ type routing struct {
 	noMarks error // what this host says of nftables
 	noNAT   error // and of source NAT
 	tracked map[netip.Addr]int
+	meddles int // by somebody else
 	meddled signal.Signal
 }
 
@@ -448,17 +449,21 @@ func (r *routing) Reconcile(_ context.Context, d hostnet.Desired) (hostnet.Resul
 	return hostnet.Result{Ops: ops, Marks: r.noMarks, NAT: r.noNAT}, nil
 }
 
-// Watch calls changed for each meddle.
+// Watch calls changed for each meddle, also for those before it.
 func (r *routing) Watch(ctx context.Context, changed func()) {
-	for {
+	for seen := 0; ; {
 		r.mu.Lock()
-		meddled := r.meddled.C()
+		n, meddled := r.meddles, r.meddled.C()
 		r.mu.Unlock()
+		if n > seen {
+			seen = n
+			changed()
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-meddled:
-			changed()
 		}
 	}
 }
@@ -467,6 +472,7 @@ func (r *routing) Watch(ctx context.Context, changed func()) {
 func (r *routing) meddle(f func(*hostnet.Actual)) {
 	r.mu.Lock()
 	f(&r.actual)
+	r.meddles++
 	r.mu.Unlock()
 	r.meddled.Fire()
 }

@@ -81,10 +81,15 @@ func TestAnIPv6NodeLivesOnOnePrefixOfItsPrimaryENI(t *testing.T) {
 	if calls, enis, prefixes := w.cloud.counted(); calls != 1 || enis != 1 || prefixes != 1 {
 		t.Errorf("%d calls, %d ENIs, %d prefixes", calls, enis, prefixes)
 	}
+	marked := func() bool {
+		d := w.routing.devices()
+		return len(d) == 1 && d[prefix] == 0
+	}
+	eventually(t, "the prefix is marked as a whole", marked)
 	w.routing.mu.Lock()
 	defer w.routing.mu.Unlock()
-	if d := w.routing.actual.Marks.Devices; len(d) != 1 || d[prefix] != 0 || !w.routing.actual.Marks.Shape.IPv6 {
-		t.Errorf("marked are %v", d)
+	if !w.routing.actual.Marks.Shape.IPv6 {
+		t.Errorf("marked are %v", w.routing.actual.Marks)
 	}
 	if slices.ContainsFunc(w.routing.actual.Rules, func(r hostnet.Rule) bool { return r.From.IsValid() && r.From.Addr().Is4() }) {
 		t.Errorf("rules of IPv4: %v", w.routing.actual.Rules)
