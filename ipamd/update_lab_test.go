@@ -36,12 +36,8 @@ func buildRelease(t *testing.T, version, agent string) release {
 		r.agent = filepath.Join(dir, "aws-k8s-agent")
 		programs[r.agent] = "ipamd"
 	}
-	for out, pkg := range programs {
-		build := exec.CommandContext(t.Context(), "go", "build", "-ldflags", "-X github.com/branchline-cni/branchline/rpc.Version="+version,
-			"-o", out, "github.com/branchline-cni/branchline/cmd/"+pkg)
-		if text, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("build %s %s: %v\n%s", pkg, version, err, text)
-		}
+	for out, program := range programs {
+		must(t, built(t.Context(), out, program, version))
 	}
 	return r
 }

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -83,10 +82,8 @@ func world(m *testing.M) (code int, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	w.binary = filepath.Join(dir, "aws-k8s-agent")
-	build := exec.CommandContext(ctx, "go", "build", "-o", w.binary, "github.com/branchline-cni/branchline/cmd/ipamd")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return 1, fmt.Errorf("build the agent: %w", err)
+	if err := built(ctx, w.binary, "ipamd", ""); err != nil {
+		return 1, err
 	}
 	assets, err := assets(ctx, dir)
 	if err != nil {
@@ -119,6 +116,27 @@ func world(m *testing.M) (code int, err error) {
 	}
 	defer w.region.Close()
 	return m.Run(), nil
+}
+
+// built puts one of our programs at path: the cache's, with the version if one is given.
+func built(ctx context.Context, path, program, version string) error {
+	cache, err := artifacts.Open()
+	if err != nil {
+		return err
+	}
+	var flags []string
+	if version != "" {
+		flags = append(flags, "-X github.com/branchline-cni/branchline/rpc.Version="+version)
+	}
+	from, err := cache.Go(ctx, program, "./cmd/"+program, "", flags...)
+	if err != nil {
+		return fmt.Errorf("build %s: %w", program, err)
+	}
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o755)
 }
 
 func apply(ctx context.Context, manifest []byte) error {

@@ -165,8 +165,8 @@ func TestModuleHashFollowsWhatABuildReads(t *testing.T) {
 	write("nested/go.mod", "module y")
 	first := hash()
 	for name, counts := range map[string]bool{
-		"a/a_test.go": false, "nested/b.go": false, ".git/HEAD": false, "a/testdata/x": false, "README.md": false,
-		"a/b.go": true, "go.sum": true, "a/data.csv": true, "go.mod": true,
+		"a/a_test.go": false, "nested/b.go": false, ".git/HEAD": false, "a/testdata/x": false, "README.md": false, "out/logs/x.log": false,
+		"a/b.go": true, "go.sum": true, "a/data.csv": true, "a/out/x.go": true, "go.mod": true,
 	} {
 		before := hash()
 		write(name, "changed")

@@ -23,7 +23,8 @@ func key(parts ...string) string {
 
 // hashModule is a hash of the files that a build in a Go module's folder can
 // read: all regular files but those of modules nested in it, hidden folders,
-// tests and documents.
+// tests, documents, and what was built or logged into out/, which changes all the
+// while that the checks run.
 func hashModule(dir string) (string, error) {
 	h := sha256.New()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -34,7 +35,7 @@ func hashModule(dir string) (string, error) {
 			if path == dir {
 				return nil
 			}
-			if name := d.Name(); strings.HasPrefix(name, ".") || name == "testdata" {
+			if name := d.Name(); strings.HasPrefix(name, ".") || name == "testdata" || path == filepath.Join(dir, "out") {
 				return filepath.SkipDir
 			}
 			if _, err := os.Stat(filepath.Join(path, "go.mod")); err == nil {

@@ -8,15 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/branchline-cni/branchline/build/product"
 	"github.com/branchline-cni/branchline/lab/artifacts"
 	"github.com/branchline-cni/branchline/lab/instance"
-	"github.com/branchline-cni/branchline/rpc"
 	"github.com/branchline-cni/branchline/test/bench/report"
 )
 
@@ -28,20 +25,20 @@ const vmDeadline = 15 * time.Minute
 func runInVM(ctx context.Context, o options, dir string) (doc report.Document, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, vmDeadline, fmt.Errorf("not done within %v", vmDeadline))
 	defer cancel()
-	root, err := artifacts.Checkout()
+	cache, err := artifacts.Open()
 	if err != nil {
 		return doc, err
 	}
-	built, err := product.Build(ctx, root, runtime.GOARCH, rpc.Version, dir, product.Program{Name: "bench", Package: "test/bench"})
+	itself, err := cache.Go(ctx, "bench", "./test/bench", "")
 	if err != nil {
 		return doc, err
 	}
-	vm, err := boot(ctx, o, dir, o.bins, built[0].Path)
+	vm, err := boot(ctx, cache, o, dir, o.bins, itself)
 	if err != nil {
 		return doc, err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
-	argv := []string{built[0].Path, "-inside", "-bins", o.bins, "-rounds", strconv.Itoa(o.vmRounds), "-pods", strconv.Itoa(o.vmPods),
+	argv := []string{itself, "-inside", "-bins", o.bins, "-rounds", strconv.Itoa(o.vmRounds), "-pods", strconv.Itoa(o.vmPods),
 		"-concurrency", strings.Trim(strings.ReplaceAll(fmt.Sprint(o.vmConcurrency), " ", ","), "[]"), "-growth", "0", "-reliability", "0"}
 	if len(o.only) > 0 {
 		argv = append(argv, "-only", strings.Join(o.only, ","))
@@ -57,11 +54,7 @@ func runInVM(ctx context.Context, o options, dir string) (doc report.Document, e
 	return doc, nil
 }
 
-func boot(ctx context.Context, o options, dir string, keep ...string) (instance.Instance, error) {
-	cache, err := artifacts.Open()
-	if err != nil {
-		return nil, err
-	}
+func boot(ctx context.Context, cache *artifacts.Cache, o options, dir string, keep ...string) (instance.Instance, error) {
 	agent, err := instance.Agent(ctx, cache)
 	if err != nil {
 		return nil, err

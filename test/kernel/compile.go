@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/branchline-cni/branchline/build/product"
+	"github.com/branchline-cni/branchline/lab/artifacts"
 )
 
 // testBinary is a compiled test of one package.
@@ -77,7 +78,7 @@ func compile(ctx context.Context, patterns []string, dir string) ([]testBinary, 
 	for _, p := range pkgs {
 		t := testBinary{pkg: p.ImportPath, path: filepath.Join(dir, binaryName(p.ImportPath)), dir: p.Dir}
 		fmt.Fprintln(os.Stderr, "compile", p.ImportPath)
-		c := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "kernel", "-o", t.path, p.ImportPath)
+		c := exec.CommandContext(ctx, "go", "test", "-c", "-ldflags=-s -w", "-tags", "kernel", "-o", t.path, p.ImportPath)
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
 		c.Stderr, c.Stdout = os.Stderr, os.Stderr
 		if err := c.Run(); err != nil {
@@ -99,25 +100,36 @@ const (
 // awsCNI is the executable that the tests are about.
 const awsCNI = product.Module + "/cmd/aws-cni"
 
-// buildExecutables builds the CNI executables into dir, under the names that they have on a node, and returns the path
-// of aws-cni.
-func buildExecutables(ctx context.Context, dir string) (path string, err error) {
+// collectExecutables puts the CNI executables into dir, under the names that they have on a node, and returns the path
+// of aws-cni. They are those of the cache, which the lab's nodes have, too.
+func collectExecutables(ctx context.Context, cache *artifacts.Cache, dir string) (path string, err error) {
 	packages := map[string]string{}
 	for _, name := range product.NodePlugins() {
-		packages[name] = product.Module + "/cmd/" + name
+		packages[name] = "./cmd/" + name
 	}
 	for _, p := range product.CorePlugins() {
 		packages[p.Name] = p.Package
 	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
 	for _, name := range slices.Sorted(maps.Keys(packages)) {
-		if err := buildExecutable(ctx, filepath.Join(dir, name), packages[name]); err != nil {
+		built, err := cache.Go(ctx, name, packages[name], "")
+		if err != nil {
+			return "", fmt.Errorf("build the CNI executable %s: %w", name, err)
+		}
+		b, err := os.ReadFile(built)
+		if err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o755); err != nil {
 			return "", err
 		}
 	}
 	return filepath.Join(dir, "aws-cni"), nil
 }
 
-// buildExecutable builds a CNI executable as it ships.
+// buildExecutable builds a CNI executable as it ships, but for what flags change.
 func buildExecutable(ctx context.Context, path, pkg string, flags ...string) error {
 	name := filepath.Base(path)
 	fmt.Fprintln(os.Stderr, "build", name)

@@ -6,7 +6,7 @@
 //	go run ./test/kernel -soak 50 -timeout 5h -run TestP1RandomInterleavings ./plugins/eni    more of what is random
 //	go run ./test/kernel -mutants FILE ./plugins/eni   show that the tests see each of the faults that FILE lists
 //
-// The CNI executables are built, too: aws-cni's path is given to each test binary in BRANCHLINE_AWS_CNI, the others of
+// The CNI executables are built, too, unless the cache has them: aws-cni's path is given to each test binary in BRANCHLINE_AWS_CNI, the others of
 // the chain are in the same folder. PATH leads to what a node has beside them (iptables, nft, ip), BRANCHLINE_STRACE to
 // the folder that strace is unpacked in.
 //
@@ -92,11 +92,11 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	bin := filepath.Join(work, "cni")
-	executable, err := buildExecutables(ctx, bin)
+	cache, err := artifacts.Open()
 	if err != nil {
 		return err
 	}
-	cache, err := artifacts.Open()
+	executable, err := collectExecutables(ctx, cache, bin)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ const (
 // Programs are the executables that contenders need in their folder, beside ours: those of the benchmark and those of
 // other projects, by the packages that they are built from.
 func Programs() map[string]string {
-	const cni, bench = "github.com/containernetworking/plugins/plugins/", "test/bench/"
+	const cni, bench = "github.com/containernetworking/plugins/plugins/", "./test/bench/"
 	return map[string]string{
 		"ptp": cni + "main/ptp", "vlan": cni + "main/vlan", "host-local": cni + "ipam/host-local",
 		"bare": bench + "bare", "onecall": bench + "onecall", "leancall": bench + "leancall", "empty": bench + "empty", "peak": bench + "peak",
