@@ -41,6 +41,10 @@ func unit(ctx context.Context, w *work) error {
 	return errors.Join(errs...)
 }
 
+// stripped leaves out what only a debugger reads, as go test does by itself where it keeps no executable: it is half of the
+// time that linking takes. Stacks have their names and lines without it.
+const stripped = "-ldflags=-s -w"
+
 // inputs is how many inputs a fuzz target gets from its one worker: what takes a
 // second, or ten for what a runtime hands to the CNI executable. With a time instead of a number, Go
 // sometimes fails a target for the deadline itself ("context deadline exceeded").
@@ -71,7 +75,7 @@ func fuzz(ctx context.Context, w *work) error {
 	var errs []error
 	for _, t := range targets {
 		bin := filepath.Join(bins, strings.ReplaceAll(t.dir, "/", "__")+".test")
-		if err := w.command(ctx, nil, nil, "go", "test", "-c", "-fuzz=.", "-o", bin, "./"+t.dir); err != nil {
+		if err := w.command(ctx, nil, nil, "go", "test", "-c", stripped, "-fuzz=.", "-o", bin, "./"+t.dir); err != nil {
 			errs = append(errs, err)
 			w.tests.count("build-fail", t.dir, "")
 			continue
@@ -112,7 +116,7 @@ func kernel(ctx context.Context, w *work) error {
 	var errs []error
 	for _, p := range pkgs {
 		out := filepath.Join(bins, strings.ReplaceAll(p.dir, "/", "__")+".test")
-		if err := w.command(ctx, []string{"CGO_ENABLED=0"}, nil, "go", "test", "-c", "-tags", "kernel", "-o", out, "./"+p.dir); err != nil {
+		if err := w.command(ctx, []string{"CGO_ENABLED=0"}, nil, "go", "test", "-c", stripped, "-tags", "kernel", "-o", out, "./"+p.dir); err != nil {
 			errs = append(errs, err)
 			w.tests.count("build-fail", p.dir, "")
 			continue

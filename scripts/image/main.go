@@ -18,8 +18,8 @@ import (
 )
 
 type options struct {
-	agent, controller, version, out string
-	archs                           []string
+	agent, controller, version, out, bin string
+	archs                                []string
 }
 
 func main() {
@@ -28,6 +28,7 @@ func main() {
 	flag.StringVar(&o.controller, "controller", "localhost/branchline/vpc-controller:dev", "name of the controller's image")
 	flag.StringVar(&o.version, "version", "dev", "version that the executables report")
 	flag.StringVar(&o.out, "out", "out/images", "folder that the tarballs go to")
+	flag.StringVar(&o.bin, "bin", "", "folder of scripts/build's executables: those that are there and current are not built again (default: a temporary one)")
 	arch := flag.String("arch", strings.Join(product.Architectures(), ","), "architectures, separated by commas")
 	flag.Parse()
 	o.archs = strings.Split(*arch, ",")
@@ -44,13 +45,16 @@ func run(ctx context.Context, o options) error {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return err
 	}
-	tmp, err := os.MkdirTemp("", "branchline-image-")
-	if err != nil {
-		return err
+	if o.bin == "" {
+		tmp, err := os.MkdirTemp("", "branchline-image-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(tmp)
+		o.bin = tmp
 	}
-	defer os.RemoveAll(tmp)
 	for _, arch := range o.archs {
-		bin := filepath.Join(tmp, arch)
+		bin := filepath.Join(o.bin, arch)
 		programs := append(product.Programs(), product.CorePlugins()...)
 		if _, err := product.Build(ctx, ".", arch, o.version, bin, programs...); err != nil {
 			return err
