@@ -179,6 +179,41 @@ func TestModuleHashFollowsWhatABuildReads(t *testing.T) {
 	}
 }
 
+func TestAptIsAskedAgainOnceItsFilesHaveChanged(t *testing.T) {
+	c, err := OpenDir(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists, asked := t.TempDir(), filepath.Join(t.TempDir(), "asked")
+	was := aptState
+	t.Cleanup(func() { aptState = was })
+	aptState = []string{lists, filepath.Join(lists, "not-there")}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(lists, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, step := range []struct {
+		change func()
+		asked  string
+	}{
+		{func() {}, "."}, {func() {}, "."}, {func() { write("a", "1") }, ".."}, {func() {}, ".."}, {func() { write("a", "22") }, "..."}, {func() { write("not-there", "") }, "...."},
+	} {
+		step.change()
+		out, err := c.askApt(t.Context(), "sh", "-c", "printf . >>"+asked+"; echo answer")
+		if err != nil || string(out) != "answer\n" {
+			t.Fatalf("step %d: %q, %v", i, out, err)
+		}
+		if b, err := os.ReadFile(asked); err != nil || string(b) != step.asked {
+			t.Errorf("step %d: asked %q, want %q (%v)", i, b, step.asked, err)
+		}
+	}
+	if _, err := c.askApt(t.Context(), "sh", "-c", "exit 3"); err == nil {
+		t.Error("a failure is an answer")
+	}
+}
+
 func TestAptPolicyIsRead(t *testing.T) {
 	const out = "containerd:\n  Installed: (none)\n  Candidate: 1.6.20~ds1-1+deb12u3\n  Version table:\n     1.6.20~ds1-1+deb12u3 500\nold:\n  Installed: 1\n  Candidate: (none)\n"
 	got, err := parsePolicy(out, []string{"containerd"})

@@ -47,7 +47,7 @@ func (c *Cache) debianClosure(ctx context.Context, title string, skip func(name 
 // candidates asks apt which version of each package it would take.
 func (c *Cache) candidates(ctx context.Context, packages []string) ([]pkgVersion, error) {
 	ask := func() ([]pkgVersion, error) {
-		out, err := command{env: []string{"LC_ALL=C"}, argv: append([]string{"apt-cache", "policy", "--"}, packages...)}.run(ctx)
+		out, err := c.askApt(ctx, append([]string{"apt-cache", "policy", "--"}, packages...)...)
 		if err != nil {
 			return nil, fmt.Errorf("ask apt for versions of %s: %w", strings.Join(packages, ", "), err)
 		}
@@ -70,7 +70,7 @@ func (c *Cache) closure(ctx context.Context, packages []string) ([]pkgVersion, e
 		return nil, err
 	}
 	argv := append([]string{"apt-get", "--simulate", "-o", "Dir::State::status=/dev/null", "-o", "APT::Install-Recommends=false", "install", "--"}, packages...)
-	out, err := command{env: []string{"LC_ALL=C"}, argv: argv}.run(ctx)
+	out, err := c.askApt(ctx, argv...)
 	if err != nil {
 		return nil, fmt.Errorf("ask apt what %s depends on: %w", strings.Join(packages, ", "), err)
 	}

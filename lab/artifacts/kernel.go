@@ -70,7 +70,7 @@ func (c *Cache) kernelPackage(ctx context.Context) (string, error) {
 	if _, err := c.candidates(ctx, []string{meta}); err != nil {
 		return "", err
 	}
-	out, err := command{env: []string{"LC_ALL=C"}, argv: []string{"apt-cache", "depends", "--", meta}}.run(ctx)
+	out, err := c.askApt(ctx, "apt-cache", "depends", "--", meta)
 	if err != nil {
 		return "", fmt.Errorf("ask apt which kernel %s is: %w", meta, err)
 	}
