@@ -161,9 +161,11 @@ func (l *Lab) Kill(ctx context.Context, v Victim) (string, error) {
 
 // killAgent ends the running agent in the m5.large. While a rollout has it stopped there is none: then it is waited for.
 func (l *Lab) killAgent(ctx context.Context) (string, error) {
-	// By name, inside the instance, whose only agent it is: pid namespaces keep it from seeing any other.
+	// By name, inside the instance, whose only agent it is: pid namespaces keep it from seeing any other. No program is started
+	// for each process that is there: it would take seconds of an emulated CPU, and the moment of the kill would be another.
 	const script = `for p in /proc/[0-9]*; do
-  case "$(readlink $p/exe 2>/dev/null)" in */aws-k8s-agent) tr '\0' ' ' <$p/cmdline | grep -q ' run' && kill -9 ${p#/proc/} && echo ${p#/proc/} ;; esac
+  read -r name 2>/dev/null <$p/comm || continue
+  case $name in aws-k8s-agent) tr '\0' ' ' <$p/cmdline | grep -q ' run' && kill -9 ${p#/proc/} && echo ${p#/proc/} ;; esac
 done`
 	for {
 		r, err := l.Exec(ctx, l.Node, "sh", "-c", script)

@@ -213,6 +213,8 @@ func (n *NodeConfig) kubeletFlags() []string {
 func (n *NodeConfig) argv(program string, args ...string) []string {
 	return append([]string{
 		"/usr/bin/env",
+		// Memory is there, and an emulated CPU is slow: of what an idle node does a good part would be collections.
+		"GOGC=400",
 		"PATH=" + n.searchPath(),
 		"LD_LIBRARY_PATH=" + n.Programs.Runtime.LibraryPath() + ":" + n.Programs.Tools.LibraryPath(),
 		program,

@@ -141,10 +141,10 @@ func run(ctx context.Context, o options) (err error) {
 	return nil
 }
 
-// environment is what test binaries run with.
+// environment is what test binaries run with: seldom collections, for one, as the CPU is emulated.
 func environment(executable string, tools, strace artifacts.Tree, soak int) []string {
 	return []string{
-		"TMPDIR=/tmp", executableVariable + "=" + executable, straceVariable + "=" + strace.Dir, fmt.Sprintf("%s=%d", soakVariable, soak),
+		"TMPDIR=/tmp", "GOGC=400", executableVariable + "=" + executable, straceVariable + "=" + strace.Dir, fmt.Sprintf("%s=%d", soakVariable, soak),
 		"PATH=" + tools.SearchPath() + ":" + os.Getenv("PATH"), "LD_LIBRARY_PATH=" + tools.LibraryPath(),
 		"XTABLES_LIBDIR=" + filepath.Join(tools.Dir, xtables),
 	}
