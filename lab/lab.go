@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/branchline-cni/branchline/lab/ec2"
@@ -64,6 +65,8 @@ type Lab struct {
 	kube       *kube.ControlPlane
 	controller *supervised
 	began      time.Time
+
+	changes atomic.Uint64
 
 	mu    sync.Mutex
 	nodes map[string]*kube.Node   // by instance id
@@ -164,7 +167,7 @@ func (l *Lab) startCloud(context.Context) error {
 	})
 	l.cloud.fabric = l.Fabric
 	l.Region = ec2.New(ec2.Config{
-		Region: Region, AccountID: AccountID, OnChange: l.Fabric.Apply, Instances: l.cloud, Log: l.log, Audit: audit,
+		Region: Region, AccountID: AccountID, OnChange: l.changed, Instances: l.cloud, Log: l.log, Audit: audit,
 		Seed: l.opt.Dir, // two labs on one machine must not have instances of one id: cgroups are named by it
 	})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -182,6 +185,16 @@ func (l *Lab) startCloud(context.Context) error {
 	l.aws = newAWSClients(l.endpoint, id, secret)
 	return l.writeAWS(id, secret)
 }
+
+// changed has the data plane follow the cloud, and counts.
+func (l *Lab) changed(t *vpc.Topology) {
+	l.Fabric.Apply(t)
+	l.changes.Add(1)
+}
+
+// Changes is how often the cloud has changed until now: what its API says of ENIs, groups and instances is the same as long
+// as this is.
+func (l *Lab) Changes() uint64 { return l.changes.Load() }
 
 func (l *Lab) makeAccount(ctx context.Context) (err error) {
 	if err := l.aws.makeRoles(ctx); err != nil {

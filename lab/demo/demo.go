@@ -105,6 +105,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	ev.changes = l.Changes
 	w := &walk{Evidence: ev, lab: l, opt: o, rand: rand.New(rand.NewPCG(o.Seed, 0)), began: began}
 	w.node, w.small = l.Node, l.SmallNode
 	for _, s := range steps {

@@ -23,6 +23,8 @@ type Evidence struct {
 	out io.Writer
 	// env is what every program gets: nothing of the caller's credentials.
 	env []string
+	// changes counts the cloud's changes, where there is a cloud: see pause.
+	changes func() uint64
 
 	mu    sync.Mutex
 	count int
@@ -180,6 +182,7 @@ func (e *Evidence) Await(ctx context.Context, limit time.Duration, claim string,
 	var last Output
 	var missing error
 	for {
+		pause := e.pause(argv)
 		one, stop := context.WithTimeout(ctx, 30*time.Second)
 		o, err := run(one, argv)
 		stop()
@@ -196,11 +199,38 @@ func (e *Evidence) Await(ctx context.Context, limit time.Duration, claim string,
 				return o, nil
 			}
 		}
-		select {
-		case <-ctx.Done():
+		if pause(ctx); ctx.Err() != nil {
 			e.keep(last)
 			return last, fmt.Errorf("%q: %w: %w", claim, context.Cause(ctx), missing)
-		case <-time.After(time.Second):
+		}
+	}
+}
+
+// Between two looks at what a program says: a second, and while the cloud has not changed up to atRest for the AWS CLI,
+// which takes a second of CPU to say the same again.
+const (
+	betweenLooks = time.Second
+	atRest       = 5 * time.Second
+)
+
+// pause is called before a program is run, and what it returns after that: it waits until the program may have something
+// else to say.
+func (e *Evidence) pause(argv []string) func(context.Context) {
+	before := uint64(0)
+	gated := e.changes != nil && argv[0] == "aws"
+	if gated {
+		before = e.changes()
+	}
+	return func(ctx context.Context) {
+		rest := time.After(atRest)
+		for once := true; once || gated && e.changes() == before; once = false {
+			select {
+			case <-ctx.Done():
+				return
+			case <-rest:
+				return
+			case <-time.After(betweenLooks):
+			}
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -128,6 +129,30 @@ func TestAClaimThatIsNotSeenInTimeIsAnErrorThatSaysWhatIsMissing(t *testing.T) {
 		}
 		if e.Count() != 0 || len(files(t, e.dir)) != 1 {
 			t.Errorf("%d claims, files %v", e.Count(), files(t, e.dir))
+		}
+	})
+}
+
+func TestTheAWSCLIIsRunAgainOnceTheCloudHasChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, _ := newTestEvidence(t)
+		began := time.Now()
+		// The cloud changes once, at a moment between two looks.
+		e.changes = func() uint64 { return uint64(min(time.Since(began)/(1500*time.Millisecond), 1)) }
+		var looks []time.Duration
+		run := func(context.Context, []string) (Output, error) {
+			looks = append(looks, time.Since(began))
+			return Output{Command: "aws", Stdout: fmt.Sprintf("claim %d", len(looks))}, nil
+		}
+		for _, program := range []string{"aws", "kubectl"} {
+			looks, began = nil, time.Now()
+			if _, err := e.Await(t.Context(), time.Minute, "it is so", contains("claim 3"), run, program); err != nil {
+				t.Fatal(err)
+			}
+			want := map[string][]time.Duration{"aws": {0, 2 * betweenLooks, 2*betweenLooks + atRest}, "kubectl": {0, betweenLooks, 2 * betweenLooks}}[program]
+			if !slices.Equal(looks, want) {
+				t.Errorf("%s was run at %v, want %v", program, looks, want)
+			}
 		}
 	})
 }

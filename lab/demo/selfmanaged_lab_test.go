@@ -55,6 +55,7 @@ func TestASelfManagedClusterOnContainerd2(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ev.changes = l.Changes
 	w := &walk{Evidence: ev, lab: l, began: time.Now(), node: l.Node, small: l.Node}
 	n, s := &newRuntime{walk: w}, &selfManaged{walk: w}
 	// containerd 2 is the first runtime that asks for STATUS, and whose answer makes a node unready.
