@@ -110,7 +110,7 @@ func prepare(ctx context.Context, cache *artifacts.Cache, parts []part) error {
 	dirs := []string{cache.Dir(), os.TempDir()}
 	needs := host.Needs{Go: host.GoVersion, FreeBytes: 5e9, MemoryBytes: 2 << 30, Dirs: dirs}
 	for _, p := range parts {
-		if p.heavy {
+		if p.heavy || p.devices {
 			needs = host.Lab(dirs...)
 			break
 		}

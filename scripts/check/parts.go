@@ -51,6 +51,11 @@ func allParts() []part {
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
 		},
 		{
+			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
+			cold: 5 * minute, warm: 3 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			devices: true, run: agentTests,
+		},
+		{
 			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
 			cold: 6 * minute, warm: 5 * minute, deadline: 30 * minute, after: []string{"artifacts"},
 			heavy: true, run: kernel,

@@ -135,12 +135,13 @@ func kernel(ctx context.Context, w *work) error {
 }
 
 // tagged runs the tests behind one build tag: those in files with the suffix and
-// no others of their packages, which ran already.
-func (w *work) tagged(ctx context.Context, tag string, env []string) error {
+// no others of their packages, which ran already. where says of a folder whether its tests are meant.
+func (w *work) tagged(ctx context.Context, tag string, env []string, where func(dir string) bool) error {
 	pkgs, err := findTests(w.root, "_"+tag+"_test.go", "Test")
 	if err != nil {
 		return err
 	}
+	pkgs = slices.DeleteFunc(pkgs, func(p testPackage) bool { return !where(p.dir) })
 	if len(pkgs) == 0 {
 		return fmt.Errorf("no package has %s tests (*_%s_test.go)", tag, tag)
 	}
@@ -178,10 +179,19 @@ func envtest(ctx context.Context, w *work) error {
 			return err
 		}
 	}
-	return w.tagged(ctx, "envtest", []string{"KUBEBUILDER_ASSETS=" + assets})
+	return w.tagged(ctx, "envtest", []string{"KUBEBUILDER_ASSETS=" + assets}, func(string) bool { return true })
 }
 
-func labTests(ctx context.Context, w *work) error { return w.tagged(ctx, "lab", nil) }
+// agentRoom is where lab tests have no virtual machine and no cluster but an API server: they run beside those that have.
+const agentRoom = "ipamd"
+
+func labTests(ctx context.Context, w *work) error {
+	return w.tagged(ctx, "lab", nil, func(dir string) bool { return dir != agentRoom })
+}
+
+func agentTests(ctx context.Context, w *work) error {
+	return w.tagged(ctx, "lab", nil, func(dir string) bool { return dir == agentRoom })
+}
 
 func demo(ctx context.Context, w *work) error {
 	err := w.command(ctx, nil, w.claim, "go", "run", "./cmd/vpclab", "demo", "--kills", "--evidence", filepath.Join(w.logs, "evidence"))
