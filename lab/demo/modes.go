@@ -19,6 +19,8 @@ type modesWalk struct {
 	shown map[string]bool // claims and traffic of rows
 	// clusterIP are the Services' addresses.
 	clusterIP map[string]string
+	// imported is when the nodes have the other release.
+	imported chan error
 }
 
 // modes has branch pods of both modes side by side on one node and shows each row of the table with real packets; then
@@ -28,7 +30,7 @@ type modesWalk struct {
 // that the receiver's don't let in. The VPC flow log then says which ENIs saw the packets and where they were refused:
 // whose groups applied. What never passed an ENI is not in it.
 func (w *walk) modes(ctx context.Context) error {
-	m := &modesWalk{walk: w, shown: map[string]bool{}}
+	m := &modesWalk{walk: w, shown: map[string]bool{}, imported: make(chan error, 1)}
 	restore, err := m.rules(ctx)
 	if err != nil {
 		return err
@@ -39,8 +41,9 @@ func (w *walk) modes(ctx context.Context) error {
 		// It ends with the step: what it says then is no failure. Where it doesn't start, nothing connects.
 		_, _ = m.inside(m.db)(listening, []string{m.lab.Tool("busybox"), "httpd", "-f", "-p", fmt.Sprint(direct.allowed), "-h", "/run"})
 	}()
+	go func() { m.imported <- m.lab.ImportOtherRelease(listening) }()
 	for _, step := range []func(context.Context) error{
-		m.strictFirst, m.switchToStandard, m.rows, m.metadata, m.proxies, m.hostGivenBack, m.kubeletLocal, m.wholeTable, m.tidy, restore,
+		m.strictFirst, m.switchToStandard, m.rows, m.metadata, m.proxies, m.hostGivenBack, m.kubeletLocal, m.updateUnderChurn, m.wholeTable, m.tidy, restore,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -198,7 +201,7 @@ func (m *modesWalk) flowLogEnd() (int64, error) {
 // setAgent changes variables of aws-node, as users do, and waits for the rollout.
 func (m *modesWalk) setAgent(ctx context.Context, claim string, assignments ...string) error {
 	argv := append([]string{"kubectl", "-n", "kube-system", "set", "env", "daemonset", "aws-node"}, assignments...)
-	if _, err := m.Do(ctx, m.Local, argv...); err != nil || claim == "" {
+	if _, err := m.Do(ctx, m.Local, argv...); err != nil {
 		return err
 	}
 	_, err := m.Await(ctx, 5*time.Minute, claim, contains("successfully rolled out"), m.Local,

@@ -282,11 +282,8 @@ func (m *modesWalk) kubeletLocal(ctx context.Context) error {
 	return nil
 }
 
-// tidy takes away what the step made. The opt-in goes with a rollout that nobody has to wait for.
+// tidy takes away what the step made. The opt-in went with the other release.
 func (m *modesWalk) tidy(ctx context.Context) error {
-	if err := m.setAgent(ctx, "", "BRANCHLINE_KUBELET_LOCAL-"); err != nil {
-		return err
-	}
 	if _, err := m.Do(ctx, m.Local, "kubectl", "delete", "pods,services,configmaps", "-l", "step="+modesLabel); err != nil {
 		return err
 	}
