@@ -104,7 +104,7 @@ func world(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	if err := authenticationv1.AddToScheme(scheme); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), authenticationv1.AddToScheme(scheme)); err != nil {
 		return 1, err
 	}
 	if w.admin, err = client.New(w.cfg, client.Options{Scheme: scheme}); err != nil {
