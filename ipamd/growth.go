@@ -122,12 +122,6 @@ func (a *Agent) notePool(ctx context.Context, err error) {
 	}
 }
 
-// patienceOf is how long what is too much is kept: as long as an address rests, and the little that small waves of pods need
-// again and again for ten times that. Who shortens the one wants the other sooner, too.
-func patienceOf(coolDown time.Duration) pool.Patience {
-	return pool.Patience{Short: coolDown, Long: 10 * coolDown}
-}
-
 // poolStep does one step; did is false when there is nothing to do.
 func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
