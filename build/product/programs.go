@@ -58,7 +58,7 @@ func Programs() []Program {
 				"google.golang.org/grpc", "net/http", "k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/controller-runtime", "github.com/aws/",
 			}, noTemplates...),
 		},
-		{Name: "ipamd", Package: "cmd/ipamd", MaxBytes: 30_000_000, NoLink: append([]string{
+		{Name: "ipamd", Package: "cmd/ipamd", MaxBytes: 28_000_000, NoLink: append([]string{
 			"k8s.io/client-go/kubernetes", "k8s.io/client-go/discovery", "sigs.k8s.io/controller-runtime",
 		}, noTemplates...)},
 		{Name: "vpc-controller", Package: "cmd/vpc-controller", NoLink: noTemplates},
