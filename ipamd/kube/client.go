@@ -145,18 +145,17 @@ func (c *Client) nodeChanged() {
 func (c *Client) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, i := range c.informers() {
+		heard := c.Changed.Fire
+		if i == c.node || i == c.eniConfigs {
+			heard = c.nodeChanged
+		}
 		wg.Go(func() { i.RunWithContext(ctx) })
 		wg.Go(func() {
 			if cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
-				c.Changed.Fire()
+				heard()
 			}
 		})
 	}
-	wg.Go(func() {
-		if cache.WaitForCacheSync(ctx.Done(), c.node.HasSynced) && (c.eniConfigs == nil || cache.WaitForCacheSync(ctx.Done(), c.eniConfigs.HasSynced)) {
-			c.nodeChanged()
-		}
-	})
 	wg.Wait()
 }
 
