@@ -21,11 +21,7 @@ import (
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"github.com/go-logr/logr"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/rest"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
@@ -33,6 +29,7 @@ import (
 	"github.com/branchline-cni/branchline/controller"
 	labec2 "github.com/branchline-cni/branchline/lab/ec2"
 	"github.com/branchline-cni/branchline/lab/ec2/account"
+	"github.com/branchline-cni/branchline/test/apiserver"
 )
 
 const (
@@ -55,19 +52,9 @@ var w struct {
 	group   string
 }
 
-func TestMain(m *testing.M) {
-	code, err := world(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { apiserver.Main(m, world) }
 
-func world(m *testing.M) (code int, err error) {
-	ctrl.SetLogger(logr.Discard())
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+func world(ctx context.Context, m *testing.M) (code int, err error) {
 	w.env = &envtest.Environment{CRDDirectoryPaths: []string{"../config/crd"}, ErrorIfCRDPathMissing: true}
 	admin, err := w.env.Start()
 	if err != nil {
@@ -83,7 +70,7 @@ func world(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	for _, manifest := range [][]byte{config.ControllerRBAC(), config.AWSNode()} {
-		if err := apply(ctx, manifest); err != nil {
+		if err := apiserver.Apply(ctx, w.admin, manifest); err != nil {
 			return 1, err
 		}
 	}
@@ -145,24 +132,6 @@ func as(t *testing.T, role string) *ec2.Client {
 
 func subnet(ctx context.Context, cidr string) (string, error) {
 	return w.account.Subnet(ctx, w.vpc, cidr, "")
-}
-
-func apply(ctx context.Context, manifest []byte) error {
-	r := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(manifest), 4096)
-	for {
-		o := &unstructured.Unstructured{}
-		if err := r.Decode(o); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		if len(o.Object) == 0 {
-			continue
-		}
-		if err := w.admin.Create(ctx, o); client.IgnoreAlreadyExists(err) != nil {
-			return fmt.Errorf("create %s %s: %w", o.GetKind(), o.GetName(), err)
-		}
-	}
 }
 
 func awsConfig(key, secret, token string, wrap func(http.RoundTripper) http.RoundTripper) awssdk.Config {

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/branchline-cni/branchline/config"
+	"github.com/branchline-cni/branchline/test/apiserver"
 )
 
 // With ANNOTATE_POD_IP's right a node that was broken into could change the images of any pod: the policy that comes with it
@@ -33,7 +34,7 @@ func TestTheRightToAnnotatePodsIsForOneAnnotationOfTheNodesOwnPods(t *testing.T)
 		t.Fatal("the agent's own role lets it change pods")
 	}
 	manifest := config.AWSNodePodIPs()
-	must(t, apply(t.Context(), manifest))
+	must(t, apiserver.Apply(t.Context(), w.admin, manifest))
 	t.Cleanup(func() { unapply(t, manifest) })
 	const denied = "the node agent may"
 	eventually(t, "the policy holds", func() error {

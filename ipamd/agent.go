@@ -160,7 +160,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		opt: o, events: o.Kube.Events(), started: o.Now(),
 		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[store.Leaving]time.Time{}, noPrefix: map[string]time.Time{}, full: map[string]scarcity{},
-		patience: patienceOf(o.Config.CoolDown),
+		patience: pool.NewPatience(o.Config.CoolDown, o.Config.KeepSurplus),
 		inventory: enis.New(enis.Options{
 			Metadata: o.Metadata, EC2: describer(o), Rules: placement.Rules{InstanceID: o.Identity.InstanceID, Untagged: o.Config.ManageUntagged},
 			Links: o.Links, MTU: o.Config.ENIMTU, IPv6: o.Config.IPv6, Log: o.Log, Now: o.Now,

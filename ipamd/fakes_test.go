@@ -39,6 +39,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/kube/kubetest"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 )
 
@@ -635,7 +636,7 @@ func (w *world) start() (s service, stop func()) {
 		log = slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	k, err := kube.New(kube.Options{
-		API: w.api, NodeName: nodeName, Resync: w.resync, InstanceID: instanceID, Policies: c.PodENI, Log: log, ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
+		API: kubetest.API(w.api), NodeName: nodeName, Resync: w.resync, InstanceID: instanceID, Policies: c.PodENI, Log: log, ENIConfigs: c.CustomNetworking, NodeLabels: c.NodeLabels(), NodeAnnotations: c.NodeAnnotations(),
 	})
 	if err != nil {
 		w.t.Fatal(err)

@@ -29,11 +29,15 @@ var (
 	footprintJSON = flag.String("footprint-json", "", "`file` for what TestFootprint has measured; with it the agent is built as it ships")
 )
 
-// What the agent is held to. Of its resident memory the larger part is pages of its executable, which the kernel counts as it
-// likes and takes away when it must: what is held here is the rest.
+// What the agent is held to. Of its resident memory the larger part is pages of its executable. How many of them the kernel
+// counts is its own affair (it maps those around one that is touched, if they are in memory), but no more than there are: so
+// what is the agent's own is held in each run, and its executable's size at each build, which together stay below the
+// budget of 40 MiB. The sum is held where the executable is the one that ships; the test's own has symbols, and more in it.
 const (
-	mostAnonMiBWith110Pods = 20
-	mostUntilReady         = 2 * time.Second
+	mostAnonMiBWith110Pods     = 13
+	mostResidentMiBWith110Pods = 36
+	mostPeakMiBWith110Pods     = 40
+	mostUntilReady             = 2 * time.Second
 )
 
 // footprint is what is told.
@@ -76,8 +80,13 @@ func TestFootprint(t *testing.T) {
 	if f.ReadySeconds > mostUntilReady.Seconds() {
 		t.Errorf("ready after %.2f s, want %v at most", f.ReadySeconds, mostUntilReady)
 	}
-	if p := f.Points[1]; p.Pods == 110 && p.AnonMiB > mostAnonMiBWith110Pods {
-		t.Errorf("%.1f MiB of its own with %d pods, want %d at most", p.AnonMiB, p.Pods, mostAnonMiBWith110Pods)
+	if p := f.Points[1]; p.Pods == 110 {
+		if p.AnonMiB > mostAnonMiBWith110Pods {
+			t.Errorf("%.1f MiB of its own with %d pods, want %d at most", p.AnonMiB, p.Pods, mostAnonMiBWith110Pods)
+		}
+		if f.Bytes > 0 && (p.RSSMiB > mostResidentMiBWith110Pods || p.PeakMiB > mostPeakMiBWith110Pods) {
+			t.Errorf("%.1f MiB resident with %d pods and %.1f at the most, want %d and %d", p.RSSMiB, p.Pods, p.PeakMiB, mostResidentMiBWith110Pods, mostPeakMiBWith110Pods)
+		}
 	}
 	if *footprintJSON != "" {
 		b, err := json.MarshalIndent(f, "", "  ")

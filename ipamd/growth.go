@@ -111,21 +111,11 @@ func (a *Agent) notePool(ctx context.Context, err error) {
 	}
 	a.metrics.failed("pool")
 	a.opt.Log.Warn("the pool of addresses can't be changed; it is tried again", "error", err)
-	action, resource, denied := aws.Denied(err)
-	switch {
-	case denied:
+	if action, resource, ok := aws.Denied(err); ok {
 		a.events.Node("EC2Denied", "the node's role may not call %s on %s: add it to the role's policy (%s has it): %v", action, resource, a.rolePolicy(), err)
-	case aws.IsDenied(err):
-		a.events.Node("EC2Denied", "the node's role lacks a permission (%s has it): %v", a.rolePolicy(), err)
-	default:
-		a.sayEC2(err)
+		return
 	}
-}
-
-// patienceOf is how long what is too much is kept: as long as an address rests, and the little that small waves of pods need
-// again and again for ten times that. Who shortens the one wants the other sooner, too.
-func patienceOf(coolDown time.Duration) pool.Patience {
-	return pool.Patience{Short: coolDown, Long: 10 * coolDown}
+	a.sayEC2(err)
 }
 
 // poolStep does one step; did is false when there is nothing to do.

@@ -34,6 +34,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/kube/kubetest"
 	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/test/truth"
 )
@@ -230,7 +231,7 @@ func (s *stage) boot() {
 		log = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	id := s.cloud.identity()
-	k, err := kube.New(kube.Options{API: s.api, NodeName: nodeName, InstanceID: id.InstanceID, Policies: c.PodENI, Log: log, Resync: 24 * time.Hour})
+	k, err := kube.New(kube.Options{API: kubetest.API(s.api), NodeName: nodeName, InstanceID: id.InstanceID, Policies: c.PodENI, Log: log, Resync: 24 * time.Hour})
 	if err != nil {
 		s.t.Fatalf("%v", err)
 	}

@@ -3,7 +3,6 @@
 package ipamd_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,16 +22,12 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
-	"github.com/go-logr/logr"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
@@ -43,6 +38,7 @@ import (
 	"github.com/branchline-cni/branchline/lab/imds"
 	"github.com/branchline-cni/branchline/lab/vpc"
 	"github.com/branchline-cni/branchline/plugins/nstest"
+	"github.com/branchline-cni/branchline/test/apiserver"
 )
 
 // metadataDelay is how late IMDS shows an ENI after its attachment.
@@ -63,19 +59,9 @@ var w struct {
 	group   string
 }
 
-func TestMain(m *testing.M) {
-	code, err := world(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { apiserver.Main(m, world) }
 
-func world(m *testing.M) (code int, err error) {
-	ctrl.SetLogger(logr.Discard())
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+func world(ctx context.Context, m *testing.M) (code int, err error) {
 	dir, err := os.MkdirTemp("", "ipamd-")
 	if err != nil {
 		return 1, err
@@ -85,12 +71,11 @@ func world(m *testing.M) (code int, err error) {
 	if err := built(ctx, w.binary, "ipamd", ""); err != nil {
 		return 1, err
 	}
-	assets, err := assets(ctx, dir)
-	if err != nil {
+	if err := apiserver.Assets(ctx, dir); err != nil {
 		return 1, err
 	}
 	w.env = &envtest.Environment{
-		BinaryAssetsDirectory: assets, ErrorIfCRDPathMissing: true,
+		BinaryAssetsDirectory: dir, ErrorIfCRDPathMissing: true,
 		CRDDirectoryPaths: []string{"../config/crd/vpcresources.k8s.aws_cninodes.yaml", "../config/crd/crd.k8s.amazonaws.com_eniconfigs.yaml"},
 	}
 	if w.cfg, err = w.env.Start(); err != nil {
@@ -101,14 +86,14 @@ func world(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	if err := authenticationv1.AddToScheme(scheme); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), authenticationv1.AddToScheme(scheme)); err != nil {
 		return 1, err
 	}
 	if w.admin, err = client.New(w.cfg, client.Options{Scheme: scheme}); err != nil {
 		return 1, err
 	}
 	// The agent's ServiceAccount, roles and admission policies are those that users apply.
-	if err := apply(ctx, config.AWSNode()); err != nil {
+	if err := apiserver.Apply(ctx, w.admin, config.AWSNode()); err != nil {
 		return 1, err
 	}
 	if err := cloud(ctx); err != nil {
@@ -137,42 +122,6 @@ func built(ctx context.Context, path, program, version string) error {
 		return err
 	}
 	return os.WriteFile(path, b, 0o755)
-}
-
-func apply(ctx context.Context, manifest []byte) error {
-	r := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(manifest), 4096)
-	for {
-		o := &unstructured.Unstructured{}
-		if err := r.Decode(o); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		if len(o.Object) == 0 {
-			continue
-		}
-		if err := w.admin.Create(ctx, o); err != nil {
-			return fmt.Errorf("create %s %s: %w", o.GetKind(), o.GetName(), err)
-		}
-	}
-}
-
-// assets are the executables that envtest looks for: one Kubernetes under several names.
-func assets(ctx context.Context, dir string) (string, error) {
-	cache, err := artifacts.Open()
-	if err != nil {
-		return "", err
-	}
-	hyperkube, err := cache.Hyperkube(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, name := range []string{"etcd", "kube-apiserver", "kubectl"} {
-		if err := os.Symlink(hyperkube, filepath.Join(dir, name)); err != nil {
-			return "", err
-		}
-	}
-	return dir, nil
 }
 
 func cloud(ctx context.Context) error {

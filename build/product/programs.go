@@ -21,8 +21,8 @@ const Module = "github.com/branchline-cni/branchline"
 //
 // With grpcnotrace, gRPC leaves out golang.org/x/net/trace and with it
 // html/template, whose method calls by name keep the linker from dropping any
-// exported method: ipamd would grow from 36 to 77 MB, most of it EC2 calls that
-// nobody makes.
+// exported method: ipamd would grow from 27 to more than twice that, most of it
+// EC2 calls that nobody makes.
 const Tags = "grpcnotrace"
 
 // noTemplates is what no program links, for the reason given at Tags.
@@ -40,7 +40,10 @@ type Program struct {
 //
 // The CNI executable starts once or twice per pod: client-go or the AWS SDK
 // would cost each pod milliseconds and the node tens of megabytes, the gRPC
-// library more than all that the executable does in the kernel.
+// library more than all that the executable does in the kernel. The agent runs on
+// each node, and most pages of its executable are resident: a clientset, or
+// controller-runtime's client, would bring the types of all API groups, a third
+// more of it.
 func Programs() []Program {
 	return []Program{
 		{
@@ -55,7 +58,9 @@ func Programs() []Program {
 				"google.golang.org/grpc", "net/http", "k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/controller-runtime", "github.com/aws/",
 			}, noTemplates...),
 		},
-		{Name: "ipamd", Package: "cmd/ipamd", MaxBytes: 45_000_000, NoLink: noTemplates},
+		{Name: "ipamd", Package: "cmd/ipamd", MaxBytes: 28_000_000, NoLink: append([]string{
+			"k8s.io/client-go/kubernetes", "k8s.io/client-go/discovery", "sigs.k8s.io/controller-runtime",
+		}, noTemplates...)},
 		{Name: "vpc-controller", Package: "cmd/vpc-controller", NoLink: noTemplates},
 	}
 }

@@ -57,6 +57,7 @@ type Config struct {
 	// NoProvisioning asks EC2 for nothing and gives it nothing back; IMDSOnly never speaks to EC2.
 	NoProvisioning, IMDSOnly bool
 	CoolDown                 time.Duration
+	KeepSurplus              time.Duration // not above CoolDown: nothing is kept for longer than an address rests
 	LeakSweepOff             bool
 	ENIMTU                   int
 	PodMTU                   int // 0: ENIMTU
@@ -191,6 +192,9 @@ func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err
 		case v.assign != nil:
 			v.assign(c, parsed)
 		}
+	}
+	if _, said := c.values[keepSurplus]; !said {
+		c.KeepSurplus = 10 * c.CoolDown // who shortens the one wants the other sooner, too
 	}
 	errs = append(errs, c.check()...)
 	if len(errs) > 0 {

@@ -206,3 +206,20 @@ func TestPodsWithIPv6KeepIt(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatWasWantedLatelyIsKeptTenTimesAsLongAsAnAddressRestsUnlessSaid(t *testing.T) {
+	for _, c := range []struct {
+		coolDown, keep string
+		want           time.Duration
+	}{
+		{"", "", 5 * time.Minute}, {"60", "", 10 * time.Minute}, {"0", "", 0}, {"", "0", 0}, {"60", "45", 45 * time.Second}, {"0", "300", 5 * time.Minute},
+	} {
+		got, _, err := load(map[string]string{"IP_COOLDOWN_PERIOD": c.coolDown, "BRANCHLINE_KEEP_SURPLUS": c.keep})
+		if err != nil || got.KeepSurplus != c.want {
+			t.Errorf("%+v: %v, %v", c, got, err)
+		}
+	}
+	if _, _, err := load(map[string]string{"BRANCHLINE_KEEP_SURPLUS": "5m"}); err == nil || !strings.Contains(err.Error(), "BRANCHLINE_KEEP_SURPLUS=") {
+		t.Errorf("%v", err)
+	}
+}

@@ -71,6 +71,8 @@ func deprecated(name string, meaning string) Variable {
 	return Variable{Name: name, Meaning: meaning, Deprecated: true, kind: boolean}
 }
 
+const keepSurplus = "BRANCHLINE_KEEP_SURPLUS"
+
 const comes = "it comes in a later version"
 
 // Variables is every variable that the agent and its init container know, in the order of the documentation.
@@ -105,6 +107,7 @@ var Variables = []Variable{
 	acted("DISABLE_LEAKED_ENI_CLEANUP", "false", boolean, func(c *Config) *bool { return &c.LeakSweepOff }, "Detached ENIs that this node left behind are not deleted at start."),
 	acted("AWS_VPC_K8S_CNI_BACKING_STORE", "/var/run/aws-node/ipam.json", absolutePath, func(c *Config) *string { return &c.BackingStore }, "The upstream agent's checkpoint: read once, at this agent's first start on the node."),
 	acted("IP_COOLDOWN_PERIOD", "30", seconds(0, 3600), func(c *Config) *time.Duration { return &c.CoolDown }, "How long a freed address rests before it is given again."),
+	acted(keepSurplus, "", seconds(0, 86400), func(c *Config) *time.Duration { return &c.KeepSurplus }, "How long the little above the warm targets is kept that was wanted lately, for pods that come and go. Not set: ten times IP_COOLDOWN_PERIOD, so 300; 0, or less than an address rests: what is above the targets goes once it was for as long as an address rests."),
 	acted("ANNOTATE_POD_IP", "false", boolean, func(c *Config) *bool { return &c.AnnotatePodIP }, "Pods are annotated with their address (vpc.amazonaws.com/pod-ips) before the kubelet reports it, and with nothing once it is released. Needs config/aws-node-pod-ips."),
 	acted("NETWORK_POLICY_ENFORCING_MODE", "", oneOf("none", "strict", "standard"), func(c *Config) *string { return &c.NetworkPolicyMode }, "The AWS network policy agent's mode. With strict or standard that agent must run on the node: each pod's start asks it, and fails without it. Not set is none."),
 	acted("AWS_VPC_K8S_CNI_EXTERNALSNAT", "false", boolean, func(c *Config) *bool { return &c.ExternalSNAT }, "true: no source NAT on the node; what pods send out of the VPC leaves by their own ENI with their own address. false: it leaves by the primary ENI with the node's address, but for branch pods in strict mode."),

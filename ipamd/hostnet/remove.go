@@ -8,9 +8,9 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
+	"github.com/branchline-cni/branchline/ipamd/nfnl"
 	"github.com/branchline-cni/branchline/ipamd/rtnl"
 )
 
@@ -85,18 +85,11 @@ func (k *Kernel) removeRoutes(family int) (removed []string, err error) {
 
 // removeTables deletes our nftables tables. A kernel without nf_tables has none.
 func removeTables() (removed []string, err error) {
-	conn, err := nftables.New(nftables.AsLasting())
+	conn, tables, err := nfnl.Tables()
 	if err != nil {
-		return nil, fmt.Errorf("open a netlink socket for nftables: %w", err)
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, conn.CloseLasting()) }()
-	tables, err := conn.ListTables()
-	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EPROTONOSUPPORT) || errors.Is(err, syscall.EINVAL) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list the tables of nftables: %w", err)
-	}
 	for _, t := range tables {
 		if t.Name != tablePrefix && !strings.HasPrefix(t.Name, tablePrefix+"-") {
 			continue

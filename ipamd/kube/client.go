@@ -11,20 +11,16 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	eniconfigv1 "github.com/branchline-cni/branchline/api/eniconfig/v1alpha1"
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/reconnect"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
-	"github.com/branchline-cni/branchline/api/v1beta1"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 )
 
@@ -33,7 +29,7 @@ var ErrNotSynced = errors.New("the API server has not been heard of yet")
 
 // Options of a Client.
 type Options struct {
-	API        client.WithWatch
+	API        API
 	NodeName   string
 	InstanceID string // the branch ledger's name
 	// NodeLabels and NodeAnnotations are keys of the Node that are kept in memory beside the agent's own.
@@ -64,31 +60,6 @@ type Client struct {
 	noLedgers, noPolicies, noENIConfigs absence
 }
 
-// Scheme holds the types that the agent speaks of.
-func Scheme() (*runtime.Scheme, error) {
-	s := runtime.NewScheme()
-	return s, errors.Join(corev1.AddToScheme(s), cninodev1.AddToScheme(s), ledgerv1.AddToScheme(s), v1beta1.AddToScheme(s), eniconfigv1.AddToScheme(s))
-}
-
-// Connect makes the client of the API server's API that Options takes. It sends nothing: the resources are known
-// beforehand, so that an API server that is away doesn't keep the agent from starting.
-func Connect(cfg *rest.Config) (client.WithWatch, error) {
-	scheme, err := Scheme()
-	if err != nil {
-		return nil, err
-	}
-	m := meta.NewDefaultRESTMapper(nil)
-	m.Add(corev1.SchemeGroupVersion.WithKind("Pod"), meta.RESTScopeNamespace)
-	m.Add(corev1.SchemeGroupVersion.WithKind("Event"), meta.RESTScopeNamespace)
-	m.Add(corev1.SchemeGroupVersion.WithKind("Node"), meta.RESTScopeRoot)
-	m.Add(cninodev1.GroupVersion.WithKind("CNINode"), meta.RESTScopeRoot)
-	m.Add(eniconfigv1.GroupVersion.WithKind("ENIConfig"), meta.RESTScopeRoot)
-	m.Add(ledgerv1.GroupVersion.WithKind("BranchLedger"), meta.RESTScopeRoot)
-	m.Add(v1beta1.GroupVersion.WithKind("SecurityGroupPolicy"), meta.RESTScopeNamespace)
-	m.Add(corev1.SchemeGroupVersion.WithKind("ServiceAccount"), meta.RESTScopeNamespace)
-	return client.NewWithWatch(cfg, client.Options{Scheme: scheme, Mapper: m})
-}
-
 // New makes a client. Run starts its watches.
 func New(o Options) (*Client, error) {
 	c := &Client{opt: o}
@@ -101,7 +72,7 @@ func New(o Options) (*Client, error) {
 	c.ledger = cache.NewSharedIndexInformer(c.noLedgers.watch(gate.Wrap(c.listWatch(&ledgerv1.BranchLedgerList{}, named("metadata.name", o.InstanceID)))), &ledgerv1.BranchLedger{}, o.Resync, cache.Indexers{})
 	if o.ENIConfigs {
 		// All of them: which one is the node's may change, and there are about as many as zones.
-		c.eniConfigs = cache.NewSharedIndexInformer(c.noENIConfigs.watch(gate.Wrap(c.listWatch(&eniconfigv1.ENIConfigList{}))), &eniconfigv1.ENIConfig{}, o.Resync, cache.Indexers{})
+		c.eniConfigs = cache.NewSharedIndexInformer(c.noENIConfigs.watch(gate.Wrap(c.listWatch(&eniconfigv1.ENIConfigList{}, fields.Everything()))), &eniconfigv1.ENIConfig{}, o.Resync, cache.Indexers{})
 	}
 	wake := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.Changed.Fire() },
@@ -174,18 +145,17 @@ func (c *Client) nodeChanged() {
 func (c *Client) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, i := range c.informers() {
+		heard := c.Changed.Fire
+		if i == c.node || i == c.eniConfigs {
+			heard = c.nodeChanged
+		}
 		wg.Go(func() { i.RunWithContext(ctx) })
 		wg.Go(func() {
 			if cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
-				c.Changed.Fire()
+				heard()
 			}
 		})
 	}
-	wg.Go(func() {
-		if cache.WaitForCacheSync(ctx.Done(), c.node.HasSynced) && (c.eniConfigs == nil || cache.WaitForCacheSync(ctx.Done(), c.eniConfigs.HasSynced)) {
-			c.nodeChanged()
-		}
-	})
 	wg.Wait()
 }
 
@@ -193,21 +163,18 @@ func (c *Client) Run(ctx context.Context) {
 func (c *Client) PodsSynced() bool { return c.pods.HasSynced() }
 
 // named selects the objects of which a field has that value.
-func named(field, value string) client.ListOption {
-	return client.MatchingFieldsSelector{Selector: fields.OneTermEqualSelector(field, value)}
-}
+func named(field, value string) fields.Selector { return fields.OneTermEqualSelector(field, value) }
 
-func (c *Client) listWatch(list client.ObjectList, which ...client.ListOption) *cache.ListWatch {
-	options := func(o metav1.ListOptions) []client.ListOption {
-		return append([]client.ListOption{&client.ListOptions{Raw: &o}}, which...)
-	}
+func (c *Client) listWatch(list runtime.Object, which fields.Selector) *cache.ListWatch {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			l := list.DeepCopyObject().(client.ObjectList)
-			return l, c.opt.API.List(ctx, l, options(o)...)
+			o.FieldSelector = which.String()
+			l := list.DeepCopyObject()
+			return l, c.opt.API.List(ctx, metav1.NamespaceAll, l, o)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			return c.opt.API.Watch(ctx, list.DeepCopyObject().(client.ObjectList), options(o)...)
+			o.FieldSelector = which.String()
+			return c.opt.API.Watch(ctx, list, o)
 		},
 	}
 }

@@ -7,7 +7,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
+	"k8s.io/apimachinery/pkg/types"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 )
@@ -43,7 +43,7 @@ func (c *Client) Ledger() (*ledgerv1.BranchLedger, error) {
 func (c *Client) EditReleased(ctx context.Context, edit func([]ledgerv1.Released, *ledgerv1.BranchLedger) (next []ledgerv1.Released, changed bool)) error {
 	return untilFirst(ctx, func() error {
 		var l ledgerv1.BranchLedger
-		err := c.opt.API.Get(ctx, client.ObjectKey{Name: c.opt.InstanceID}, &l)
+		err := c.opt.API.Get(ctx, types.NamespacedName{Name: c.opt.InstanceID}, &l)
 		if apierrors.IsNotFound(err) {
 			return ErrNoLedger
 		}
@@ -57,14 +57,11 @@ func (c *Client) EditReleased(ctx context.Context, edit func([]ledgerv1.Released
 		if next == nil {
 			next = []ledgerv1.Released{}
 		}
-		patch, err := rawMerge(map[string]any{
+		patch := map[string]any{
 			"metadata": map[string]any{"resourceVersion": l.ResourceVersion},
 			"status":   map[string]any{"released": next},
-		})
-		if err != nil {
-			return err
 		}
-		if err := c.opt.API.Status().Patch(ctx, &ledgerv1.BranchLedger{ObjectMeta: metav1.ObjectMeta{Name: c.opt.InstanceID}}, patch); err != nil {
+		if err := c.merge(ctx, &ledgerv1.BranchLedger{ObjectMeta: metav1.ObjectMeta{Name: c.opt.InstanceID}}, patch, "status"); err != nil {
 			return fmt.Errorf("say in branch ledger %s what is released: %w", c.opt.InstanceID, err)
 		}
 		return nil

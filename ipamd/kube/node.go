@@ -12,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
 )
@@ -120,7 +119,7 @@ func (c *Client) HasFeature(f cninodev1.Feature) (has bool, err error) {
 func (c *Client) AddFeature(ctx context.Context, f cninodev1.Feature) error {
 	return untilFirst(ctx, func() error {
 		var n cninodev1.CNINode
-		err := c.opt.API.Get(ctx, client.ObjectKey{Name: c.opt.NodeName}, &n)
+		err := c.opt.API.Get(ctx, types.NamespacedName{Name: c.opt.NodeName}, &n)
 		if apierrors.IsNotFound(err) {
 			return ErrNoCNINode
 		}
@@ -155,15 +154,10 @@ func (c *Client) SetTrunkLabel(ctx context.Context, attached bool) error {
 	return nil
 }
 
-func (c *Client) merge(ctx context.Context, obj client.Object, patch any) error {
-	p, err := rawMerge(patch)
+func (c *Client) merge(ctx context.Context, o Object, patch any, subresource ...string) error {
+	b, err := json.Marshal(patch)
 	if err != nil {
 		return err
 	}
-	return c.opt.API.Patch(ctx, obj, p)
-}
-
-func rawMerge(patch any) (client.Patch, error) {
-	b, err := json.Marshal(patch)
-	return client.RawPatch(types.MergePatchType, b), err
+	return c.opt.API.Patch(ctx, o, b, subresource...)
 }

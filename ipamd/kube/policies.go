@@ -6,10 +6,10 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/branchline-cni/branchline/api/reconnect"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
@@ -20,7 +20,7 @@ import (
 // watchPolicies makes the watch of all policies of the cluster: there are few of them, and a pod may come from any
 // namespace at any time.
 func (c *Client) watchPolicies(gate *reconnect.Gate) error {
-	c.policies = cache.NewSharedIndexInformer(c.whileUp(c.noPolicies.watch(gate.Wrap(c.listWatch(&v1beta1.SecurityGroupPolicyList{})))), &v1beta1.SecurityGroupPolicy{}, c.opt.Resync,
+	c.policies = cache.NewSharedIndexInformer(c.whileUp(c.noPolicies.watch(gate.Wrap(c.listWatch(&v1beta1.SecurityGroupPolicyList{}, fields.Everything())))), &v1beta1.SecurityGroupPolicy{}, c.opt.Resync,
 		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 	if err := c.policies.SetTransform(trimPolicy); err != nil {
 		return fmt.Errorf("watch policies: %w", err)
@@ -108,7 +108,7 @@ func (c *Client) Policies(namespace string) (all []v1beta1.SecurityGroupPolicy, 
 // LivePolicies asks the API server for those of a namespace.
 func (c *Client) LivePolicies(ctx context.Context, namespace string) ([]v1beta1.SecurityGroupPolicy, error) {
 	var l v1beta1.SecurityGroupPolicyList
-	err := c.opt.API.List(ctx, &l, client.InNamespace(namespace))
+	err := c.opt.API.List(ctx, namespace, &l, metav1.ListOptions{})
 	if unknownResource(err) {
 		return nil, nil
 	}

@@ -14,6 +14,12 @@ type Patience struct {
 	enis        lows // 1 where an ENI could go, else 0: to have one again takes many calls
 }
 
+// NewPatience is that of an agent with IP_COOLDOWN_PERIOD and BRANCHLINE_KEEP_SURPLUS. A surplus that is kept for no longer than
+// an address rests is none beside that: then what could go has gone once it was too much for that long, however much it is.
+func NewPatience(coolDown, keepSurplus time.Duration) Patience {
+	return Patience{Short: coolDown, Long: max(coolDown, keepSurplus)}
+}
+
 // Hold notes what is too much now, sets what of it is to be kept yet, and returns how long until that may fall without
 // another event; 0 where it can't.
 func (p *Patience) Hold(now time.Time, s *Snapshot) (next time.Duration) {

@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/google/nftables/xt"
+
+	"github.com/branchline-cni/branchline/ipamd/nfnl"
 )
 
 // What upstream's agent makes of netfilter. By iptables: chains of its own in nat, jumps to them, and rules beside them that
@@ -159,18 +161,8 @@ func HasTable(name string) (has bool, err error) {
 
 // open connects to nf_tables and lists the tables of both families of addresses: none where this kernel has no nf_tables.
 func open() (*nftables.Conn, []*nftables.Table, error) {
-	conn, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		return nil, nil, fmt.Errorf("open a netlink socket for nftables: %w", err)
-	}
-	all, err := conn.ListTables()
-	if errors.Is(err, syscall.EOPNOTSUPP) || errors.Is(err, syscall.EPROTONOSUPPORT) || errors.Is(err, syscall.EINVAL) {
-		return conn, nil, nil
-	}
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("list the tables of nftables: %w", err), conn.CloseLasting())
-	}
+	conn, all, err := nfnl.Tables()
 	return conn, slices.DeleteFunc(all, func(t *nftables.Table) bool {
 		return t.Family != nftables.TableFamilyIPv4 && t.Family != nftables.TableFamilyIPv6
-	}), nil
+	}), err
 }

@@ -77,7 +77,7 @@ const (
 var agents = []struct {
 	name string
 	make sim.Contender
-}{{"ours", sim.NewOurs}, {"today's", sim.NewTodays}}
+}{{"ours", sim.NewOurs}, {"ours (keep 0)", sim.NewOursKeepingNothing}, {"today's", sim.NewTodays}}
 
 func measure(hours, rate int) (document, error) {
 	d := document{Hours: hours, Rate: rate}

@@ -30,9 +30,14 @@ type Ours struct {
 	patience pool.Patience
 }
 
-// NewOurs begins to run it.
-func NewOurs(n *Node) Agent {
-	o := &Ours{n: n, patience: pool.Patience{Short: n.CoolDown, Long: 10 * n.CoolDown}}
+// NewOurs begins to run it, with BRANCHLINE_KEEP_SURPLUS not set.
+func NewOurs(n *Node) Agent { return newOurs(n, 10*n.CoolDown) }
+
+// NewOursKeepingNothing is the same with BRANCHLINE_KEEP_SURPLUS=0.
+func NewOursKeepingNothing(n *Node) Agent { return newOurs(n, 0) }
+
+func newOurs(n *Node, keepSurplus time.Duration) Agent {
+	o := &Ours{n: n, patience: pool.NewPatience(n.CoolDown, keepSurplus)}
 	n.Go(o.pool)
 	n.Go(o.subnets)
 	return o

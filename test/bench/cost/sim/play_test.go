@@ -48,3 +48,17 @@ func TestWavesOfPodsCostNothing(t *testing.T) {
 		}
 	}, func(s Setting, c Contender) Result { return Waves(s, c, 5, 10, 30*time.Second, 20*time.Minute) })
 }
+
+// TestWhatIsKeptSavesCallsForAFewAddresses: which is what BRANCHLINE_KEEP_SURPLUS is for.
+func TestWhatIsKeptSavesCallsForAFewAddresses(t *testing.T) {
+	for _, named := range Usual() {
+		s, err := NewSetting("m5.4xlarge", named)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept, nothing := Churn(s, NewOurs, 5, 10, time.Minute, time.Hour), Churn(s, NewOursKeepingNothing, 5, 10, time.Minute, time.Hour)
+		if kept.PerPod > nothing.PerPod || kept.MeanIdle > nothing.MeanIdle+5 || nothing.MeanIdle > kept.MeanIdle {
+			t.Errorf("%s: %+v, and where nothing is kept %+v", named.Name, kept, nothing)
+		}
+	}
+}
