@@ -43,9 +43,9 @@ func reconcile(t *testing.T, k *Kernel, d Desired) Result {
 
 func (k *Kernel) actual(t *testing.T, d Desired) Actual {
 	t.Helper()
-	a, err := k.routing(d.IPv6)
+	a, err := k.routing(d)
 	if err == nil {
-		a.Marks, err = k.nft.marksOf(context.Background(), Shape{d.IPv6, d.VethPrefix})
+		a.Marks, err = k.nft.marksOf(context.Background(), d.shape())
 	}
 	if err == nil {
 		a.Tables, err = k.nft.ruleTables(context.Background())
