@@ -70,6 +70,17 @@ func testPlan(t *testing.T, trunk int) map[string]Plan {
 	return plans
 }
 
+// ofTheFirst is how many steps of a pod with several interfaces are those of a regular pod, which has its own test.
+func ofTheFirst(p Plan) int {
+	if len(p.Further) == 0 {
+		return 0
+	}
+	return slices.IndexFunc(p.Steps, func(s Step) bool {
+		veth, ok := s.(AddVeth)
+		return ok && veth.Mark.Number == 1
+	})
+}
+
 func TestApplyUndoesEverythingWhicheverStepFails(t *testing.T) {
 	host, vpc, pod := nstest.New(t), nstest.New(t), nstest.New(t)
 	host.Veth(t, "trunk", vpc, "fabric")
@@ -95,6 +106,9 @@ func TestApplyUndoesEverythingWhicheverStepFails(t *testing.T) {
 				}
 			}
 			for i, step := range plan.Steps {
+				if i < ofTheFirst(plan) {
+					continue
+				}
 				// Ended before the step, and the step itself refused by the kernel.
 				err := host.Try(func() error {
 					return Apply(&failing{context.Background(), i}, plan, pod.FD())
