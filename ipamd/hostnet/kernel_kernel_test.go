@@ -85,9 +85,9 @@ func TestRoutingOfARealKernelIsReconciledBothWays(t *testing.T) {
 			moved := eni
 			moved.Gateway, moved.Prefixes = netip.MustParseAddr(c.other), eni.Prefixes[10:]
 			further := eni // of another network card; its table's number is not in a byte
-			further.Card, further.Device = 1, 3
+			further.Card, further.Device, further.Prefixes = 1, 3, eni.Prefixes[740:]
 			nodeLocal := []netip.Prefix{netip.MustParsePrefix("169.254.20.10/32"), netip.MustParsePrefix("fd00:ec2::23/128")}
-			for i, d := range []Desired{{}, {LocalBehindPods: true, ENIs: []ENI{eni}}, {LocalBehindPods: true, NodeLocal: nodeLocal, ENIs: []ENI{moved}}, {ENIs: []ENI{further}}, {ENIs: []ENI{eni}}, {}} {
+			for i, d := range []Desired{{}, {LocalBehindPods: true, ENIs: []ENI{eni}}, {LocalBehindPods: true, NodeLocal: nodeLocal, ENIs: []ENI{moved}}, {ENIs: []ENI{eni}}, {ENIs: []ENI{further}}, {}} {
 				d.IPv6, d.VethPrefix = c.ipv6, "eni"
 				if r := reconcile(t, k, d); r.Marks != nil || r.Kubelet != nil {
 					t.Fatalf("step %d: %v, %v", i, r.Marks, r.Kubelet)
