@@ -113,8 +113,7 @@ type Agent struct {
 	subnetsWanted signal.Signal // what is known of subnets is too old
 	changed       signal.Signal // an allocation was made or ended, a pod waits, routing was put in place
 	ready         atomic.Bool
-	waiting       atomic.Int32 // pods that wait for an address
-	unexplained   atomic.Bool  // something is attached that no source explains yet
+	unexplained   atomic.Bool // something is attached that no source explains yet
 	typ           atomic.Pointer[aws.InstanceType]
 	health        signal.Signal // the host's routing failed, or does no more
 
@@ -122,9 +121,9 @@ type Agent struct {
 
 	formerNATGone bool                        // in this run; the routing's alone
 	takenBack     map[store.Leaving]time.Time // what is leaving and EC2 took back, in this run, and when it said so last; the pool's alone
-	unplaced      string                      // why no ENI can be made, as it was said last; the pool's alone
-	patience      pool.Patience               // the pool's alone
-	heldFor       time.Duration               // until it may give more back, 0 for never; the pool's alone
+	unplaced      map[int]string              // why no ENI can be made, by network card, as it was said last; the pool's alone
+	patience      map[int]*pool.Patience      // by network card; the pool's alone
+	heldFor       time.Duration               // until it may give more back or ask for more, 0 for never; the pool's alone
 
 	mu           sync.Mutex
 	asked        map[store.Key]time.Time // when an executable was last told of an allocation, in this run
@@ -134,6 +133,7 @@ type Agent struct {
 	strict       bool                    // the local rule is behind the pods' rules
 	orphans      map[netip.Addr]bool     // wired, and nobody here remembers for whom
 	joining      map[string]*joining
+	waiting      map[int]waiters      // by network card
 	noPrefix     map[string]time.Time // until when no prefix is asked for, by subnet
 	poolErr      error                // why the pool can't grow
 	stepSince    time.Time            // since when a step of the pool is under way; zero: none is
@@ -160,9 +160,9 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		opt: o, events: o.Kube.Events(), started: o.Now(),
 		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[store.Leaving]time.Time{}, noPrefix: map[string]time.Time{}, full: map[string]scarcity{},
-		patience: pool.NewPatience(o.Config.CoolDown, o.Config.KeepSurplus),
+		patience: map[int]*pool.Patience{}, waiting: map[int]waiters{}, unplaced: map[int]string{},
 		inventory: enis.New(enis.Options{
-			Metadata: o.Metadata, EC2: describer(o), Rules: placement.Rules{InstanceID: o.Identity.InstanceID, Untagged: o.Config.ManageUntagged},
+			Metadata: o.Metadata, EC2: describer(o), Rules: placement.Rules{InstanceID: o.Identity.InstanceID, Untagged: o.Config.ManageUntagged, Cards: o.Config.MultiNIC},
 			Links: o.Links, MTU: o.Config.ENIMTU, IPv6: o.Config.IPv6, Log: o.Log, Now: o.Now,
 		}),
 		provision: &enis.Provisioner{
@@ -229,7 +229,7 @@ func orphans(r Routing, v store.View) (map[netip.Addr]bool, error) {
 		}
 		// Branch pods in standard mode are routed beside the regular ones.
 		if !slices.ContainsFunc(v.Allocations, func(a store.Allocation) bool {
-			return a.Regular != nil && a.Regular.Address == addr || a.Branch != nil && a.Branch.Address == addr
+			return slices.Contains(a.Addresses(), addr)
 		}) {
 			out[addr] = true
 		}

@@ -78,7 +78,8 @@ type cloud struct {
 	subnetsAsked int
 	types        []types.InstanceTypeInfo // that EC2 knows; nil: it doesn't answer
 	typesAsked   int
-	ipv6Late     bool // IMDS does not show IPv6 prefixes
+	ipv6Late     bool        // IMDS does not show IPv6 prefixes
+	calls        map[int]int // creations of ENIs and assignments of addresses, by network card
 }
 
 type cloudENI struct {
@@ -102,7 +103,7 @@ type cloudENI struct {
 
 func newCloud() *cloud {
 	nobody := func() {} // watches yet
-	c := &cloud{enis: map[string]*cloudENI{}, vlans: map[int]bool{}, subnets: []types.Subnet{subnet("subnet-1", 1000)}, onENI: nobody, onVLAN: nobody}
+	c := &cloud{calls: map[int]int{}, enis: map[string]*cloudENI{}, vlans: map[int]bool{}, subnets: []types.Subnet{subnet("subnet-1", 1000)}, onENI: nobody, onVLAN: nobody}
 	c.add(0, 0, false)
 	c.enis["eni-1"].up = true
 	return c
@@ -324,7 +325,8 @@ func (c *cloud) AttachNetworkInterface(_ context.Context, in *ec2.AttachNetworkI
 		return nil, c.failed
 	}
 	e := c.enis[*in.NetworkInterfaceId]
-	e.device, e.hidden = int(*in.DeviceIndex), c.hidden
+	e.device, e.card, e.hidden = int(*in.DeviceIndex), int(awssdk.ToInt32(in.NetworkCardIndex)), c.hidden
+	c.calls[e.card]++
 	if c.onENI != nil { // nobody watches the links yet
 		go c.onENI()
 	}
@@ -343,6 +345,7 @@ func (c *cloud) AssignPrivateIpAddresses(_ context.Context, in *ec2.AssignPrivat
 	}
 	out := &ec2.AssignPrivateIpAddressesOutput{}
 	c.assigns++
+	c.calls[c.enis[*in.NetworkInterfaceId].card]++
 	if c.full[c.enis[*in.NetworkInterfaceId].subnet] {
 		return nil, subnetFull
 	}

@@ -3,6 +3,7 @@ package ipamd
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,7 +55,9 @@ func (a *Agent) forgetFree(ctx context.Context) (some, ok bool) {
 	v := a.store.View()
 	answered := map[store.Key]bool{}
 	for _, al := range v.Allocations {
-		busy[addressOf(al)] = true
+		for _, address := range al.Addresses() {
+			busy[address] = true
+		}
 		if a.past.answered[al.Key] {
 			answered[al.Key] = true
 		}
@@ -86,19 +89,21 @@ func (a *Agent) forgetFree(ctx context.Context) (some, ok bool) {
 	return true, true
 }
 
-// forgetPast is for an address that is being given and may still have a past: the pool is short of addresses, or it is a
+// forgetPast is for addresses that are being given and may still have a past: the pool is short of addresses, or one is a
 // branch ENI's, which may have been elsewhere meanwhile. A pod is not refused because that failed. A sandbox that asks again
 // was not answered by an agent that was killed after it had stored the allocation; one that was has connections of its own.
 func (a *Agent) forgetPast(ctx context.Context, al store.Allocation) {
-	address := addressOf(al)
 	ctx, cancel := context.WithTimeout(ctx, forgetMost)
 	defer cancel()
 	a.past.mu.Lock()
 	defer a.past.mu.Unlock()
-	if !a.past.forgotten[address] && !a.past.answered[al.Key] {
-		a.forget(ctx, []netip.Addr{address})
+	with := slices.DeleteFunc(al.Addresses(), func(address netip.Addr) bool { return a.past.forgotten[address] })
+	if len(with) > 0 && !a.past.answered[al.Key] {
+		a.forget(ctx, with)
 	}
-	delete(a.past.forgotten, address)
+	for _, address := range al.Addresses() {
+		delete(a.past.forgotten, address)
+	}
 	if a.past.answered == nil {
 		a.past.answered = map[store.Key]bool{}
 	}
@@ -116,11 +121,4 @@ func (a *Agent) forget(ctx context.Context, addresses []netip.Addr) bool {
 		a.opt.Log.Debug("old connections of pods' addresses are forgotten", "addresses", addresses, "connections", n)
 	}
 	return true
-}
-
-func addressOf(al store.Allocation) netip.Addr {
-	if al.Regular != nil {
-		return al.Regular.Address
-	}
-	return al.Branch.Address
 }

@@ -45,15 +45,15 @@ func TestP7ASandboxThatWasNotAnsweredIsGivenNoOldConnections(t *testing.T) {
 	mustAdd(t, s, addRequest("red", "uid-r", "s1"))
 	al, _ := s.a.store.Get(store.Key{ContainerID: "s1", IfName: "eth0"})
 	stop()
-	w.routing.track(addressOf(al), 4)
+	w.routing.track(al.Addresses()[0], 4)
 	s, _ = w.start()
 	mustAdd(t, s, addRequest("red", "uid-r", "s1"))
-	if n := w.routing.track(addressOf(al), 0); n != 0 {
+	if n := w.routing.track(al.Addresses()[0], 0); n != 0 {
 		t.Errorf("the pod was given an address with %d connections", n)
 	}
-	w.routing.track(addressOf(al), 5)
+	w.routing.track(al.Addresses()[0], 5)
 	mustAdd(t, s, addRequest("red", "uid-r", "s1"))
-	if n := w.routing.track(addressOf(al), 0); n != 5 {
+	if n := w.routing.track(al.Addresses()[0], 0); n != 5 {
 		t.Errorf("asked again, %d of its own 5 connections are left", n)
 	}
 }
@@ -73,7 +73,7 @@ func TestP7FreeAddressesLoseTheirPastOnceTheyHaveCooledDown(t *testing.T) {
 	}
 	mustAdd(t, s, addRequest("red", "uid-r", "s1"))
 	al, _ := s.a.store.Get(store.Key{ContainerID: "s1", IfName: "eth0"})
-	a := addressOf(al)
+	a := al.Addresses()[0]
 	w.routing.track(a, 4)
 	if _, err := s.Del(t.Context(), delRequest("s1")); err != nil {
 		t.Fatal(err)

@@ -255,7 +255,7 @@ func TestABurstOfPodsIsOneCallOfEC2(t *testing.T) {
 			}
 		})
 	}
-	for deadline := time.Now().Add(10 * time.Second); s.a.waiting.Load() < 24 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(10 * time.Second); waitingFor(s.a, 0) < 24 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	w.cloud.mu.Unlock()

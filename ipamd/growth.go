@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/branchline-cni/branchline/aws"
 	"github.com/branchline-cni/branchline/ipamd/placement"
@@ -134,46 +137,109 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	if !a.limitsKnown() {
 		return false, nil // what is attached stays as it is
 	}
-	snapshot, at := a.placedSnapshot()
-	a.heldFor = a.patience.Hold(a.opt.Now(), &snapshot)
-	if at.Reason == placement.None && !a.subnetsTried() {
+	pools := a.cardPools()
+	if first := pools[0].at; first.Reason == placement.None && !a.subnetsTried() {
 		return false, nil // tags may say that it is not this ENI that is to have addresses
 	}
-	steps := pool.Plan(snapshot)
-	a.sayPlace(snapshot, at)
-	// Giving back never keeps pods from getting addresses, also where EC2 doesn't take them.
-	if len(steps) == 0 || steps[0].Kind == pool.Unassign || steps[0].Kind == pool.Retire {
-		if did, err := a.resumeLeaving(ctx); did || err != nil {
-			return did, err
-		}
+	grow, shrink := a.decide(pools)
+	if len(grow) > 0 {
+		return a.grow(ctx, grow)
 	}
-	if len(steps) == 0 {
+	// Giving back never keeps pods from getting addresses, also where EC2 doesn't take them.
+	if did, err := a.resumeLeaving(ctx); did || err != nil {
+		return did, err
+	}
+	if len(shrink) == 0 {
 		return false, nil
 	}
-	switch s := steps[0]; s.Kind {
-	case pool.Assign:
-		defer a.metrics.doing("increaseIPPool")()
-		return true, a.assign(ctx, s)
-	case pool.Attach:
-		defer a.metrics.doing("increaseIPPool")()
-		if a.unexplained.Load() || !a.subnetsAsked(at) {
-			return false, nil // the answer, or the metadata service's, wakes the pool
+	return a.giveUp(ctx, shrink[0].Step)
+}
+
+// cardStep is a step on one network card.
+type cardStep struct {
+	pool.Step
+	card int
+	at   placed
+}
+
+// decide plans each network card's next step. Cards that have too little come before those that have too much.
+func (a *Agent) decide(pools []cardPool) (grow, shrink []cardStep) {
+	a.heldFor = 0
+	for _, p := range pools {
+		patience := a.patience[p.card]
+		if patience == nil {
+			fresh := pool.NewPatience(a.opt.Config.CoolDown, a.opt.Config.KeepSurplus)
+			patience = &fresh
+			a.patience[p.card] = patience
 		}
-		return true, a.attach(ctx, s, at)
-	case pool.Unassign:
-		defer a.metrics.doing("decreaseIPPool")()
-		leaving, err := a.store.Leave(s.ENIID, s.Units)
-		if err != nil || len(leaving) == 0 { // pods came meanwhile
-			return true, err
+		a.heldFor = soonest(a.heldFor, patience.Hold(a.opt.Now(), &p.Snapshot))
+		steps := pool.Plan(p.Snapshot)
+		a.sayPlace(p)
+		if len(steps) == 0 {
+			continue
 		}
-		return true, a.giveBack(ctx, s.ENIID, leaving)
-	default:
+		s := cardStep{steps[0], p.card, p.at}
+		if s.Kind == pool.Unassign || s.Kind == pool.Retire {
+			shrink = append(shrink, s)
+		} else if left := a.gathers(p.card); left > 0 {
+			a.heldFor = soonest(a.heldFor, left)
+		} else {
+			grow = append(grow, s)
+		}
+	}
+	return grow, shrink
+}
+
+// cardsAtOnce bounds the calls that are made at the same time for several network cards.
+const cardsAtOnce = 8
+
+// grow does the steps, of several cards at the same time: a pod that waits for all of them waits once.
+func (a *Agent) grow(ctx context.Context, steps []cardStep) (did bool, err error) {
+	defer a.metrics.doing("increaseIPPool")()
+	if len(steps) == 1 {
+		return a.growOne(ctx, steps[0])
+	}
+	var all errgroup.Group
+	all.SetLimit(cardsAtOnce)
+	dids, errs := make([]bool, len(steps)), make([]error, len(steps))
+	for i, s := range steps {
+		all.Go(func() error {
+			dids[i], errs[i] = a.growOne(ctx, s)
+			return nil
+		})
+	}
+	_ = all.Wait() // each has its own error
+	for i, s := range steps {
+		errs[i] = onCard(s.card, true, errs[i])
+	}
+	return slices.Contains(dids, true), errors.Join(errs...)
+}
+
+func (a *Agent) growOne(ctx context.Context, s cardStep) (did bool, err error) {
+	if s.Kind == pool.Assign {
+		return true, a.assign(ctx, s.Step)
+	}
+	if a.unexplained.Load() || s.card == 0 && !a.subnetsAsked(s.at) {
+		return false, nil // the answer, or the metadata service's, wakes the pool
+	}
+	return true, a.attach(ctx, s)
+}
+
+// giveUp does a step that gives something back.
+func (a *Agent) giveUp(ctx context.Context, s pool.Step) (did bool, err error) {
+	if s.Kind == pool.Retire {
 		err := a.store.Retire(s.ENIID)
 		if errors.Is(err, store.ErrInUse) {
 			return true, nil // a pod came meanwhile
 		}
 		return true, err
 	}
+	defer a.metrics.doing("decreaseIPPool")()
+	leaving, err := a.store.Leave(s.ENIID, s.Units)
+	if err != nil || len(leaving) == 0 { // pods came meanwhile
+		return true, err
+	}
+	return true, a.giveBack(ctx, s.ENIID, leaving)
 }
 
 func (a *Agent) assign(ctx context.Context, s pool.Step) error {
@@ -184,9 +250,11 @@ func (a *Agent) assign(ctx context.Context, s pool.Step) error {
 		if err := a.store.Left(s.ENIID, got); err != nil {
 			return err
 		}
+		a.mu.Lock()
 		for _, u := range got {
 			delete(a.takenBack, store.Leaving{Prefix: u, ENIID: s.ENIID})
 		}
+		a.mu.Unlock()
 		a.inventory.Learn(s.ENIID, got)
 		a.changed.Fire()
 	}
@@ -201,24 +269,27 @@ func (a *Agent) assign(ctx context.Context, s pool.Step) error {
 	return err
 }
 
-func (a *Agent) attach(ctx context.Context, s pool.Step, at placed) error {
+func (a *Agent) attach(ctx context.Context, s cardStep) error {
 	all := a.inventory.ENIs()
 	if len(all) == 0 || !all[0].Primary() {
 		return errOurs("the primary ENI is not known yet")
 	}
 	var used []int
 	for _, e := range all {
-		if e.Card == 0 {
+		if e.Card == s.card {
 			used = append(used, e.Device)
 		}
 	}
 	a.mu.Lock()
 	for _, j := range a.joining {
-		used = append(used, j.device)
+		if j.card == s.card {
+			used = append(used, j.device)
+		}
 	}
 	a.mu.Unlock()
+	at := s.at
 	place := at.Places[0]
-	id, device, err := a.provision.Attach(ctx, place, used, s.Count, s.Prefixes)
+	id, device, err := a.provision.Attach(ctx, place, s.card, used, s.Count, s.Prefixes)
 	if err = a.scarce(place.SubnetID, err); err != nil && at.config != "" {
 		err = fmt.Errorf("after ENIConfig %s (correct its subnet and securityGroups if EC2 refuses them): %w", at.config, err)
 	}
@@ -229,7 +300,7 @@ func (a *Agent) attach(ctx context.Context, s pool.Step, at placed) error {
 		return err // it is given back, and made anew
 	}
 	a.changed.Fire()
-	a.join(id, device)
+	a.join(id, s.card, device)
 	a.links.Fire()
 	if !a.await(ctx, a.opt.joinTimeout, func() bool { return a.isRouted(id) }) {
 		a.opt.Log.Warn("an ENI was attached and its link or its metadata has not come yet", "eni", id)

@@ -103,10 +103,13 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 	}
 	held := map[string][]netip.Prefix{}
 	for _, al := range view.Allocations {
-		if r := al.Regular; r != nil && r.Settled() {
+		for _, r := range al.Regulars() {
+			if !r.Settled() {
+				continue
+			}
 			held[r.ENIID] = append(held[r.ENIID], netip.PrefixFrom(r.Address, r.Address.BitLen()))
-			if !slices.Contains(d.InUse, r.Device) {
-				d.InUse = append(d.InUse, r.Device)
+			if s := (hostnet.Slot{Card: r.Card, Device: r.Device}); !slices.Contains(d.InUse, s) {
+				d.InUse = append(d.InUse, s)
 			}
 		}
 	}
@@ -122,7 +125,7 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 			}
 		}
 		d.ENIs = append(d.ENIs, hostnet.ENI{
-			Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.PrimaryAddress(), Gateway: e.Gateway(), Prefixes: prefixes,
+			Card: e.Card, Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.PrimaryAddress(), Gateway: e.Gateway(), Prefixes: prefixes,
 		})
 	}
 	return d, branchesLeft, nil
@@ -146,7 +149,7 @@ func natOf(c *config.Config, all []enis.ENI) hostnet.NAT {
 func (a *Agent) noteRouting(all []enis.ENI, d hostnet.Desired, branchesLeft bool, r hostnet.Result) {
 	routed := map[string]hostnet.ENI{}
 	for _, e := range all {
-		at := slices.IndexFunc(d.ENIs, func(r hostnet.ENI) bool { return r.LinkIndex == e.LinkIndex && r.Device == e.Device })
+		at := slices.IndexFunc(d.ENIs, func(r hostnet.ENI) bool { return r.LinkIndex == e.LinkIndex && r.Slot() == slotOf(e) })
 		if at >= 0 {
 			routed[e.ID] = d.ENIs[at]
 		}
@@ -170,7 +173,7 @@ func (a *Agent) noteRouting(all []enis.ENI, d hostnet.Desired, branchesLeft bool
 func (a *Agent) routeTable(r *store.Regular) uint32 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.marked {
+	if a.marked && (hostnet.Slot{Card: r.Card, Device: r.Device}).Mark() != 0 {
 		return 0
 	}
 	return uint32(r.RouteTable)

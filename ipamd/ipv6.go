@@ -53,10 +53,10 @@ func (a *Agent) ipv6Step(ctx context.Context) (did bool, err error) {
 
 // sayOnce tells people why no address can be had, as long as the reason is the same. It is the pool's alone.
 func (a *Agent) sayOnce(reason, text string) {
-	if a.unplaced == text {
+	if a.unplaced[0] == text {
 		return
 	}
-	a.unplaced = text
+	a.unplaced[0] = text
 	a.metrics.failed("pool")
 	a.opt.Log.Warn("pods can have no addresses", "why", text)
 	a.events.Node(reason, "no addresses for pods: %s", text)

@@ -8,9 +8,9 @@ import (
 // joinTimeout is how long a pool step waits for the ENI that it attached, and after which EC2 is asked what has become of it.
 const joinTimeout = 30 * time.Second
 
-// joining is an ENI that we attached and the inventory does not show yet. It holds a slot and its device index.
+// joining is an ENI that we attached and the inventory does not show yet. It holds a slot and its device index there.
 type joining struct {
-	device int
+	card, device int
 	// next is when EC2 is asked whether it is still attached, pause how long after that it is asked again.
 	next  time.Time
 	pause time.Duration
@@ -18,10 +18,10 @@ type joining struct {
 
 const joinPauseMost = 10 * time.Minute
 
-func (a *Agent) join(id string, device int) {
+func (a *Agent) join(id string, card, device int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.joining[id] = &joining{device: device, next: a.opt.Now().Add(a.opt.joinTimeout), pause: a.opt.joinTimeout}
+	a.joining[id] = &joining{card: card, device: device, next: a.opt.Now().Add(a.opt.joinTimeout), pause: a.opt.joinTimeout}
 }
 
 // overdue returns the ENIs of which EC2 is to be asked now, and how long until the next one; 0 where none is joining.

@@ -141,8 +141,8 @@ var (
 
 var gauges = []gauge{
 	size("awscni_eni_allocated", "ENIs attached to the instance.", func(v sizesView) int { return v.attached }),
-	size("awscni_eni_max", "ENIs that the instance can have.", func(v sizesView) int { return v.pool.MaxENIs }),
-	size("awscni_ip_max", "Addresses that regular pods of the instance can have.", func(v sizesView) int {
+	size("awscni_eni_max", "ENIs that the instance can have.", func(v sizesView) int { return v.most }),
+	size("awscni_ip_max", "Addresses that regular pods of the instance can have, of the first network card.", func(v sizesView) int {
 		if v.pool.IPv6 {
 			return pool.Unit{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 80)}.Size()
 		}
@@ -161,11 +161,11 @@ var gauges = []gauge{
 	size("awscni_total_ipv4_prefixes", "IPv4 prefixes of the instance's ENIs.", func(v sizesView) int { return v.prefixes[0] }),
 	size("awscni_total_ipv6_prefixes", "IPv6 prefixes of the instance's ENIs; 65,536 addresses of each are counted.", func(v sizesView) int { return v.prefixes[1] }),
 	size("awscni_assigned_ip_addresses", "Addresses that regular pods hold.", func(v sizesView) int { return v.assigned }),
-	size("awscni_ip_free", "Addresses that can be given to a pod now: neither held nor resting nor being given back.", func(v sizesView) int { return pool.Free(v.pool) }),
+	size("awscni_ip_free", "Addresses that can be given to a pod now: neither held nor resting nor being given back.", func(v sizesView) int { return v.free }),
 	size("awscni_ip_cooling", "Addresses that rest before they are given again.", func(v sizesView) int { return len(v.store.Cooling) }),
 	size("awscni_ip_leaving", "Addresses that are being given back to EC2, by themselves or in a prefix.", func(v sizesView) int { return v.leaving }),
 	size("awscni_ip_held_by_unknown", "Addresses that are wired on this node to pods that this agent does not know: they are given to nobody.", func(v sizesView) int { return v.orphans }),
-	size("awscni_pods_waiting_for_ip", "Regular pods that wait for an address at this moment.", func(v sizesView) int { return v.pool.Waiting }),
+	size("awscni_pods_waiting_for_ip", "Regular pods that wait for an address at this moment.", func(v sizesView) int { return v.waiting }),
 	size("awscni_branch_eni_assigned", "Interfaces of branch pods on this node.", func(v sizesView) int { return v.branches }),
 	size("awscni_trunk_attached", "1 while a trunk ENI is attached.", func(v sizesView) int { return v.trunk }),
 	size("awscni_ready", "1 while pods can be wired, as the agent's health says.", func(v sizesView) int { return v.ready }),
@@ -173,7 +173,8 @@ var gauges = []gauge{
 
 // sizesView is what the gauges are read off, taken once for all of them.
 type sizesView struct {
-	pool                                                                pool.Snapshot
+	pool                                                                pool.Snapshot // of the first network card
+	free, most, waiting                                                 int           // of all
 	store                                                               store.View
 	attached, total, assigned, leaving, branches, trunk, ready, orphans int
 	byENI, byCIDR                                                       map[string]int
@@ -181,8 +182,18 @@ type sizesView struct {
 }
 
 func (a *Agent) sizes() sizesView {
-	v := sizesView{pool: a.snapshot(), store: a.store.View(), attached: len(a.inventory.ENIs()), byENI: map[string]int{}, byCIDR: map[string]int{}}
-	for _, e := range v.pool.ENIs {
+	pools := a.cardPools()
+	v := sizesView{pool: pools[0].Snapshot, store: a.store.View(), attached: len(a.inventory.ENIs()), byENI: map[string]int{}, byCIDR: map[string]int{}}
+	var all []pool.ENI
+	for _, p := range pools {
+		all = append(all, p.ENIs...)
+		v.free += pool.Free(p.Snapshot)
+		v.waiting = max(v.waiting, p.Waiting)
+	}
+	if v.most = pools[0].MaxENIs; a.opt.Config.MultiNIC {
+		v.most = a.totalENIs()
+	}
+	for _, e := range all {
 		for _, u := range e.Units {
 			v.total += u.Size()
 			v.assigned += u.InUse

@@ -25,6 +25,7 @@ func (a *Agent) mournOrphans() error {
 				return err
 			}
 			delete(a.orphans, addr)
+			a.changed.Fire() // the pool waits for the end of its rest
 		}
 	}
 	return nil

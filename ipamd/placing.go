@@ -189,18 +189,19 @@ func (a *Agent) subnetsTried() bool {
 }
 
 // sayPlace tells people why the pool can't grow.
-func (a *Agent) sayPlace(s pool.Snapshot, p placed) {
+func (a *Agent) sayPlace(c cardPool) {
+	p, card := c.at, c.card
 	reason, text := p.why(a.configured())
-	if reason == "" || pool.Missing(s) == 0 {
-		a.unplaced = ""
+	if reason == "" || pool.Missing(c.Snapshot) == 0 {
+		a.unplaced[card] = ""
 		return
 	}
 	// A tag or a subnet may have come since.
 	if p.Reason != placement.NoConfig && !a.subnetsAskedWithin(subnetsNeeded) {
 		return
 	}
-	if text != a.unplaced {
-		a.unplaced = text
+	if text != a.unplaced[card] {
+		a.unplaced[card] = text
 		a.opt.Log.Warn("no ENI for pods can be made", "why", text)
 	}
 	a.events.Node(reason, "no more addresses for pods: %s", text)

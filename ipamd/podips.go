@@ -3,6 +3,7 @@ package ipamd
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -62,6 +63,15 @@ type podIPs struct {
 	text string
 }
 
+// addressesText is what the annotation says: the first interface's address first.
+func addressesText(al store.Allocation) string {
+	var texts []string
+	for _, a := range al.Addresses() {
+		texts = append(texts, a.String())
+	}
+	return strings.Join(texts, ",")
+}
+
 // podIPsToWrite compares what pods say of their addresses with who holds what: of several sandboxes of one pod the newest
 // counts. Of a pod without a sandbox the annotation is emptied, and not made.
 func podIPsToWrite(pods []kube.PodIPs, held []store.Allocation) (out []podIPs) {
@@ -69,7 +79,7 @@ func podIPsToWrite(pods []kube.PodIPs, held []store.Allocation) (out []podIPs) {
 		text, since := "", time.Time{}
 		for _, al := range held {
 			if p.Is(al.Pod.UID) && (text == "" || al.Since.After(since)) {
-				text, since = addressOf(al).String(), al.Since
+				text, since = addressesText(al), al.Since
 			}
 		}
 		if p.Text != text {

@@ -27,6 +27,7 @@ func (s policyBackend) GetNetworkPolicyConfigs(ctx context.Context, _ *emptypb.E
 	ctx, cancel := context.WithTimeout(ctx, policyAgentPatience)
 	defer cancel()
 	reply := &policyagent.NetworkPolicyAgentConfigReply{
+		MultiNICEnabled:   s.a.opt.Config.MultiNIC,
 		NetworkPolicyMode: s.a.opt.Config.NetworkPolicyMode,
 		InstanceID:        s.a.opt.Identity.InstanceID,
 		Region:            s.a.opt.Identity.Region,

@@ -3,6 +3,7 @@ package ipamd
 import (
 	"context"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -22,6 +23,9 @@ func (wireCodec) Name() string                       { return "proto" }
 func TestThePolicyAgentLearnsModeAndNode(t *testing.T) {
 	for set, mode := range map[string]string{"": "none", "none": "none", "strict": "strict", "standard": "standard"} {
 		w := newWorld(t)
+		if set == "strict" {
+			w.env["ENABLE_MULTI_NIC"] = "true"
+		}
 		w.env["NETWORK_POLICY_ENFORCING_MODE"] = set
 		_, stop := w.start()
 		cc, err := grpc.NewClient("unix://"+filepath.Join(w.dir, "s"), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -39,6 +43,14 @@ func TestThePolicyAgentLearnsModeAndNode(t *testing.T) {
 		got := map[protowire.Number]string{}
 		for len(out) > 0 {
 			number, kind, n := protowire.ConsumeTag(out)
+			if number == 2 && kind == protowire.VarintType { // MultiNICEnabled
+				v, m := protowire.ConsumeVarint(out[n:])
+				if m < 0 {
+					t.Fatal(protowire.ParseError(m))
+				}
+				got[number], out = strconv.FormatUint(v, 10), out[n+m:]
+				continue
+			}
 			if n < 0 || kind != protowire.BytesType {
 				t.Fatalf("field %d of kind %d", number, kind)
 			}
@@ -50,6 +62,9 @@ func TestThePolicyAgentLearnsModeAndNode(t *testing.T) {
 		}
 		stop()
 		want := map[protowire.Number]string{1: mode, 3: w.cloud.primary(t), 5: instanceID, 6: region}
+		if set == "strict" {
+			want[2] = "1"
+		}
 		for number, v := range want {
 			if v == "" || got[number] != v {
 				t.Errorf("%q: field %d is %q, want %q", set, number, got[number], v)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -185,7 +186,7 @@ func (a *Agent) kernel(ctx context.Context) (t traces, err error) {
 // holds says whether anything of the allocation is left.
 func (t traces) holds(al store.Allocation) bool {
 	if al.Regular != nil {
-		return t.links.Addresses[al.Regular.Address] || t.routed[al.Regular.Address.String()]
+		return slices.ContainsFunc(al.Addresses(), func(a netip.Addr) bool { return t.links.Addresses[a] || t.routed[a.String()] })
 	}
 	return t.links.VLANs[al.Branch.VLAN] || t.links.Addresses[al.Branch.Address]
 }

@@ -15,20 +15,32 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/store"
 )
 
-// addRegular gives a free address, and waits for one where the pool can have more, or where some cool down.
-func (a *Agent) addRegular(ctx context.Context, k store.Key, network string, p store.Pod) (al store.Allocation, err error) {
+// addRegular gives a free address, one of each network card where the pod asks for several, and waits for them where the pool
+// can have more, or where some cool down. Until all are there it holds none.
+func (a *Agent) addRegular(ctx context.Context, k store.Key, network string, p store.Pod, several bool) (al store.Allocation, err error) {
 	ctx, cancel := context.WithTimeout(ctx, addressFor)
 	defer cancel()
-	waiting, began := false, time.Now()
+	done, began := func() {}, time.Now()
 	defer func() {
 		a.metrics.waited(waitAddress, began)
-		if waiting {
-			a.waiting.Add(-1)
-		}
+		done()
 	}()
+	var waiting []int
 	for {
 		channels := []<-chan struct{}{a.inventory.Changed.C(), a.changed.C()}
-		al, err = a.store.AssignRegular(k, network, p, a.candidates())
+		cards, known := []int{0}, true
+		if several {
+			cards, known = a.severalCards()
+		}
+		if !known {
+			if ctx.Err() != nil {
+				return al, fmt.Errorf("%w: which network cards have ENIs for pods is not known yet: look at the node agent's log", podeni.ErrUnavailable)
+			}
+			wait(ctx, unsettledMost, channels...)
+			continue
+		}
+		free := a.candidates()
+		al, err = a.store.AssignRegular(k, network, p, ofCard(free, 0), furtherCards(free, cards[1:])...)
 		if !errors.Is(err, store.ErrNoAddress) {
 			if err == nil {
 				a.changed.Fire()
@@ -38,17 +50,34 @@ func (a *Agent) addRegular(ctx context.Context, k store.Key, network string, p s
 		if ctx.Err() != nil && !a.hasListed() {
 			return al, fmt.Errorf("%w: the ENIs of this node are not known yet", podeni.ErrUnavailable)
 		}
-		if why := a.exhausted(ctx); why != nil {
+		if why := a.exhausted(ctx, lackingCards(err), several); why != nil {
 			return al, fmt.Errorf("%w for pod %s: %w", store.ErrNoAddress, p, why)
 		}
-		if !waiting {
-			waiting = true
-			a.waiting.Add(1)
+		if !slices.Equal(waiting, cards) {
+			done()
+			done, waiting = a.wants(cards), cards
 			a.changed.Fire()
 			continue
 		}
 		wait(ctx, a.nextCooled(), channels...)
 	}
+}
+
+// furtherCards sorts what is free by card.
+func furtherCards(free []store.Regular, cards []int) (out []store.Card) {
+	for _, card := range cards {
+		out = append(out, store.Card{Number: card, Candidates: ofCard(free, card)})
+	}
+	return out
+}
+
+// lackingCards are those that had no address.
+func lackingCards(err error) []int {
+	var lacking *store.LackingError
+	if errors.As(err, &lacking) {
+		return lacking.Cards
+	}
+	return []int{0}
 }
 
 // hasListed says whether the ENIs are known and their routing is in place.
@@ -65,25 +94,34 @@ func (a *Agent) routedStrictly() bool {
 	return a.strict
 }
 
-// expecting says whether an ENI is attached whose addresses are not known yet: IMDS shows it late.
-func (a *Agent) expecting() bool {
+// expecting says whether an ENI is attached to the card whose addresses are not known yet: IMDS shows it late.
+func (a *Agent) expecting(card int) bool {
 	all := a.inventory.ENIs()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for id := range a.joining {
-		if !slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
+	for id, j := range a.joining {
+		if j.card == card && !slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
 			return true
 		}
 	}
 	return false
 }
 
-// exhausted says why waiting for an address is useless; nil where it is not.
-func (a *Agent) exhausted(ctx context.Context) error {
+// exhausted says why waiting for addresses of these network cards is useless; nil where it is not. One card that can't have
+// any is enough.
+func (a *Agent) exhausted(ctx context.Context, cards []int, several bool) error {
+	var errs []error
+	for _, p := range a.cardPools(cards...) {
+		errs = append(errs, onCard(p.card, several, a.exhaustedOn(ctx, p)))
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Agent) exhaustedOn(ctx context.Context, p cardPool) error {
 	a.mu.Lock()
 	listed, poolErr := a.listed, a.poolErr
 	a.mu.Unlock()
-	s, at := a.placedSnapshot()
+	s, at := p.Snapshot, p.at
 	_, why := at.why(a.configured())
 	switch {
 	case ctx.Err() != nil && poolErr != nil:
@@ -94,7 +132,7 @@ func (a *Agent) exhausted(ctx context.Context) error {
 		return a.late()
 	case a.opt.Config.IPv6 && listed && pool.Free(s) == 0:
 		return a.exhaustedIPv6(s)
-	case at.Reason == placement.NotKnown || !listed || pool.Room(s) > 0 || pool.Free(s) > 0 || a.nextCooled() > 0 || a.expecting():
+	case at.Reason == placement.NotKnown || !listed || pool.Room(s) > 0 || pool.Free(s) > 0 || a.nextCooled() > 0 || a.expecting(p.card):
 		return nil
 	case s.Frozen:
 		return errors.New("this node agent asks EC2 for none (DISABLE_NETWORK_RESOURCE_PROVISIONING or ENABLE_IMDS_ONLY_MODE) and every address that is attached is taken: attach more, or run fewer pods here")

@@ -28,10 +28,10 @@ func (a *Agent) answer(ctx context.Context, al store.Allocation) (*rpc.AddReply,
 		return nil, fmt.Errorf("%w: pod %s was taken over from the node's former agent with address %s, which no ENI of this node is known to have", podeni.ErrUnavailable, al.Pod, al.Regular.Address)
 	}
 	if al.Regular != nil {
-		r.Interface = &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
-			Address: al.Regular.Address.String(), EniId: al.Regular.ENIID,
-			DeviceNumber: uint32(al.Regular.Device), RouteTable: a.routeTable(al.Regular),
-		}}
+		r.Interface = &rpc.AddReply_Regular{Regular: a.interfaceOf(*al.Regular)}
+		for _, f := range al.Further {
+			r.Further = append(r.Further, a.interfaceOf(f))
+		}
 		return r, nil
 	}
 	for {

@@ -131,6 +131,9 @@ func (a *Agent) logRequest(ctx context.Context, op string, p *rpc.Pod, at *rpc.A
 	switch {
 	case al.Regular != nil:
 		attrs = append(attrs, slog.String("address", al.Regular.Address.String()), slog.String("eni", al.Regular.ENIID), slog.Int("device", al.Regular.Device))
+		if len(al.Further) > 0 {
+			attrs = append(attrs, slog.Any("further", al.Further))
+		}
 	case al.Branch != nil:
 		attrs = append(attrs, slog.String("address", al.Branch.Address.String()), slog.String("eni", al.Branch.ENIID), slog.Int("vlan", al.Branch.VLAN))
 	}
@@ -178,8 +181,13 @@ func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocatio
 		if p.GetUid() != "" && p.GetUid() != al.Pod.UID {
 			return al, kind, nil, fmt.Errorf("sandbox %s: %w %s (%s)", k, store.ErrOtherPod, al.Pod, al.Pod.UID)
 		}
-		a.forgetPast(ctx, al)
 		kind = kindOf(al)
+		if len(al.Further) > 0 {
+			if err := wiresSeveral(in); err != nil {
+				return al, kind, nil, err
+			}
+		}
+		a.forgetPast(ctx, al)
 		r, err := a.reply(ctx, al)
 		return al, kind, r, err
 	}
@@ -190,11 +198,18 @@ func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocatio
 		return al, kind, nil, err
 	}
 	network := in.GetAttachment().GetNetworkName()
+	several, err := a.several(in, pod)
 	if kind = kindRegular; pod.Branch {
 		kind = kindBranch
+	}
+	switch {
+	case err != nil:
+	case pod.Branch:
 		al, err = a.addBranch(ctx, k, network, pod)
-	} else if err = a.guardRegular(ctx, pod); err == nil {
-		al, err = a.addRegular(ctx, k, network, store.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: identity(p, pod)})
+	default:
+		if err = a.guardRegular(ctx, pod); err == nil {
+			al, err = a.addRegular(ctx, k, network, store.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: identity(p, pod)}, several)
+		}
 	}
 	if err != nil {
 		return al, kind, nil, err

@@ -8,102 +8,167 @@ import (
 	"time"
 
 	"github.com/branchline-cni/branchline/ipamd/enis"
-	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/placement"
 	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/store"
 )
 
-// maxENIs is how many ENIs this instance may have.
-func (a *Agent) maxENIs() int {
+// cardLimit is how many ENIs a network card can have.
+func (a *Agent) cardLimit(card int) int {
 	t := a.limits()
-	n := t.MaxInterfaces
-	if cards := t.InterfacesPerNetworkCard; t.DefaultNetworkCard == 0 && len(cards) > 0 {
-		n = min(n, cards[0])
+	switch cards := t.InterfacesPerNetworkCard; {
+	case card == 0 && (t.DefaultNetworkCard != 0 || len(cards) == 0):
+		return t.MaxInterfaces
+	case card < len(cards):
+		return cards[card]
 	}
-	if limit := a.opt.Config.MaxENI; limit > 0 {
-		n = min(n, limit)
-	}
-	return n
+	return 0
 }
 
-// snapshot is what the pool decides from.
+// snapshot is what the pool decides from for the first network card.
 func (a *Agent) snapshot() pool.Snapshot {
 	s, _ := a.placedSnapshot()
 	return s
 }
 
 func (a *Agent) placedSnapshot() (pool.Snapshot, placed) {
+	all := a.cardPools(0)
+	return all[0].Snapshot, all[0].at
+}
+
+// cardPool is one network card's part of the pool.
+type cardPool struct {
+	pool.Snapshot
+	card int
+	at   placed
+}
+
+// cardPools are the parts of the pool, the first network card's first; of all cards where none is named.
+func (a *Agent) cardPools(cards ...int) (out []cardPool) {
 	at := a.place()
 	// Allocations and who waits are read at one moment, as far as they can be: a pod between the two is not counted.
-	view := a.store.View()
-	all, twice := a.inventory.ENIs(), a.inventory.Twice()
+	now := moment{view: a.store.View(), all: a.inventory.ENIs(), twice: a.inventory.Twice()}
+	_, now.trunk = a.inventory.Trunk()
+	if len(cards) == 0 {
+		cards = a.pooledCards(now.all)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	for _, card := range cards {
+		p := cardPool{card: card, at: a.cardPlace(at, card)}
+		p.Snapshot = a.cardSnapshot(now, card, p.at)
+		out = append(out, p)
+	}
+	return out
+}
+
+// moment is what the parts of the pool are read off.
+type moment struct {
+	view  store.View
+	all   []enis.ENI
+	twice map[netip.Prefix]bool
+	trunk bool
+}
+
+// cardSnapshot is called with the lock held.
+func (a *Agent) cardSnapshot(now moment, card int, at placed) pool.Snapshot {
 	c := a.opt.Config
 	s := pool.Snapshot{
 		Targets: pool.Targets{
-			WarmENIs: c.WarmENITarget, WarmPrefixes: c.WarmPrefixTarget, WarmIPs: c.WarmIPTarget, MinimumIPs: c.MinimumIPTarget,
-			MaxENIs: a.maxENIs(), Places: max(0, a.limits().IPv4PerInterface-1), Prefixes: a.usesPrefixes(), IPv6: c.IPv6,
+			WarmENIs: c.WarmENITarget, WarmPrefixes: c.WarmPrefixTarget, WarmIPs: c.WarmIPTarget, MinimumIPs: c.MinimumIPTarget, OnDemand: card != 0,
+			Places: max(0, a.limits().IPv4PerInterface-1), Prefixes: a.usesPrefixes(), IPv6: c.IPv6,
 		},
-		Waiting: int(a.waiting.Load()), NoENI: at.Reason != placement.None, Settled: at.cordoned, Frozen: c.Frozen(),
+		Waiting: a.waiting[card].pods, NoENI: at.Reason != placement.None, Settled: at.cordoned, Frozen: c.Frozen(),
 	}
 	noPrefix := func(subnetID string) bool { return a.opt.Now().Before(a.noPrefix[subnetID]) }
 	if len(at.Places) > 0 {
 		s.NoPrefix = noPrefix(at.Places[0].SubnetID)
 	}
-	// Pods' ENIs and the trunk are on card 0; what is on others only counts for the instance as a whole.
-	elsewhere := 0
-	for _, e := range all {
-		if e.Card == 0 {
-			s.Attached++
+	here, elsewhere := 0, 0
+	for _, e := range now.all {
+		if e.Card == card {
+			here++
 		} else {
 			elsewhere++
 		}
 	}
-	if n := a.limits().MaxInterfaces; n > 0 {
-		s.MaxENIs = min(s.MaxENIs, n-elsewhere)
-	}
-	_, trunk := a.inventory.Trunk()
-	s.KeepTrunkSlot = a.opt.Config.PodENI && a.supported() && !trunk
-	for id := range a.joining {
-		if !slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
-			s.Attached++
+	for id, j := range a.joining {
+		switch {
+		case slices.ContainsFunc(now.all, func(e enis.ENI) bool { return e.ID == id }):
+		case j.card == card:
+			here++
+		default:
+			elsewhere++
 		}
 	}
-	held, cooling := make([]netip.Addr, 0, len(view.Allocations)+len(a.orphans)), make([]netip.Addr, 0, len(view.Cooling))
+	trunkComes := a.opt.Config.PodENI && a.supported() && !now.trunk
+	s.Attached, s.MaxENIs = here, a.slotsOn(card, elsewhere, trunkComes)
+	s.KeepTrunkSlot = trunkComes && card == 0 // on no other card there is a trunk
+	held, cooling := a.taken(now.view)
+	for _, e := range now.all {
+		if e.Card != card || e.Trunk || e.Unmanaged {
+			continue
+		}
+		p := pool.ENI{
+			ID: e.ID, Primary: e.Primary(), Device: e.Device, Retiring: slices.Contains(now.view.Retiring, e.ID), Draining: !a.serves(at, e),
+			Foreign: !e.Made, Full: a.opt.Now().Before(a.full[e.SubnetID].until), NoPrefix: noPrefix(e.SubnetID),
+		}
+		for _, u := range e.Units() {
+			p.Units = append(p.Units, pool.Unit{
+				Prefix: u, InUse: countIn(held, u), Cooling: countIn(cooling, u),
+				Leaving: now.twice[u] || slices.ContainsFunc(now.view.Leaving, func(l store.Leaving) bool { return l.ENIID == e.ID && l.Prefix == u }),
+			})
+		}
+		// What a pod holds is there, also while a source shows fewer addresses.
+		for _, al := range now.view.Allocations {
+			for _, r := range al.Regulars() {
+				if r.ENIID == e.ID && !e.Owns(r.Address) {
+					p.Units = append(p.Units, pool.Unit{Prefix: netip.PrefixFrom(r.Address, r.Address.BitLen()), InUse: 1})
+				}
+			}
+		}
+		s.ENIs = append(s.ENIs, p)
+	}
+	return s
+}
+
+// totalENIs is how many ENIs all cards together may have.
+func (a *Agent) totalENIs() int {
+	n := a.limits().MaxInterfaces
+	if limit := a.opt.Config.MaxENI; limit > 0 && a.opt.Config.MultiNIC {
+		n = min(n, limit)
+	}
+	return n
+}
+
+// slotsOn is how many ENIs a card may have while others have so many. The trunk is on the first card.
+func (a *Agent) slotsOn(card, elsewhere int, trunkComes bool) int {
+	total, own := a.totalENIs(), a.cardLimit(card)
+	if total == 0 {
+		return 0
+	}
+	if limit := a.opt.Config.MaxENI; limit > 0 && !a.opt.Config.MultiNIC {
+		own = min(own, limit) // what is on other cards is none of the agent's
+	}
+	if trunkComes && card != 0 {
+		total--
+	}
+	return min(own, total-elsewhere)
+}
+
+// taken are the addresses that pods hold, whoever remembers them, and those that rest. It is called with the lock held.
+func (a *Agent) taken(view store.View) (held, cooling []netip.Addr) {
+	held, cooling = make([]netip.Addr, 0, len(view.Allocations)+len(a.orphans)), make([]netip.Addr, 0, len(view.Cooling))
 	for _, al := range view.Allocations {
-		if al.Regular != nil {
-			held = append(held, al.Regular.Address)
+		for _, r := range al.Regulars() {
+			held = append(held, r.Address)
 		}
 	}
 	held = slices.AppendSeq(held, maps.Keys(a.orphans))
 	for _, c := range view.Cooling {
 		cooling = append(cooling, c.Address)
 	}
-	for _, e := range all {
-		if e.Trunk || e.Unmanaged {
-			continue
-		}
-		p := pool.ENI{
-			ID: e.ID, Primary: e.Primary(), Device: e.Device, Retiring: slices.Contains(view.Retiring, e.ID), Draining: !at.Serves(e.SubnetID, e.Primary()),
-			Foreign: !e.Made, Full: a.opt.Now().Before(a.full[e.SubnetID].until), NoPrefix: noPrefix(e.SubnetID),
-		}
-		for _, u := range e.Units() {
-			p.Units = append(p.Units, pool.Unit{
-				Prefix: u, InUse: countIn(held, u), Cooling: countIn(cooling, u),
-				Leaving: twice[u] || slices.ContainsFunc(view.Leaving, func(l store.Leaving) bool { return l.ENIID == e.ID && l.Prefix == u }),
-			})
-		}
-		// What a pod holds is there, also while a source shows fewer addresses.
-		for _, al := range view.Allocations {
-			if r := al.Regular; r != nil && r.ENIID == e.ID && !e.Owns(r.Address) {
-				p.Units = append(p.Units, pool.Unit{Prefix: netip.PrefixFrom(r.Address, r.Address.BitLen()), InUse: 1})
-			}
-		}
-		s.ENIs = append(s.ENIs, p)
-	}
-	return s, at
+	return held, cooling
 }
 
 func countIn(addrs []netip.Addr, u netip.Prefix) (n int) {
@@ -120,14 +185,15 @@ func (a *Agent) usesPrefixes() bool {
 	return (a.opt.Config.PrefixDelegation || a.opt.Config.IPv6) && (a.limits().Hypervisor == "nitro" || a.limits().BareMetal)
 }
 
-// candidates are the addresses that may be given to a pod if the store holds them for nobody: those of the lowest device
-// first, so that later ENIs fall empty first, and of a prefix that has pods before those of one that has none.
+// candidates are the addresses that may be given to a pod if the store holds them for nobody, of all network cards: those of
+// the lowest device first, so that later ENIs fall empty first, and of a prefix that has pods before those of one that has
+// none.
 func (a *Agent) candidates() []store.Regular {
 	all, twice, view, at := a.inventory.ENIs(), a.inventory.Twice(), a.store.View(), a.place()
 	busy := make(map[netip.Addr]bool, len(view.Allocations)+len(view.Cooling))
 	for _, al := range view.Allocations {
-		if al.Regular != nil {
-			busy[al.Regular.Address] = true
+		for _, r := range al.Regulars() {
+			busy[r.Address] = true
 		}
 	}
 	a.mu.Lock()
@@ -140,7 +206,7 @@ func (a *Agent) candidates() []store.Regular {
 	var out []store.Regular
 	for _, e := range all {
 		placed, routed := a.routed[e.ID]
-		if !e.Usable() || !routed || !at.Serves(e.SubnetID, e.Primary()) {
+		if !e.Usable() || !routed || !a.serves(at, e) {
 			continue
 		}
 		units := e.Units()
@@ -159,9 +225,19 @@ func (a *Agent) candidates() []store.Regular {
 			}
 			for addr := range givable(u, busy, cooling) {
 				if placed.Holds(addr) && !busy[addr] && !twice[netip.PrefixFrom(addr, addr.BitLen())] {
-					out = append(out, store.Regular{Address: addr, ENIID: e.ID, Device: e.Device, RouteTable: hostnet.Table(e.Device)})
+					out = append(out, store.Regular{Address: addr, ENIID: e.ID, Card: e.Card, Device: e.Device, RouteTable: slotOf(e).Table()})
 				}
 			}
+		}
+	}
+	return out
+}
+
+// ofCard are those of one network card.
+func ofCard(candidates []store.Regular, card int) (out []store.Regular) {
+	for _, c := range candidates {
+		if c.Card == card {
+			out = append(out, c)
 		}
 	}
 	return out

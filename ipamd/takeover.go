@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/branchline-cni/branchline/ipamd/enis"
-	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
 	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/ipamd/takeover"
@@ -101,7 +100,7 @@ func (a *Agent) whereIs(r *store.Regular) *store.Regular {
 	if r.Settled() || at < 0 {
 		return nil
 	}
-	return &store.Regular{Address: r.Address, ENIID: all[at].ID, Device: all[at].Device, RouteTable: hostnet.Table(all[at].Device)}
+	return &store.Regular{Address: r.Address, ENIID: all[at].ID, Card: all[at].Card, Device: all[at].Device, RouteTable: slotOf(all[at]).Table()}
 }
 
 // isOf says whether the pod is the one that the allocation was made for. Of a pod that was taken over and whose UID is not

@@ -24,6 +24,8 @@ type scene struct {
 	cloud func(*stage) provider
 	most  int // steps
 	told  bool
+	// targets are the environments that are played; nil: those of one network card.
+	targets []map[string]string
 }
 
 // play runs one case in its own time, and lets rapid see what it has to say. What happened in the first one that fails is
@@ -41,6 +43,10 @@ func (c *scene) play(rt *rapid.T) {
 			}
 		}()
 		a.stage = newStage(rt, dir, c.cloud)
+		a.targets = c.targets
+		if a.targets == nil {
+			a.targets = targets
+		}
 		a.play(c.most)
 	})
 	if said != nil {
@@ -61,6 +67,12 @@ func TestP5P50TheAgentNeverLiesAboutAddresses(t *testing.T) {
 	rapid.Check(t, (&scene{t: t, cloud: newPlain, most: 30}).play)
 }
 
+// TestP5P50TheAgentNeverLiesAboutAddressesOfSeveralCards plays the same where some pods have an interface on each of two
+// network cards, and the mode is switched on and off meanwhile.
+func TestP5P50TheAgentNeverLiesAboutAddressesOfSeveralCards(t *testing.T) {
+	rapid.Check(t, (&scene{t: t, cloud: newPlain, most: 30, targets: severalCards}).play)
+}
+
 var targets = []map[string]string{
 	{"WARM_IP_TARGET": "1", "MINIMUM_IP_TARGET": "3"},
 	{"WARM_IP_TARGET": "2"},
@@ -70,9 +82,16 @@ var targets = []map[string]string{
 	{"ENABLE_PREFIX_DELEGATION": "true", "WARM_IP_TARGET": "4"},
 }
 
+// severalCards are as targets, on an instance with two network cards.
+var severalCards = []map[string]string{
+	{"ENABLE_MULTI_NIC": "true", "WARM_IP_TARGET": "1"},
+	{"ENABLE_MULTI_NIC": "true", "WARM_ENI_TARGET": "0"},
+	{"ENABLE_MULTI_NIC": "true", "ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "0"},
+}
+
 func (a *acts) play(most int) {
 	a.rt.Helper()
-	chosen := rapid.SampledFrom(targets).Draw(a.rt, "targets")
+	chosen := rapid.SampledFrom(a.targets).Draw(a.rt, "targets")
 	a.did("%v", chosen)
 	maps.Copy(a.env, chosen)
 	for _, p := range a.pods {
@@ -92,13 +111,14 @@ type acts struct {
 	rt      *rapid.T
 	pods    []string
 	history []string
+	targets []map[string]string
 }
 
 // did notes what was done, and how things are then.
 func (a *acts) did(format string, args ...any) {
 	var now []string
 	for id, e := range a.cloud.enis() {
-		now = append(now, fmt.Sprintf("%s@%d%v%v", id, e.Device, e.Addresses, e.Prefixes))
+		now = append(now, fmt.Sprintf("%s@%d.%d%v%v", id, e.Card, e.Device, e.Addresses, e.Prefixes))
 	}
 	slices.Sort(now)
 	a.history = append(a.history, fmt.Sprintf("%s %s; %v", time.Now().Format("04:05.000"), fmt.Sprintf(format, args...), now))
@@ -110,7 +130,7 @@ func (a *acts) pod() string { return rapid.SampledFrom(a.pods).Draw(a.rt, "pod")
 func (a *acts) anENI(primaryToo bool) string {
 	var ids []string
 	for id, e := range a.cloud.enis() {
-		if e.Device > 0 || primaryToo && e.Device == 0 {
+		if primary := e.Card == 0 && e.Device == 0; e.Device >= 0 && (!primary || primaryToo) {
 			ids = append(ids, id)
 		}
 	}
@@ -131,7 +151,7 @@ func (a *acts) one() {
 	a.rt.Helper()
 	switch what := rapid.SampledFrom([]string{
 		"add", "add", "add", "add", "many", "again", "del", "del", "del", "lost del", "all del", "tide", "replace", "recreate", "full disk", "pass", "pass", "pass", "kill", "cut", "cut", "reboot",
-		"late IMDS", "late IMDS", "late EC2", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm",
+		"late IMDS", "late IMDS", "late EC2", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm", "switch",
 	}).Draw(a.rt, "what"); what {
 	default:
 		a.rt.Fatalf("nobody knows how to %s", what)
@@ -148,7 +168,7 @@ func (a *acts) one() {
 		}
 	case "del", "lost del":
 		if b := a.living(a.pod()); b != nil {
-			a.did("%s %s %s", what, b.id, b.grant.Address)
+			a.did("%s %s %v", what, b.id, b.addresses())
 			a.del(b, what == "del")
 		}
 	case "all del":
@@ -209,6 +229,12 @@ func (a *acts) one() {
 		a.meddle(what)
 	case "lose memory":
 		a.lose()
+	case "switch": // several interfaces, on or off
+		if a.env["ENABLE_MULTI_NIC"] != "" {
+			a.kill()
+			a.env["ENABLE_MULTI_NIC"] = fmt.Sprint(a.env["ENABLE_MULTI_NIC"] == "false")
+			a.did("ENABLE_MULTI_NIC=%s", a.env["ENABLE_MULTI_NIC"])
+		}
 	case "calm":
 		a.did("%s", what)
 		a.cloud.calm()
@@ -227,7 +253,7 @@ func (a *acts) many() {
 func (a *acts) allDel() {
 	for _, p := range a.pods {
 		if b := a.living(p); b != nil {
-			a.did("del %s %s", b.id, b.grant.Address)
+			a.did("del %s %v", b.id, b.addresses())
 			a.del(b, true)
 		}
 	}
@@ -304,7 +330,7 @@ func (a *acts) end() {
 		a.rt.Fatalf("after all is over: %q", wrong)
 	}
 	for _, p := range a.pods {
-		if err := a.api.Create(context.Background(), pod(p, "last-"+p)); err != nil {
+		if err := a.api.Create(context.Background(), a.podOf(p, "last-"+p)); err != nil {
 			a.rt.Fatalf("%v", err)
 		}
 		a.uids[p] = "last-" + p
@@ -326,7 +352,7 @@ func (a *acts) left() (wrong []string) {
 	}
 	can := map[truth.Grant]bool{}
 	for _, c := range agent.candidates() {
-		can[truth.Grant{Address: c.Address, ENI: c.ENIID, Device: c.Device}] = true
+		can[truth.Grant{Address: c.Address, ENI: c.ENIID, Card: c.Card, Device: c.Device}] = true
 	}
 	for id, e := range a.cloud.enis() {
 		if e.Device < 0 {
@@ -341,7 +367,7 @@ func (a *acts) left() (wrong []string) {
 			}
 		}
 		for _, addr := range all {
-			g := truth.Grant{Address: addr, ENI: id, Device: e.Device}
+			g := truth.Grant{Address: addr, ENI: id, Card: e.Card, Device: e.Device}
 			if !can[g] {
 				wrong = append(wrong, fmt.Sprintf("%v can't be given", g))
 			}

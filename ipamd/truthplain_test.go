@@ -73,7 +73,7 @@ func (p *plain) bring() error {
 		return err
 	}
 	for device := 1; device <= truth.MaxENIs; device++ {
-		if err = p.vpc.Attach(e.ID, device); err == nil {
+		if err = p.vpc.Attach(e.ID, 0, device); err == nil {
 			p.s.linksChanged()
 			return nil
 		}
@@ -202,7 +202,7 @@ func (r *plainReach) Interfaces(ctx context.Context) (out []aws.Interface, err e
 			return nil, err
 		}
 		out = append(out, aws.Interface{
-			MAC: mac, ENIID: id, DeviceNumber: e.Device, SubnetID: "subnet-1", VPCID: "vpc-1", SubnetCIDR: wide, VPCCIDRs: []netip.Prefix{wide},
+			MAC: mac, ENIID: id, NetworkCard: e.Card, DeviceNumber: e.Device, SubnetID: "subnet-1", VPCID: "vpc-1", SubnetCIDR: wide, VPCCIDRs: []netip.Prefix{wide},
 			Addresses: e.Addresses, Prefixes: e.Prefixes, SecurityGroupIDs: []string{"sg-node"},
 		})
 	}
@@ -257,7 +257,7 @@ func described(e truth.ENI) types.NetworkInterface {
 	}
 	if e.Device >= 0 {
 		n.Attachment = &types.NetworkInterfaceAttachment{
-			AttachmentId: awssdk.String(e.ID), InstanceId: awssdk.String(instanceID), DeviceIndex: awssdk.Int32(int32(e.Device)), Status: types.AttachmentStatusAttached,
+			AttachmentId: awssdk.String(e.ID), InstanceId: awssdk.String(instanceID), NetworkCardIndex: awssdk.Int32(int32(e.Card)), DeviceIndex: awssdk.Int32(int32(e.Device)), Status: types.AttachmentStatusAttached,
 		}
 	}
 	return n
@@ -282,7 +282,7 @@ func (r *plainReach) CreateNetworkInterface(ctx context.Context, in *ec2.CreateN
 
 func (r *plainReach) AttachNetworkInterface(ctx context.Context, in *ec2.AttachNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.AttachNetworkInterfaceOutput, error) {
 	err := r.call(ctx, "AttachNetworkInterface", func() error {
-		err := r.p.vpc.Attach(*in.NetworkInterfaceId, int(*in.DeviceIndex))
+		err := r.p.vpc.Attach(*in.NetworkInterfaceId, int(*in.NetworkCardIndex), int(*in.DeviceIndex))
 		r.p.s.linksChanged()
 		return err
 	})

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/branchline-cni/branchline/ipamd/kube"
 	"github.com/branchline-cni/branchline/rpc"
 	"github.com/branchline-cni/branchline/test/truth"
 )
@@ -32,9 +33,20 @@ func (s *stage) create(name string) {
 	if had {
 		s.remove(name)
 	}
-	if err := s.api.Create(context.Background(), pod(name, uid)); err != nil {
+	if err := s.api.Create(context.Background(), s.podOf(name, uid)); err != nil {
 		s.t.Fatalf("%v", err)
 	}
+}
+
+// asksForSeveral says whether the pods of this name ask for several interfaces.
+func asksForSeveral(name string) bool { return name >= "f" }
+
+func (s *stage) podOf(name, uid string) *corev1.Pod {
+	p := pod(name, uid)
+	if asksForSeveral(name) {
+		p.Annotations = map[string]string{kube.NICConfigKey: kube.SeveralNICs}
+	}
+	return p
 }
 
 func (s *stage) remove(name string) {
@@ -93,7 +105,10 @@ func (s *stage) ask(b *sandbox) {
 	}()
 	var reply *rpc.AddReply
 	err := s.call(ctx, b, func(ctx context.Context, a *actor) (err error) {
-		reply, err = a.Add(ctx, addRequest(b.pod, b.uid, b.id))
+		b.agents++ // a former one may have been of the other mode
+		in := addRequest(b.pod, b.uid, b.id)
+		in.SeveralInterfaces = true
+		reply, err = a.Add(ctx, in)
 		if err == nil && !s.wire(b, a, reply) {
 			return errKilled
 		}
@@ -146,10 +161,18 @@ func (s *stage) wire(b *sandbox, a *actor, reply *rpc.AddReply) bool {
 	if b.lost || a.h.dead() {
 		return false
 	}
-	r := reply.GetRegular()
-	b.grant = truth.Grant{Address: netip.MustParseAddr(r.GetAddress()), ENI: r.GetEniId(), Device: int(r.GetDeviceNumber())}
-	s.note(s.told.Told(b.id, b.grant))
-	s.wired[b.grant.Address] = true
+	b.grants = nil
+	for i, r := range append([]*rpc.RegularInterface{reply.GetRegular()}, reply.GetFurther()...) {
+		g := truth.Grant{Address: netip.MustParseAddr(r.GetAddress()), ENI: r.GetEniId(), Card: int(r.GetNetworkCard()), Device: int(r.GetDeviceNumber())}
+		if b.grants = append(b.grants, g); g.Card != i {
+			s.note(fmt.Errorf("sandbox %s was told %v as interface %d", b.id, g, i))
+		}
+		s.note(s.told.Told(b.interfaceOf(i), g))
+		s.wired[g.Address] = true
+	}
+	if want := a.a.opt.Config.MultiNIC && asksForSeveral(b.pod); !b.live && want != (len(b.grants) == 2) && b.agents == 1 {
+		s.note(fmt.Errorf("sandbox %s has %d interfaces, and asked for several: %t", b.id, len(b.grants), want))
+	}
 	b.live = true
 	return true
 }
@@ -158,8 +181,10 @@ func (s *stage) wire(b *sandbox, a *actor, reply *rpc.AddReply) bool {
 func (s *stage) del(b *sandbox, heard bool) {
 	s.mu.Lock()
 	b.busy, b.over = true, true
-	delete(s.wired, b.grant.Address)
-	s.told.Ended(b.id, !b.forgotten)
+	for i, g := range b.grants {
+		delete(s.wired, g.Address)
+		s.told.Ended(b.interfaceOf(i), !b.forgotten)
+	}
 	s.mu.Unlock()
 	if !heard {
 		s.mu.Lock()

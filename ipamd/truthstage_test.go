@@ -120,9 +120,20 @@ type sandbox struct {
 	over         bool
 	lost         bool // with its machine
 	forgotten    bool // the agent's memory was lost since
+	agents       int  // that were asked; the one who asks has it
 	err          error
-	grant        truth.Grant
+	grants       []truth.Grant // the first network card's first
 }
+
+func (b *sandbox) addresses() (out []netip.Addr) {
+	for _, g := range b.grants {
+		out = append(out, g.Address)
+	}
+	return out
+}
+
+// interfaceOf names one of a sandbox's interfaces.
+func (b *sandbox) interfaceOf(n int) string { return fmt.Sprintf("%s/%d", b.id, n) }
 
 // actor is a running agent.
 type actor struct {
@@ -238,6 +249,9 @@ func (s *stage) boot() {
 	h := newHands(s)
 	metadata, ec2 := s.cloud.reach(h)
 	typ, _ := aws.LookupInstanceType(id.InstanceType)
+	if s.env["ENABLE_MULTI_NIC"] != "" { // on or off, this instance has two network cards
+		typ.MaxInterfaces, typ.InterfacesPerNetworkCard = truth.MaxENIs+truth.MaxOnSecond, []int{truth.MaxENIs, truth.MaxOnSecond}
+	}
 	a, err := New(Options{
 		Config: c, Identity: id, Type: typ, Kube: k, Metadata: metadata, EC2: ec2, Links: h, Routing: routingOf{h}, StatePath: "/state", disk: h,
 		Listener: &deaf{done: make(chan struct{})}, Credentials: insecure.NewCredentials(), Metrics: prometheus.NewRegistry(), Version: "test", Log: log, Now: time.Now,
@@ -339,10 +353,10 @@ func (s *stage) check() error {
 		}
 		found := false
 		for _, al := range view.Allocations {
-			found = found || al.ContainerID == b.id && al.Regular != nil && al.Regular.Address == b.grant.Address
+			found = found || al.ContainerID == b.id && slices.Equal(al.Addresses(), b.addresses())
 		}
 		if !found && !a.h.dead() {
-			return fmt.Errorf("sandbox %s holds %s, and the agent has forgotten it", b.id, b.grant.Address)
+			return fmt.Errorf("sandbox %s holds %v, and the agent has forgotten it", b.id, b.grants)
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@
 package ipamd_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,8 @@ var w struct {
 	admin   client.Client
 	cfg     *rest.Config
 	region  *labec2.Region
+	fabric  *vpc.Fabric
+	flows   *text // the VPC's flow log
 	plugs   *plugs
 	ec2     *ec2.Client
 	iam     *iam.Client
@@ -100,6 +103,7 @@ func world(ctx context.Context, m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer w.region.Close()
+	defer w.fabric.Close()
 	return m.Run(), nil
 }
 
@@ -125,8 +129,10 @@ func built(ctx context.Context, path, program, version string) error {
 }
 
 func cloud(ctx context.Context) error {
-	w.plugs = &plugs{ns: map[string]*nstest.NS{}, links: map[string]vpc.Link{}}
-	w.region = labec2.New(labec2.Config{Limits: labec2.NoRequestLimits(), Instances: w.plugs, MetadataDelay: metadataDelay})
+	w.plugs = &plugs{ns: map[string]*nstest.NS{}, cabled: map[string]bool{}, links: map[string]vpc.Link{}}
+	w.flows = &text{}
+	w.fabric = vpc.New(vpc.Options{FlowLog: w.flows, FlowInterval: -1})
+	w.region = labec2.New(labec2.Config{Limits: labec2.NoRequestLimits(), Instances: w.plugs, OnChange: w.fabric.Apply, MetadataDelay: metadataDelay})
 	srv := httptest.NewServer(w.region.Handler())
 	context.AfterFunc(ctx, srv.Close)
 	key, secret := w.region.AdminCredentials()
@@ -145,17 +151,37 @@ func cloud(ctx context.Context) error {
 	return nil
 }
 
-// plugs makes attachments real: a TAP in the instance's namespace.
+// text is written by the fabric and read by tests.
+type text struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (x *text) Write(p []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.b.Write(p)
+}
+
+func (x *text) String() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.b.String()
+}
+
+// plugs makes attachments real: a TAP in the instance's namespace, and for some its cable to the VPC.
 type plugs struct {
-	mu    sync.Mutex
-	next  *nstest.NS // of the instance that is launched
-	ns    map[string]*nstest.NS
-	links map[string]vpc.Link
+	mu     sync.Mutex
+	next   *nstest.NS // of the instance that is launched
+	cable  bool       // it is to have
+	ns     map[string]*nstest.NS
+	cabled map[string]bool // instances
+	links  map[string]vpc.Link
 }
 
 func (p *plugs) Launch(ctx context.Context, i labec2.InstanceSpec) error {
 	p.mu.Lock()
-	p.ns[i.ID] = p.next
+	p.ns[i.ID], p.cabled[i.ID] = p.next, p.cable
 	p.mu.Unlock()
 	return p.Attach(ctx, i.ID, i.Primary)
 }
@@ -169,9 +195,12 @@ func (p *plugs) plugged(eniID string) bool {
 func (p *plugs) Attach(_ context.Context, instanceID string, e labec2.AttachmentSpec) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l, err := vpc.TAPLink(p.ns[instanceID].Path(), fmt.Sprintf("ens%d", 5+e.DeviceIndex), e.MAC, 1500)
+	l, err := vpc.TAPLink(p.ns[instanceID].Path(), fmt.Sprintf("ens%d", 5+20*e.NetworkCard+e.DeviceIndex), e.MAC, 1500)
 	if err == nil {
 		p.links[e.ENIID] = l
+		if p.cabled[instanceID] {
+			return w.fabric.AddPort(e.ENIID, l)
+		}
 		go func() { // what the instance sends goes nowhere
 			buf := make([]byte, 1<<14)
 			for {
@@ -184,11 +213,14 @@ func (p *plugs) Attach(_ context.Context, instanceID string, e labec2.Attachment
 	return err
 }
 
-func (p *plugs) Detach(_ context.Context, _, eniID string) error {
+func (p *plugs) Detach(_ context.Context, instanceID, eniID string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.links[eniID]
 	delete(p.links, eniID)
+	if p.cabled[instanceID] {
+		return w.fabric.RemovePort(eniID) // which closes the link
+	}
 	if l == nil {
 		return nil
 	}

@@ -211,11 +211,14 @@ func (x *Attachment) GetNetns() string {
 type AddRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// version of the executable, for the log and for compatibility decisions.
-	Version       string      `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Pod           *Pod        `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
-	Attachment    *Attachment `protobuf:"bytes,3,opt,name=attachment,proto3" json:"attachment,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Version    string      `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Pod        *Pod        `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	Attachment *Attachment `protobuf:"bytes,3,opt,name=attachment,proto3" json:"attachment,omitempty"`
+	// several_interfaces says that this executable can wire a pod with interfaces on several network cards. An agent
+	// refuses a pod that asks for them to an executable that can't: it would wire the first alone, and say nothing.
+	SeveralInterfaces bool `protobuf:"varint,4,opt,name=several_interfaces,json=severalInterfaces,proto3" json:"several_interfaces,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *AddRequest) Reset() {
@@ -269,6 +272,13 @@ func (x *AddRequest) GetAttachment() *Attachment {
 	return nil
 }
 
+func (x *AddRequest) GetSeveralInterfaces() bool {
+	if x != nil {
+		return x.SeveralInterfaces
+	}
+	return false
+}
+
 type AddReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// version of the agent.
@@ -279,7 +289,10 @@ type AddReply struct {
 	//	*AddReply_Branch
 	Interface isAddReply_Interface `protobuf_oneof:"interface"`
 	// host is what the executable is to set for the whole node before it wires the sandbox; unset: nothing.
-	Host          *HostSettings `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	Host *HostSettings `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	// further are the interfaces of a pod on further network cards, beside regular, by network card. Empty for every
+	// other pod.
+	Further       []*RegularInterface `protobuf:"bytes,5,rep,name=further,proto3" json:"further,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -349,6 +362,13 @@ func (x *AddReply) GetBranch() *BranchInterface {
 func (x *AddReply) GetHost() *HostSettings {
 	if x != nil {
 		return x.Host
+	}
+	return nil
+}
+
+func (x *AddReply) GetFurther() []*RegularInterface {
+	if x != nil {
+		return x.Further
 	}
 	return nil
 }
@@ -427,7 +447,9 @@ type RegularInterface struct {
 	DeviceNumber uint32 `protobuf:"varint,3,opt,name=device_number,json=deviceNumber,proto3" json:"device_number,omitempty"`
 	// route_table is where a rule for the pod sends what it sends: 254 (main) for the primary ENI. 0: the pod needs no
 	// rule, the agent's marks choose the table.
-	RouteTable    uint32 `protobuf:"varint,4,opt,name=route_table,json=routeTable,proto3" json:"route_table,omitempty"`
+	RouteTable uint32 `protobuf:"varint,4,opt,name=route_table,json=routeTable,proto3" json:"route_table,omitempty"`
+	// network_card is the index of the instance's network card that the ENI is attached to; 0 is the default card.
+	NetworkCard   uint32 `protobuf:"varint,5,opt,name=network_card,json=networkCard,proto3" json:"network_card,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -486,6 +508,13 @@ func (x *RegularInterface) GetDeviceNumber() uint32 {
 func (x *RegularInterface) GetRouteTable() uint32 {
 	if x != nil {
 		return x.RouteTable
+	}
+	return 0
+}
+
+func (x *RegularInterface) GetNetworkCard() uint32 {
+	if x != nil {
+		return x.NetworkCard
 	}
 	return 0
 }
@@ -1040,29 +1069,32 @@ const file_rpc_ipamd_proto_rawDesc = "" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aif_name\x18\x02 \x01(\tR\x06ifName\x12!\n" +
 	"\fnetwork_name\x18\x03 \x01(\tR\vnetworkName\x12\x14\n" +
-	"\x05netns\x18\x04 \x01(\tR\x05netns\"\x8f\x01\n" +
+	"\x05netns\x18\x04 \x01(\tR\x05netns\"\xbe\x01\n" +
 	"\n" +
 	"AddRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12(\n" +
 	"\x03pod\x18\x02 \x01(\v2\x16.branchline.rpc.v1.PodR\x03pod\x12=\n" +
 	"\n" +
 	"attachment\x18\x03 \x01(\v2\x1d.branchline.rpc.v1.AttachmentR\n" +
-	"attachment\"\xe5\x01\n" +
+	"attachment\x12-\n" +
+	"\x12several_interfaces\x18\x04 \x01(\bR\x11severalInterfaces\"\xa4\x02\n" +
 	"\bAddReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12?\n" +
 	"\aregular\x18\x02 \x01(\v2#.branchline.rpc.v1.RegularInterfaceH\x00R\aregular\x12<\n" +
 	"\x06branch\x18\x03 \x01(\v2\".branchline.rpc.v1.BranchInterfaceH\x00R\x06branch\x123\n" +
-	"\x04host\x18\x04 \x01(\v2\x1f.branchline.rpc.v1.HostSettingsR\x04hostB\v\n" +
+	"\x04host\x18\x04 \x01(\v2\x1f.branchline.rpc.v1.HostSettingsR\x04host\x12=\n" +
+	"\afurther\x18\x05 \x03(\v2#.branchline.rpc.v1.RegularInterfaceR\afurtherB\v\n" +
 	"\tinterface\"O\n" +
 	"\fHostSettings\x12+\n" +
 	"\x0ftcp_early_demux\x18\x01 \x01(\bH\x00R\rtcpEarlyDemux\x88\x01\x01B\x12\n" +
-	"\x10_tcp_early_demux\"\x89\x01\n" +
+	"\x10_tcp_early_demux\"\xac\x01\n" +
 	"\x10RegularInterface\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x15\n" +
 	"\x06eni_id\x18\x02 \x01(\tR\x05eniId\x12#\n" +
 	"\rdevice_number\x18\x03 \x01(\rR\fdeviceNumber\x12\x1f\n" +
 	"\vroute_table\x18\x04 \x01(\rR\n" +
-	"routeTable\"\x96\x02\n" +
+	"routeTable\x12!\n" +
+	"\fnetwork_card\x18\x05 \x01(\rR\vnetworkCard\"\x96\x02\n" +
 	"\x0fBranchInterface\x12\x15\n" +
 	"\x06eni_id\x18\x01 \x01(\tR\x05eniId\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x17\n" +
@@ -1148,18 +1180,19 @@ var file_rpc_ipamd_proto_depIdxs = []int32{
 	6,  // 2: branchline.rpc.v1.AddReply.regular:type_name -> branchline.rpc.v1.RegularInterface
 	7,  // 3: branchline.rpc.v1.AddReply.branch:type_name -> branchline.rpc.v1.BranchInterface
 	5,  // 4: branchline.rpc.v1.AddReply.host:type_name -> branchline.rpc.v1.HostSettings
-	0,  // 5: branchline.rpc.v1.BranchInterface.enforcing_mode:type_name -> branchline.rpc.v1.EnforcingMode
-	1,  // 6: branchline.rpc.v1.DelRequest.pod:type_name -> branchline.rpc.v1.Pod
-	2,  // 7: branchline.rpc.v1.DelRequest.attachment:type_name -> branchline.rpc.v1.Attachment
-	5,  // 8: branchline.rpc.v1.DelReply.host:type_name -> branchline.rpc.v1.HostSettings
-	1,  // 9: branchline.rpc.v1.CheckRequest.pod:type_name -> branchline.rpc.v1.Pod
-	2,  // 10: branchline.rpc.v1.CheckRequest.attachment:type_name -> branchline.rpc.v1.Attachment
-	2,  // 11: branchline.rpc.v1.GcRequest.valid:type_name -> branchline.rpc.v1.Attachment
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	6,  // 5: branchline.rpc.v1.AddReply.further:type_name -> branchline.rpc.v1.RegularInterface
+	0,  // 6: branchline.rpc.v1.BranchInterface.enforcing_mode:type_name -> branchline.rpc.v1.EnforcingMode
+	1,  // 7: branchline.rpc.v1.DelRequest.pod:type_name -> branchline.rpc.v1.Pod
+	2,  // 8: branchline.rpc.v1.DelRequest.attachment:type_name -> branchline.rpc.v1.Attachment
+	5,  // 9: branchline.rpc.v1.DelReply.host:type_name -> branchline.rpc.v1.HostSettings
+	1,  // 10: branchline.rpc.v1.CheckRequest.pod:type_name -> branchline.rpc.v1.Pod
+	2,  // 11: branchline.rpc.v1.CheckRequest.attachment:type_name -> branchline.rpc.v1.Attachment
+	2,  // 12: branchline.rpc.v1.GcRequest.valid:type_name -> branchline.rpc.v1.Attachment
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_rpc_ipamd_proto_init() }

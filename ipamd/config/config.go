@@ -91,6 +91,8 @@ type Config struct {
 	Bandwidth bool
 	// DisablePodIPv6 turns IPv6 off in new pods. AnnotatePodIP has pods carry their address in an annotation.
 	DisablePodIPv6, AnnotatePodIP bool
+	// MultiNIC gives pods that ask for it an interface on each network card of the instance.
+	MultiNIC bool
 	// V4Egress gives pods of IPv6 clusters a way out by IPv4, V6Egress the reverse.
 	V4Egress, V6Egress       bool
 	V4EgressLog, V6EgressLog string

@@ -11,6 +11,9 @@ func (c *Config) checkFamily() (errs []error) {
 	if c.IPv6 && c.CustomNetworking {
 		errs = append(errs, &Error{"AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true", "pods of IPv6 clusters have addresses of the primary ENI's prefix: no ENI is made for them", "false where ENABLE_IPv6 is true"})
 	}
+	if c.IPv6 && c.MultiNIC {
+		errs = append(errs, &Error{"ENABLE_MULTI_NIC", "true", "pods of IPv6 clusters have addresses of the primary ENI's prefix, and so one interface", "false where ENABLE_IPv6 is true"})
+	}
 	return errs
 }
 

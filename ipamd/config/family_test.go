@@ -19,6 +19,8 @@ func TestPodsHaveExactlyOneFamily(t *testing.T) {
 		{env: map[string]string{"ENABLE_IPv6": "true"}, refused: "ENABLE_IPv6"},
 		{env: map[string]string{"ENABLE_IPv4": "false"}, refused: "ENABLE_IPv4"},
 		{env: map[string]string{"ENABLE_IPv4": "false", "ENABLE_IPv6": "true", "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "true"}, refused: "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG"},
+		{env: map[string]string{"ENABLE_IPv4": "false", "ENABLE_IPv6": "true", "ENABLE_MULTI_NIC": "true"}, refused: "ENABLE_MULTI_NIC"},
+		{env: map[string]string{"ENABLE_MULTI_NIC": "true"}},
 	} {
 		got, warnings, err := load(c.env)
 		var e *Error

@@ -141,7 +141,7 @@ var Variables = []Variable{
 	acted("DISABLE_POD_V6", "false", boolean, func(c *Config) *bool { return &c.DisablePodIPv6 }, "IPv6 is turned off in new pods (net.ipv6.conf.all, default and lo). In IPv4 clusters, and not together with ENABLE_V6_EGRESS."),
 	acted("ENABLE_V4_EGRESS", "true", boolean, func(c *Config) *bool { return &c.V4Egress }, "In IPv6 clusters: pods reach IPv4 destinations from the node's address. Without effect in IPv4 clusters."),
 	acted("ENABLE_V6_EGRESS", "false", boolean, func(c *Config) *bool { return &c.V6Egress }, "In IPv4 clusters: pods reach IPv6 destinations from the node's address. Without effect in IPv6 clusters."),
-	known("ENABLE_MULTI_NIC", "false", boolean, "Several interfaces in a pod.", comes),
+	acted("ENABLE_MULTI_NIC", "false", boolean, func(c *Config) *bool { return &c.MultiNIC }, "Pods with the annotation k8s.amazonaws.com/nicConfig=multi-nic-attachment get an interface on each network card of the instance. May be switched while pods run: they keep their interfaces. In IPv4 clusters."),
 	acted("ENABLE_IMDS_ONLY_MODE", "false", boolean, func(c *Config) *bool { return &c.IMDSOnly }, "EC2 is never asked: what IMDS shows is used, and nothing is asked for or given back. Not together with ENABLE_POD_ENI."),
 	{Name: "VPC_CNI_VERSION", Meaning: "The manifest's version; shown in the log only.", ActedOn: true, kind: text},
 	acted("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", absolutePath, func(c *Config) *string { return &c.HostBinDir }, "Where the init container puts the executables."),

@@ -70,7 +70,8 @@ type ENI struct {
 	Prefixes []netip.Prefix
 	// Trunk carries branch ENIs and no regular pods.
 	Trunk bool
-	// Unmanaged is set where the agent keeps its hands off: tagged so, on another network card, or not yet known.
+	// Unmanaged is set where the agent keeps its hands off: tagged so, on a further network card where those are not used, or
+	// not yet known.
 	Unmanaged bool
 	// Made is set where the agent made it, so that it may delete it.
 	Made bool

@@ -149,9 +149,9 @@ func (p *Provisioner) has(ctx context.Context, eniID string, asked []netip.Prefi
 	return slices.DeleteFunc(slices.Clone(asked), func(u netip.Prefix) bool { return !has[u.String()] }), nil
 }
 
-// Attach creates an ENI in the place's subnet and groups with count secondary addresses, or prefixes, and attaches it at
-// the lowest free device index. On failure nothing is left behind, as far as EC2 lets it.
-func (p *Provisioner) Attach(ctx context.Context, at placement.Place, used []int, count int, prefixes bool) (eniID string, device int, err error) {
+// Attach creates an ENI in the place's subnet and groups with count secondary addresses, or prefixes, and attaches it to the
+// network card at the lowest free device index. On failure nothing is left behind, as far as EC2 lets it.
+func (p *Provisioner) Attach(ctx context.Context, at placement.Place, card int, used []int, count int, prefixes bool) (eniID string, device int, err error) {
 	out, err := p.create(ctx, at, count, prefixes)
 	if err != nil {
 		return "", 0, fmt.Errorf("create an ENI in %s: %w", at.SubnetID, err)
@@ -171,13 +171,13 @@ func (p *Provisioner) Attach(ctx context.Context, at placement.Place, used []int
 			return eniID, 0, fmt.Errorf("note the new %s: %w", eniID, err)
 		}
 	}
-	device = lowestFree(used)
-	index, card := int32(device), int32(0)
+	device = lowestFree(card, used)
+	index, cardIndex := int32(device), int32(card)
 	attached, err := p.EC2.AttachNetworkInterface(ctx, &ec2.AttachNetworkInterfaceInput{
-		NetworkInterfaceId: &eniID, InstanceId: &p.InstanceID, DeviceIndex: &index, NetworkCardIndex: &card,
+		NetworkInterfaceId: &eniID, InstanceId: &p.InstanceID, DeviceIndex: &index, NetworkCardIndex: &cardIndex,
 	})
 	if err != nil {
-		return eniID, device, fmt.Errorf("attach %s to %s at device index %d: %w", eniID, p.InstanceID, device, err)
+		return eniID, device, fmt.Errorf("attach %s to %s at device index %d of network card %d: %w", eniID, p.InstanceID, device, card, err)
 	}
 	yes := true
 	_, err = p.EC2.ModifyNetworkInterfaceAttribute(ctx, &ec2.ModifyNetworkInterfaceAttributeInput{
@@ -187,7 +187,7 @@ func (p *Provisioner) Attach(ctx context.Context, at placement.Place, used []int
 	if err != nil {
 		return eniID, device, fmt.Errorf("have %s deleted with the instance: %w", eniID, err)
 	}
-	p.Log.Info("ENI attached", "eni", eniID, "device", device, "with", units(count, prefixes))
+	p.Log.Info("ENI attached", "eni", eniID, "card", card, "device", device, "with", units(count, prefixes))
 	return eniID, device, nil
 }
 
@@ -235,8 +235,13 @@ func (p *Provisioner) tags() []types.Tag {
 	return out
 }
 
-func lowestFree(used []int) int {
-	for i := 1; ; i++ {
+// lowestFree is the lowest device index of a card that is not used. The primary ENI's always is.
+func lowestFree(card int, used []int) int {
+	first := 0
+	if card == 0 {
+		first = 1
+	}
+	for i := first; ; i++ {
 		if !slices.Contains(used, i) {
 			return i
 		}

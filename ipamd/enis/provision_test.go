@@ -107,7 +107,7 @@ func provisioner() (*Provisioner, *account) {
 
 func TestAttachTakesTheLowestFreeIndexAndTagsTheENI(t *testing.T) {
 	p, a := provisioner()
-	id, device, err := p.Attach(context.Background(), placement.Place{SubnetID: "subnet-1"}, []int{0, 1, 3}, 9, false)
+	id, device, err := p.Attach(context.Background(), placement.Place{SubnetID: "subnet-1"}, 0, []int{0, 1, 3}, 9, false)
 	if err != nil || device != 2 {
 		t.Fatal(id, device, err)
 	}
@@ -129,7 +129,7 @@ func TestP28AFailedAttachLeavesNothingBehind(t *testing.T) {
 		p, a := provisioner()
 		a.codes[api] = []string{"UnauthorizedOperation"}
 		a.codes["Delete"] = []string{"InvalidParameterValue"} // still detaching
-		if _, _, err := p.Attach(context.Background(), placement.Place{}, nil, 9, false); err == nil {
+		if _, _, err := p.Attach(context.Background(), placement.Place{}, 0, nil, 9, false); err == nil {
 			t.Fatal("no error")
 		}
 		if len(a.enis) > 0 {
@@ -141,14 +141,14 @@ func TestP28AFailedAttachLeavesNothingBehind(t *testing.T) {
 func TestAnAlmostFullSubnetGivesWhatItHas(t *testing.T) {
 	p, a := provisioner()
 	a.free = 4
-	if id, _, err := p.Attach(context.Background(), placement.Place{}, nil, 9, false); err != nil || id == "" {
+	if id, _, err := p.Attach(context.Background(), placement.Place{}, 0, nil, 9, false); err != nil || id == "" {
 		t.Fatal(id, err)
 	}
 }
 
 func TestP28SweepDeletesOnlyWhatIsDetached(t *testing.T) {
 	p, a := provisioner()
-	kept, _, err := p.Attach(context.Background(), placement.Place{}, nil, 1, false)
+	kept, _, err := p.Attach(context.Background(), placement.Place{}, 0, nil, 1, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -49,8 +50,10 @@ func netlinkFamily(ipv6 bool) int {
 	return netlink.FAMILY_V4
 }
 
-// routing reads the rules of one family, and the routes of the tables that belong to ENIs.
-func (k *Kernel) routing(ipv6 bool) (a Actual, err error) {
+// routing reads the rules of one family, and the routes of the tables that belong to ENIs: all that those of card 0 may have,
+// and of the further cards' those that are desired or that a rule of ours leads to.
+func (k *Kernel) routing(d Desired) (a Actual, err error) {
+	ipv6 := d.IPv6
 	rules, err := rtnl.Dump(func() ([]netlink.Rule, error) { return k.h.RuleList(netlinkFamily(ipv6)) })
 	if err != nil {
 		return a, fmt.Errorf("list the routing rules: %w", err)
@@ -60,7 +63,21 @@ func (k *Kernel) routing(ipv6 bool) (a Actual, err error) {
 			a.Rules = append(a.Rules, rule)
 		}
 	}
+	tables := map[int]bool{}
 	for table := 2; table <= maxDevices; table++ {
+		tables[table] = true
+	}
+	for _, r := range a.Rules {
+		if r.Ours && isFurther(r.Table) {
+			tables[r.Table] = true
+		}
+	}
+	for _, s := range d.slots() {
+		if s.Card > 0 {
+			tables[s.Table()] = true
+		}
+	}
+	for _, table := range slices.Sorted(maps.Keys(tables)) {
 		routes, err := k.routes(table, ipv6)
 		if err != nil {
 			return a, err
@@ -157,12 +174,11 @@ type Result struct {
 func (k *Kernel) Reconcile(ctx context.Context, d Desired) (r Result, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	a, err := k.routing(d.IPv6)
+	a, err := k.routing(d)
 	if err != nil {
 		return r, err
 	}
-	shape := Shape{d.IPv6, d.VethPrefix}
-	if a.Marks, r.Marks = k.nft.marksOf(ctx, shape); r.Marks != nil {
+	if a.Marks, r.Marks = k.nft.marksOf(ctx, d.shape()); r.Marks != nil {
 		a.Marks.Missing = true
 	}
 	if errors.Is(r.Marks, errNoAnswer) {

@@ -43,9 +43,9 @@ func reconcile(t *testing.T, k *Kernel, d Desired) Result {
 
 func (k *Kernel) actual(t *testing.T, d Desired) Actual {
 	t.Helper()
-	a, err := k.routing(d.IPv6)
+	a, err := k.routing(d)
 	if err == nil {
-		a.Marks, err = k.nft.marksOf(context.Background(), Shape{d.IPv6, d.VethPrefix})
+		a.Marks, err = k.nft.marksOf(context.Background(), d.shape())
 	}
 	if err == nil {
 		a.Tables, err = k.nft.ruleTables(context.Background())
@@ -84,8 +84,10 @@ func TestRoutingOfARealKernelIsReconciledBothWays(t *testing.T) {
 			eni.Prefixes = append(eni.Prefixes, addressOf(c.ipv6, 7, 6), netip.PrefixFrom(addressOf(c.ipv6, 9, 6).Addr(), addressOf(c.ipv6, 9, 6).Bits()-4)) // 9.16/28
 			moved := eni
 			moved.Gateway, moved.Prefixes = netip.MustParseAddr(c.other), eni.Prefixes[10:]
+			further := eni // of another network card; its table's number is not in a byte
+			further.Card, further.Device, further.Prefixes = 1, 3, eni.Prefixes[740:]
 			nodeLocal := []netip.Prefix{netip.MustParsePrefix("169.254.20.10/32"), netip.MustParsePrefix("fd00:ec2::23/128")}
-			for i, d := range []Desired{{}, {LocalBehindPods: true, ENIs: []ENI{eni}}, {LocalBehindPods: true, NodeLocal: nodeLocal, ENIs: []ENI{moved}}, {ENIs: []ENI{eni}}, {}} {
+			for i, d := range []Desired{{}, {LocalBehindPods: true, ENIs: []ENI{eni}}, {LocalBehindPods: true, NodeLocal: nodeLocal, ENIs: []ENI{moved}}, {ENIs: []ENI{eni}}, {ENIs: []ENI{further}}, {}} {
 				d.IPv6, d.VethPrefix = c.ipv6, "eni"
 				if r := reconcile(t, k, d); r.Marks != nil || r.Kubelet != nil {
 					t.Fatalf("step %d: %v, %v", i, r.Marks, r.Kubelet)

@@ -42,8 +42,8 @@ const (
 // Marks of packets. They keep clear of 0x80 (the AWS VPC CNI's), 0x2000 (portmap), 0xc000 (kube-proxy) and 0xffff0000
 // (Calico), and are only ever set with their masks.
 const (
-	// ENIMask covers the number of the ENI whose pod sent the packet: its device number + 1.
-	ENIMask = 0x007f
+	// ENIMask covers the mark of the ENI whose pod sent the packet.
+	ENIMask = 0x017f
 	// KubeletMark is on the kubelet's own connections, both ways.
 	KubeletMark = 0x0400
 	// RerouteMark is set on what IPVS forwards to have the kernel route it again, and looked at by nobody.
@@ -56,22 +56,3 @@ const (
 
 // RouterIPv6 is the VPC router's address on each ENI, and so on each branch ENI's VLAN.
 var RouterIPv6 = netip.MustParseAddr("fe80:ec2::1")
-
-// Mark is the mark of what the pods of an ENI send; 0 for a device number that has none.
-func Mark(device int) uint32 {
-	if device < 0 || device >= maxDevices {
-		return 0
-	}
-	return uint32(device + 1)
-}
-
-// maxDevices bounds the device numbers of network card 0.
-const maxDevices = 16
-
-// Table is the routing table of the ENI with this device number on network card 0 (upstream's numbers).
-func Table(device int) int {
-	if device == 0 {
-		return MainTable
-	}
-	return device + 1
-}

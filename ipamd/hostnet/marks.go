@@ -6,6 +6,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // Marks is the nftables table that marks packets, as it is there.
@@ -15,7 +17,8 @@ type Marks struct {
 	// Intact says that chains and rules are as this version makes them for Shape.
 	Intact bool
 	Shape  Shape
-	// Devices says by which ENI what comes from an address leaves: its device number.
+	// Devices says by which ENI what comes from an address leaves: its slot's number, which on network card 0 is its device
+	// index.
 	Devices map[netip.Prefix]int
 }
 
@@ -23,6 +26,29 @@ type Marks struct {
 type Shape struct {
 	IPv6       bool
 	VethPrefix string
+	// Further are the numbers of the slots on further network cards that something is sent to, in order.
+	Further string
+}
+
+func (s Shape) further() (out []int) {
+	for field := range strings.FieldsSeq(s.Further) {
+		if n, err := strconv.Atoi(field); err == nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// shape is what is desired of the table's rules.
+func (d Desired) shape() Shape {
+	var further []int
+	for _, s := range d.slots() {
+		if n := s.number(); s.Card > 0 && n >= 0 {
+			further = append(further, n)
+		}
+	}
+	slices.Sort(further)
+	return Shape{d.IPv6, d.VethPrefix, strings.Trim(fmt.Sprint(further), "[]")}
 }
 
 // MarksChange is one transaction: all of it happens, or nothing.
@@ -44,7 +70,7 @@ func (c MarksChange) String() string {
 // MarksTable is the nftables table's name, in the family that pods have.
 const MarksTable = "branchline"
 
-// devices is the map from source prefix to device number that is desired; no two prefixes overlap.
+// devices is the map from source prefix to slot number that is desired; no two prefixes overlap.
 func (d Desired) devices(there map[netip.Prefix]int) map[netip.Prefix]int {
 	type entry struct {
 		p      netip.Prefix
@@ -53,13 +79,13 @@ func (d Desired) devices(there map[netip.Prefix]int) map[netip.Prefix]int {
 	var all []entry
 	for _, e := range d.ENIs {
 		for _, p := range e.Prefixes {
-			if d.family(p.Addr()) && Mark(e.Device) != 0 {
-				all = append(all, entry{p.Masked(), e.Device})
+			if n := e.Slot().number(); d.family(p.Addr()) && n >= 0 {
+				all = append(all, entry{p.Masked(), n})
 			}
 		}
 	}
 	for p, device := range there {
-		if d.family(p.Addr()) && d.kept(Table(device)) {
+		if d.family(p.Addr()) && d.kept(slotOf(device).Table()) {
 			all = append(all, entry{p, device})
 		}
 	}
@@ -86,7 +112,7 @@ func planMarks(d Desired, m Marks) (c MarksChange, needed bool) {
 	if m.Missing {
 		return c, false
 	}
-	shape := Shape{d.IPv6, d.VethPrefix}
+	shape := d.shape()
 	want := d.devices(m.Devices)
 	c = MarksChange{Shape: shape}
 	if !m.Intact || m.Shape != shape {

@@ -86,7 +86,8 @@ func TestElementsThatAreNotOursAreNoticed(t *testing.T) {
 
 func TestTheFingerprintTellsShapesApart(t *testing.T) {
 	seen := map[string]nftTable{}
-	for _, table := range []nftTable{marksTable(Shape{false, "eni"}), marksTable(Shape{true, "eni"}), marksTable(Shape{false, "pod"}), kubeletTable(false)} {
+	for _, table := range []nftTable{marksTable(Shape{VethPrefix: "eni"}), marksTable(Shape{IPv6: true, VethPrefix: "eni"}), marksTable(Shape{VethPrefix: "pod"}),
+		marksTable(Shape{VethPrefix: "eni", Further: "16"}), marksTable(Shape{VethPrefix: "eni", Further: "16 23"}), kubeletTable(false)} {
 		print, err := table.fingerprint()
 		if err != nil {
 			t.Fatal(err)
@@ -106,7 +107,7 @@ func FuzzParseVerdict(f *testing.F) {
 		f.Add(e.Val)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if device, ok := parseVerdict(b); ok && Mark(device) == 0 {
+		if device, ok := parseVerdict(b); ok && markOf(device)&^ENIMask != 0 || slotOf(device).number() != device {
 			t.Errorf("device %d", device)
 		}
 	})

@@ -48,7 +48,7 @@ func (d Desired) natTable() (t nftTable, wanted, unknown bool) {
 	if !source && !n.NodePort || n.ConnMark == 0 {
 		return t, false, false
 	}
-	at := slices.IndexFunc(d.ENIs, func(e ENI) bool { return e.Device == 0 && d.family(e.Primary) })
+	at := slices.IndexFunc(d.ENIs, func(e ENI) bool { return e.Slot() == Slot{} && d.family(e.Primary) })
 	if at < 0 || source && len(n.VPC) == 0 {
 		return t, false, true
 	}
@@ -62,7 +62,7 @@ func (d Desired) natTable() (t nftTable, wanted, unknown bool) {
 	if source {
 		leaving.rules = append(leaving.rules, concat(newConnection(), n.ofPrimary(false), jump(outboundChain)))
 	}
-	leaving.rules = append(leaving.rules, concat(n.ofPrimary(true), setMark(Mark(0), ENIMask)))
+	leaving.rules = append(leaving.rules, concat(n.ofPrimary(true), setMark(markOf(0), ENIMask)))
 	t.chains = append(t.chains, leaving)
 	// What IPVS forwards was taken for this node's own when it was routed, and is routed again without its source: by its
 	// mark it takes its ENI's way. A mark that changes is what has the kernel route it once more.
@@ -102,7 +102,7 @@ func (d Desired) outbound() nftChain {
 		}
 	}
 	c.rules = append(c.rules, concat(destinationIsLocal(false), ret()))
-	c.rules = append(c.rules, concat(d.NAT.setOfPrimary(), setMark(Mark(0)|SourceNATMark, ENIMask|SourceNATMark)))
+	c.rules = append(c.rules, concat(d.NAT.setOfPrimary(), setMark(markOf(0)|SourceNATMark, ENIMask|SourceNATMark)))
 	return c
 }
 

@@ -140,14 +140,19 @@ func (t nftTable) comment(fingerprint string, rule int) string {
 	return fmt.Sprintf("%s %d", fingerprint, rule)
 }
 
-// isThere compares the kernel's table with this one, the sets' elements aside.
-func (t nftTable) isThere(c *nftables.Conn) (bool, error) {
+// exists says whether there is a table of this name, whatever is in it.
+func (t nftTable) exists(c *nftables.Conn) (bool, error) {
 	tables, err := c.ListTablesOfFamily(t.family)
 	if err != nil {
 		return false, fmt.Errorf("list the nftables tables: %w", lacking(err))
 	}
-	if !slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == t.name }) {
-		return false, nil
+	return slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == t.name }), nil
+}
+
+// isThere compares the kernel's table with this one, the sets' elements aside.
+func (t nftTable) isThere(c *nftables.Conn) (bool, error) {
+	if exists, err := t.exists(c); err != nil || !exists {
+		return false, err
 	}
 	chains, err := c.ListChainsOfTableFamily(t.family)
 	if err != nil {
@@ -167,6 +172,13 @@ func (t nftTable) isThere(c *nftables.Conn) (bool, error) {
 	if found != len(t.chains) {
 		return false, nil
 	}
+	if are, err := t.setsAreThere(c); err != nil || !are {
+		return false, err
+	}
+	return t.rulesAreThere(c)
+}
+
+func (t nftTable) setsAreThere(c *nftables.Conn) (bool, error) {
 	sets, err := c.GetSets(t.table())
 	if err != nil {
 		return false, fmt.Errorf("list the sets of table %s: %w", t.name, err)
@@ -181,7 +193,7 @@ func (t nftTable) isThere(c *nftables.Conn) (bool, error) {
 			return false, nil
 		}
 	}
-	return t.rulesAreThere(c)
+	return true, nil
 }
 
 func (w nftChain) is(o *nftables.Chain) bool {
@@ -287,8 +299,15 @@ func (t nftTable) elements(c *nftables.Conn, i int) ([]nftables.SetElement, erro
 func (n *nft) marksOf(ctx context.Context, shape Shape) (m Marks, err error) {
 	t := marksTable(shape)
 	err = n.do(ctx, func(c *nftables.Conn) error {
-		there, err := t.isThere(c)
-		if err != nil || !there {
+		if there, err := t.exists(c); err != nil || !there {
+			return err
+		}
+		// A table of other rules is made anew; what pods have of ENIs that no source shows is taken along from its sets.
+		if readable, err := t.setsAreThere(c); err != nil || !readable {
+			return err
+		}
+		intact, err := t.isThere(c)
+		if err != nil {
 			return err
 		}
 		single, err := t.elements(c, singleMap)
@@ -299,8 +318,9 @@ func (n *nft) marksOf(ctx context.Context, shape Shape) (m Marks, err error) {
 		if err != nil {
 			return err
 		}
-		m.Devices, m.Intact = parseElements(single, ranges, shape.IPv6)
-		m.Shape = shape
+		var ours bool
+		m.Devices, ours = parseElements(single, ranges, shape.IPv6)
+		m.Intact, m.Shape = intact && ours, shape
 		return nil
 	})
 	return m, err

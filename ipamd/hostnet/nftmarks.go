@@ -56,10 +56,18 @@ func marksTable(s Shape) nftTable {
 			bySource(s.IPv6, sets[rangeMap]),
 		},
 	}}}
-	for device := range maxDevices {
-		t.chains = append(t.chains, nftChain{name: deviceChain + strconv.Itoa(device), rules: [][]expr.Any{setMark(Mark(device), ENIMask)}})
+	for n := range maxDevices {
+		t.chains = append(t.chains, deviceChainOf(n))
+	}
+	for _, n := range s.further() {
+		t.chains = append(t.chains, deviceChainOf(n))
 	}
 	return t
+}
+
+// deviceChainOf marks what leaves by the slot of this number.
+func deviceChainOf(n int) nftChain {
+	return nftChain{name: deviceChain + strconv.Itoa(n), rules: [][]expr.Any{setMark(markOf(n), ENIMask)}}
 }
 
 // bySource goes to the chain that the map has for the packet's source.
@@ -202,7 +210,7 @@ func parseVerdict(b []byte) (device int, ok bool) {
 		if kind == unix.NFTA_VERDICT_CHAIN {
 			name, found := strings.CutPrefix(strings.TrimRight(string(value), "\x00"), deviceChain)
 			n, err := strconv.Atoi(name)
-			return n, found && err == nil && n >= 0 && n < maxDevices
+			return n, found && err == nil && n >= 0 && n < numbers
 		}
 	}
 	return 0, false

@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -70,8 +71,9 @@ func (r Route) String() string {
 	return fmt.Sprintf("route %s%s in table %d on link %d", r.Dst, via, r.Table, r.LinkIndex)
 }
 
-// ENI is one ENI that pods may use, the primary one (device 0) among them.
+// ENI is one ENI that pods may use, the primary one (device 0 of card 0) among them.
 type ENI struct {
+	Card      int
 	Device    int
 	LinkIndex int
 	Primary   netip.Addr // its primary address
@@ -79,6 +81,9 @@ type ENI struct {
 	// Prefixes are the addresses that its pods may have.
 	Prefixes []netip.Prefix
 }
+
+// Slot is where it is attached.
+func (e ENI) Slot() Slot { return Slot{e.Card, e.Device} }
 
 // Holds says whether an address is among those that its pods may have.
 func (e ENI) Holds(addr netip.Addr) bool {
@@ -97,9 +102,9 @@ type Desired struct {
 	// VethPrefix starts the names of the host veths of regular pods.
 	VethPrefix string
 	ENIs       []ENI
-	// InUse are the device numbers of ENIs whose addresses pods hold. Nothing of theirs is taken away, also while no
-	// source shows the ENI.
-	InUse []int
+	// InUse are the slots of ENIs whose addresses pods hold. Nothing of theirs is taken away, also while no source shows the
+	// ENI.
+	InUse []Slot
 	// NAT is what is translated, and which answers leave by the primary ENI.
 	NAT NAT
 	// External are destinations that are reached by the main table, whichever ENI the pod has.
@@ -201,14 +206,14 @@ func (d Desired) wanted() (rules []Rule, routes []Route) {
 	}
 	// This rule needs nothing but the number, so it is put back also while no source shows the ENI. The primary one's is
 	// what NAT sends its connections by.
-	for device := range maxDevices {
-		if slices.Contains(d.InUse, device) || device == 0 && (d.NAT.Source || d.NAT.NodePort) || slices.ContainsFunc(d.ENIs, func(e ENI) bool { return e.Device == device }) {
-			rules = append(rules, Rule{Priority: MarkPriority, Mark: Mark(device), Mask: ENIMask, Table: Table(device)})
+	for _, s := range d.slots() {
+		if s.number() >= 0 {
+			rules = append(rules, Rule{Priority: MarkPriority, Mark: s.Mark(), Mask: ENIMask, Table: s.Table()})
 		}
 	}
 	for _, e := range d.ENIs {
-		t := Table(e.Device)
-		if e.Device == 0 {
+		t := e.Slot().Table()
+		if t == MainTable {
 			continue
 		}
 		if d.family(e.Primary) {
@@ -223,11 +228,24 @@ func (d Desired) wanted() (rules []Rule, routes []Route) {
 	return rules, routes
 }
 
+// slots are those of the ENIs that something is sent to by its mark, in order.
+func (d Desired) slots() (out []Slot) {
+	out = slices.Clone(d.InUse)
+	for _, e := range d.ENIs {
+		out = append(out, e.Slot())
+	}
+	if d.NAT.Source || d.NAT.NodePort {
+		out = append(out, Slot{})
+	}
+	slices.SortFunc(out, func(a, b Slot) int { return cmp.Or(cmp.Compare(a.Card, b.Card), cmp.Compare(a.Device, b.Device)) })
+	return slices.Compact(out)
+}
+
 // kept says whether a table is that of an ENI that pods use and no source shows: nothing of it is taken away.
 func (d Desired) kept(table int) bool {
-	for _, device := range d.InUse {
-		if Table(device) == table {
-			return !slices.ContainsFunc(d.ENIs, func(e ENI) bool { return e.Device == device })
+	for _, s := range d.InUse {
+		if s.Table() == table {
+			return !slices.ContainsFunc(d.ENIs, func(e ENI) bool { return e.Slot() == s })
 		}
 	}
 	return false

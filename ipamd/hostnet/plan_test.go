@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/branchline-cni/branchline/aws"
 )
 
 // fresh is a host that nobody has changed, but for what others have there.
@@ -30,6 +32,9 @@ func addressOf(ipv6 bool, device, n int) netip.Prefix {
 	return netip.PrefixFrom(a, a.BitLen())
 }
 
+// someSlots are of the primary ENI, of others on its card and of some on further ones.
+var someSlots = []Slot{{0, 0}, {0, 1}, {0, 2}, {1, 0}, {1, 1}, {3, 15}}
+
 // someCIDRs contain each other in part.
 var someCIDRs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("10.0.7.0/24"), netip.MustParsePrefix("100.64.0.0/10"),
 	netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("0.0.0.0/0")}
@@ -38,7 +43,7 @@ func drawDesired(t *rapid.T, ipv6 bool) Desired {
 	d := Desired{
 		IPv6: ipv6, LocalBehindPods: rapid.Bool().Draw(t, "strict"), KubeletLocal: rapid.Bool().Draw(t, "kubelet"),
 		VethPrefix: rapid.SampledFrom([]string{"eni", "pod"}).Draw(t, "veth prefix"),
-		InUse:      rapid.SliceOfNDistinct(rapid.IntRange(0, 3), 0, 2, rapid.ID).Draw(t, "in use"),
+		InUse:      rapid.SliceOfNDistinct(rapid.SampledFrom(someSlots), 0, 2, rapid.ID[Slot]).Draw(t, "in use"),
 	}
 	if rapid.Bool().Draw(t, "node-local") {
 		d.NodeLocal = []netip.Prefix{netip.MustParsePrefix("169.254.20.10/32"), netip.MustParsePrefix("169.254.170.23/32"), netip.MustParsePrefix("fd00:ec2::23/128")}
@@ -55,9 +60,9 @@ func drawDesired(t *rapid.T, ipv6 bool) Desired {
 			d.Egress = netip.MustParsePrefix("169.254.172.0/22")
 		}
 	}
-	for i := range 4 {
+	for i, slot := range someSlots {
 		if rapid.Bool().Draw(t, fmt.Sprintf("eni %d", i)) {
-			e := ENI{Device: i, LinkIndex: rapid.IntRange(2, 4).Draw(t, "link"), Primary: addressOf(ipv6, i, 0).Addr(), Gateway: addressOf(ipv6, 9, 1).Addr()}
+			e := ENI{Card: slot.Card, Device: slot.Device, LinkIndex: rapid.IntRange(2, 4).Draw(t, "link"), Primary: addressOf(ipv6, i, 0).Addr(), Gateway: addressOf(ipv6, 9, 1).Addr()}
 			for n := range rapid.IntRange(0, 3).Draw(t, "addresses") {
 				e.Prefixes = append(e.Prefixes, addressOf(ipv6, i, 1+n))
 			}
@@ -80,19 +85,20 @@ func wantSafe(t *rapid.T, a Actual, did []Op) {
 	}
 	for _, ipv6 := range []bool{false, true} {
 		_, nat := a.Tables.Digests[TableKey{NATTable, ipv6}]
-		byPrimary := Rule{Priority: MarkPriority, Mark: Mark(0), Mask: ENIMask, Table: MainTable}
+		byPrimary := Rule{Priority: MarkPriority, Mark: Slot{}.Mark(), Mask: ENIMask, Table: MainTable}
 		if nat && !slices.ContainsFunc(a.Rules, byPrimary.same) {
 			t.Fatalf("NAT gives connections to the primary ENI and there is no %v after %v", byPrimary, did)
 		}
 	}
-	for p, device := range a.Marks.Devices {
-		rule := Rule{Priority: MarkPriority, Mark: Mark(device), Mask: ENIMask, Table: Table(device)}
+	for p, number := range a.Marks.Devices {
+		slot := slotOf(number)
+		rule := Rule{Priority: MarkPriority, Mark: slot.Mark(), Mask: ENIMask, Table: slot.Table()}
 		if !slices.ContainsFunc(a.Rules, rule.same) {
-			t.Fatalf("%s has device %d's mark and there is no %v after %v", p, device, rule, did)
+			t.Fatalf("%s has the mark of %v and there is no %v after %v", p, slot, rule, did)
 		}
-		isDefault := func(r Route) bool { return r.Table == Table(device) && r.Dst.Bits() == 0 }
-		if device != 0 && !slices.ContainsFunc(a.Routes, isDefault) {
-			t.Fatalf("%s has device %d's mark and its table is empty after %v", p, device, did)
+		isDefault := func(r Route) bool { return r.Table == slot.Table() && r.Dst.Bits() == 0 }
+		if number != 0 && !slices.ContainsFunc(a.Routes, isDefault) {
+			t.Fatalf("%s has the mark of %v and its table is empty after %v", p, slot, did)
 		}
 	}
 }
@@ -168,15 +174,21 @@ func wantMarked(t *rapid.T, d Desired, a Actual) {
 	t.Helper()
 	for _, e := range d.ENIs {
 		for _, p := range e.Prefixes {
-			if device, ok := a.Marks.Devices[p]; !a.Marks.Missing && (!ok || device != e.Device) {
-				t.Fatalf("%s of device %d is not marked: %v", p, e.Device, a.Marks.Devices)
+			if number, ok := a.Marks.Devices[p]; !a.Marks.Missing && (!ok || slotOf(number) != e.Slot()) {
+				t.Fatalf("%s of %v is not marked: %v", p, e.Slot(), a.Marks.Devices)
 			}
 		}
 	}
 }
 
 func TestAnENIThatNoSourceShowsKeepsItsRoutesWhilePodsUseIt(t *testing.T) {
-	d := Desired{VethPrefix: "eni", InUse: []int{2}, ENIs: []ENI{{Device: 2, LinkIndex: 5, Primary: addressOf(false, 2, 0).Addr(),
+	for _, slot := range []Slot{{0, 2}, {2, 0}} {
+		t.Run(fmt.Sprint(slot), func(t *testing.T) { keepsRoutes(t, slot) })
+	}
+}
+
+func keepsRoutes(t *testing.T, slot Slot) {
+	d := Desired{VethPrefix: "eni", InUse: []Slot{slot}, ENIs: []ENI{{Card: slot.Card, Device: slot.Device, LinkIndex: 5, Primary: addressOf(false, 2, 0).Addr(),
 		Gateway: addressOf(false, 9, 1).Addr(), Prefixes: []netip.Prefix{addressOf(false, 2, 1)}}}}
 	a := fresh().apply(d)
 	d.ENIs = nil
@@ -184,7 +196,7 @@ func TestAnENIThatNoSourceShowsKeepsItsRoutesWhilePodsUseIt(t *testing.T) {
 		t.Errorf("the view is incomplete, and yet: %v", ops)
 	}
 	a.Marks = Marks{Devices: a.Marks.Devices} // somebody added a rule to the table: it is made anew
-	if got := a.apply(d).Marks.Devices; !maps.Equal(got, map[netip.Prefix]int{addressOf(false, 2, 1): 2}) {
+	if got := a.apply(d).Marks.Devices; !maps.Equal(got, map[netip.Prefix]int{addressOf(false, 2, 1): slot.number()}) {
 		t.Errorf("after mending: %v", got)
 	}
 	d.InUse = nil
@@ -212,14 +224,14 @@ func TestStrictNodesHaveTheRulesOfTheLayoutAndOthersDoNot(t *testing.T) {
 	}
 	want(d, "rule 20: lookup 255", "rule 5: to 169.254.20.10/32 lookup 255", "rule 5: from 169.254.20.10/32 iif lo lookup 510",
 		"rule 6: iif lo fwmark 0x400/0x400 lookup 510", "rule 6: fwmark 0x400/0x400 lookup 255",
-		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x7f lookup 254")
+		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x17f lookup 254")
 	d.IPv6 = true
 	want(d, "rule 20: lookup 255", "rule 5: to fd00:ec2::23/128 lookup 255", "rule 5: from fd00:ec2::23/128 iif lo lookup 510",
 		"rule 5: from fe80:ec2::1/128 ipproto 58 lookup 255",
 		"rule 6: iif lo fwmark 0x400/0x400 lookup 510", "rule 6: fwmark 0x400/0x400 lookup 255",
-		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x7f lookup 254")
+		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x17f lookup 254")
 	d.IPv6, d.LocalBehindPods = false, false
-	want(d, "rule 0: lookup 255", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x7f lookup 254")
+	want(d, "rule 0: lookup 255", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x17f lookup 254")
 }
 
 func TestMarksKeepClearOfThoseOfOthers(t *testing.T) {
@@ -231,12 +243,48 @@ func TestMarksKeepClearOfThoseOfOthers(t *testing.T) {
 		}
 		ours |= m
 	}
+}
+
+// TestEachSlotThatAnInstanceTypeHasIsToldApartByItsMarkAndTable and those of card 0 are as they were in the first release.
+func TestEachSlotThatAnInstanceTypeHasIsToldApartByItsMarkAndTable(t *testing.T) {
 	for device := range maxDevices {
-		if m := Mark(device); m == 0 || m&^ENIMask != 0 {
-			t.Errorf("device %d: %#x", device, m)
+		if s := (Slot{0, device}); s.Mark() != uint32(device+1) || device > 0 && s.Table() != device+1 {
+			t.Errorf("%v: mark %#x, table %d", s, s.Mark(), s.Table())
 		}
 	}
-	if Mark(-1) != 0 || Mark(maxDevices) != 0 {
-		t.Error("a device that has no table has a mark")
+	marks, tables := map[uint32]Slot{}, map[int]Slot{}
+	for card := range maxCards + 1 {
+		for device := range maxDevices + 1 {
+			s := Slot{card, device}
+			m, table := s.Mark(), s.Table()
+			if m == 0 {
+				continue
+			}
+			if other, twice := marks[m]; twice || m&^ENIMask != 0 || slotOf(s.number()) != s {
+				t.Errorf("%v has mark %#x and number %d, which is %v's; %v has that mark", s, m, s.number(), slotOf(s.number()), other)
+			}
+			if other, twice := tables[table]; twice || isFurther(table) != (card > 0) {
+				t.Errorf("%v has table %d, as %v", s, table, other)
+			}
+			marks[m], tables[table] = s, s
+		}
+	}
+	for _, name := range aws.InstanceTypeNames() {
+		kind, _ := aws.LookupInstanceType(name)
+		for card, most := range kind.InterfacesPerNetworkCard {
+			for device := range most {
+				if (Slot{card, device}).Mark() == 0 {
+					t.Errorf("%s: device %d of card %d has no mark", name, device, card)
+				}
+			}
+		}
+	}
+	for _, s := range []Slot{{0, -1}, {0, maxDevices}, {-1, 0}, {maxCards, 0}, {6, 6}} {
+		if s.Mark() != 0 {
+			t.Errorf("%v has mark %#x", s, s.Mark())
+		}
+	}
+	if got := (Slot{3, 2}).Table(); got != 10302 {
+		t.Errorf("table %d, want upstream's 10302", got)
 	}
 }

@@ -105,7 +105,12 @@ func routingEvent(kind uint16, data []byte) bool {
 	table := int(data[tableAt])
 	switch kind {
 	case unix.RTM_DELROUTE:
-		return data[protocolAt] == Protocol && table > 0 && table <= maxDevices
+		for kind, value := range attributes(data[routeHeader:]) {
+			if kind == unix.RTA_TABLE && len(value) == 4 {
+				table = int(binary.NativeEndian.Uint32(value))
+			}
+		}
+		return data[protocolAt] == Protocol && (table > 0 && table <= maxDevices || isFurther(table))
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		ours := false
 		for kind, value := range attributes(data[routeHeader:]) {

@@ -38,6 +38,8 @@ func TestOnlyWhatConcernsUsWakesTheAgent(t *testing.T) {
 		{"a local rule added by somebody", unix.RTM_NEWRULE, rule(LocalTable, 0), true},
 		{"a pod's rule taken away", unix.RTM_DELRULE, rule(107, 3), false},
 		{"an ENI's route taken away", unix.RTM_DELROUTE, route(2, Protocol), true},
+		{"a further card's route taken away", unix.RTM_DELROUTE, append(route(unix.RT_TABLE_COMPAT, Protocol), attribute(unix.RTA_TABLE, binary.NativeEndian.AppendUint32(nil, 10100))...), true},
+		{"a route of a table that is nobody's", unix.RTM_DELROUTE, append(route(unix.RT_TABLE_COMPAT, Protocol), attribute(unix.RTA_TABLE, binary.NativeEndian.AppendUint32(nil, 10000))...), false},
 		{"a pod's route taken away", unix.RTM_DELROUTE, route(252, Protocol), false},
 		{"somebody's route taken away", unix.RTM_DELROUTE, route(2, 4), false},
 		{"cut off", unix.RTM_DELRULE, rule(20, Protocol)[:8], false},

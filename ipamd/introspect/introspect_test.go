@@ -104,6 +104,20 @@ func TestPodsNameTheirSandboxAddressENIAndVLAN(t *testing.T) {
 	}
 }
 
+func TestAPodWithSeveralInterfacesNamesThemAll(t *testing.T) {
+	several := store.View{Allocations: []store.Allocation{{
+		Key: store.Key{ContainerID: "c", IfName: "eth0"}, Pod: store.Pod{Namespace: "shop", Name: "a"}, Regular: &store.Regular{Address: addr("10.0.0.5"), ENIID: "eni-1"},
+		Further: []store.Regular{{Address: addr("10.0.0.9"), ENIID: "eni-4", Card: 1, Device: 2}},
+	}}}
+	if p := OfPods(several); len(p) != 1 || p[0].IP != "10.0.0.5" || len(p[0].Further) != 1 || p[0].Further[0] != (Interface{"10.0.0.9", 1, 2, "eni-4"}) {
+		t.Errorf("%+v", p)
+	}
+	second := []enis.ENI{{ID: "eni-4", Card: 1, Device: 2, Addresses: []netip.Addr{addr("10.0.0.8"), addr("10.0.0.9")}}}
+	if v := OfENIs(second, several, nil, 0); v.AssignedIPs != 1 || v.ENIs["eni-4"].NetworkCard != 1 || v.ENIs["eni-4"].IPv4["10.0.0.9/32"].Addresses["10.0.0.9"].State != "assigned" {
+		t.Errorf("%+v", v)
+	}
+}
+
 func TestViewsAreServedAndListed(t *testing.T) {
 	v := Views{"a": func() any { return map[string]int{"x": 1} }, "b": func() any { return func() {} }}
 	get := func(method, path string) (int, string) {

@@ -86,6 +86,15 @@ type Pod struct {
 	VLAN         int `json:",omitempty"` // of a branch pod
 	Mode         string
 	Since        time.Time
+	// Further are the interfaces beside the first of a pod with several.
+	Further []Interface `json:",omitempty"`
+}
+
+// Interface of a pod on a further network card.
+type Interface struct {
+	IP                        string
+	NetworkCard, DeviceNumber int
+	ENI                       string
 }
 
 // Modes of a pod.
@@ -120,8 +129,8 @@ func listed(u netip.Prefix, assigned map[netip.Addr]store.Allocation, cooling ma
 func OfENIs(all []enis.ENI, v store.View, held map[netip.Addr]bool, coolDown time.Duration) ENIs {
 	assigned, cooling := map[netip.Addr]store.Allocation{}, map[netip.Addr]store.Cooling{}
 	for _, al := range v.Allocations {
-		if al.Regular != nil {
-			assigned[al.Regular.Address] = al
+		for _, r := range al.Regulars() {
+			assigned[r.Address] = al
 		}
 	}
 	for _, c := range v.Cooling {
@@ -195,6 +204,9 @@ func OfPods(v store.View) []Pod {
 		}
 		if b := al.Branch; b != nil {
 			p.IP, p.ENI, p.VLAN = b.Address.String(), b.ENIID, b.VLAN
+		}
+		for _, r := range al.Further {
+			p.Further = append(p.Further, Interface{r.Address.String(), r.Card, r.Device, r.ENIID})
 		}
 		out = append(out, p)
 	}

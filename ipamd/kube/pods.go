@@ -20,6 +20,12 @@ import (
 // mirrorAnnotation holds, on the API server's image of a static pod, the UID that the kubelet gives the pod.
 const mirrorAnnotation = "kubernetes.io/config.mirror"
 
+// NICConfigKey is the annotation by which a pod asks for several interfaces, SeveralNICs the one value that says so.
+const (
+	NICConfigKey = "k8s.amazonaws.com/nicConfig"
+	SeveralNICs  = "multi-nic-attachment"
+)
+
 // ErrNoPod: the API server does not know the pod.
 var ErrNoPod = errors.New("the API server knows no such pod")
 
@@ -32,6 +38,8 @@ type Pod struct {
 	Branch bool
 	// Annotation is the pod-eni annotation; empty where the pod has none.
 	Annotation string
+	// NICConfig is the annotation by which a pod asks for several interfaces (SeveralNICs); empty where it has none.
+	NICConfig string
 	// IPs are the addresses that the pod's status tells, of one family or two; zero until the kubelet has said so.
 	IPs [2]netip.Addr
 	// Ended is set when no container of it will run again.
@@ -61,7 +69,7 @@ func trim(obj any) (any, error) {
 		// One container is enough to say it, here too.
 		small.Status.ContainerStatuses = []corev1.ContainerStatus{{ContainerID: "was made"}}
 	}
-	for _, key := range []string{annotation.Key, mirrorAnnotation, policy.StampKey, PodIPsKey} {
+	for _, key := range []string{annotation.Key, mirrorAnnotation, policy.StampKey, PodIPsKey, NICConfigKey} {
 		if v, ok := p.Annotations[key]; ok {
 			if small.Annotations == nil {
 				small.Annotations = map[string]string{}
@@ -111,7 +119,7 @@ func podOf(p *corev1.Pod) Pod {
 	return Pod{
 		IPs:       ips,
 		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), MirrorOf: p.Annotations[mirrorAnnotation],
-		Branch: requested(p), Annotation: p.Annotations[annotation.Key],
+		Branch: requested(p), Annotation: p.Annotations[annotation.Key], NICConfig: p.Annotations[NICConfigKey],
 		Ended:       p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 		WiredBefore: wiredBefore(p), Object: p,
 	}

@@ -208,6 +208,9 @@ func (in Input) keptOut(s Subnet) bool {
 	return false
 }
 
+// Primary is where the primary ENI is.
+func (p Plan) Primary() Place { return p.in.Primary }
+
 // Serves says whether pods may get addresses of a regular ENI in that subnet. One that does not serve keeps its pods and
 // gets no others. What is not known keeps nobody out: an ENI serves on while its ENIConfig is away or wrong, or in a subnet
 // that EC2 did not show.

@@ -198,6 +198,7 @@ func TestPlacementHoldsForAnyInput(t *testing.T) {
 func TestTheRoleOfAnENI(t *testing.T) {
 	r := Rules{InstanceID: "i-1", Untagged: true}
 	closed := Rules{InstanceID: "i-1"}
+	cards := Rules{InstanceID: "i-1", Untagged: true, Cards: true}
 	ours := tags(TagInstance, "i-1")
 	for name, c := range map[string]struct {
 		f    Facts
@@ -216,8 +217,15 @@ func TestTheRoleOfAnENI(t *testing.T) {
 		"hands on":                               {Facts{Addressed: true, Described: true, Tags: tags(TagNoManage, "false")}, closed, Regular, false},
 		"a trunk":                                {Facts{Addressed: true, Described: true, Type: "trunk"}, closed, Trunk, false},
 		"a trunk by its description":             {Facts{Addressed: true, Described: true, Description: TrunkDescription}, closed, Trunk, false},
-		"on another card":                        {Facts{Addressed: true, Described: true, Card: 1, Tags: ours}, r, HandsOff, false},
-		"device 0 of another card":               {Facts{Addressed: true, Described: true, Card: 3}, r, HandsOff, false},
+		"on another card":                        {Facts{Addressed: true, Described: true, Card: 1}, r, HandsOff, false},
+		"made by the agent while that was on":    {Facts{Addressed: true, Described: true, Card: 1, Tags: ours}, r, Regular, true},
+		"EFA on another card":                    {Facts{Addressed: true, Described: true, Card: 1, Type: "efa", Tags: ours}, r, HandsOff, false},
+		"device 0 of another card":               {Facts{Addressed: true, Described: true, Card: 3, Tags: tags(TagNoManage, "false")}, r, HandsOff, false},
+		"on another card, that being on":         {Facts{Addressed: true, Described: true, Card: 1}, cards, Regular, false},
+		"another card, untagged not managed":     {Facts{Addressed: true, Described: true, Card: 1}, Rules{InstanceID: "i-1", Cards: true}, HandsOff, false},
+		"EFA with an address on another card":    {Facts{Addressed: true, Described: true, Card: 1, Type: "efa"}, cards, Regular, false},
+		"EFA only on another card":               {Facts{Described: true, Card: 1, Type: "efa-only"}, cards, HandsOff, false},
+		"hands off on another card":              {Facts{Addressed: true, Described: true, Card: 1, Tags: tags(TagNoManage, "true")}, cards, HandsOff, false},
 		"EFA only":                               {Facts{Described: true, Type: "efa-only"}, r, HandsOff, false},
 		"without an address":                     {Facts{Described: true}, r, HandsOff, false},
 		"EFA with an address: used, never given": {Facts{Addressed: true, Described: true, Type: "efa", Tags: ours}, r, Regular, false},

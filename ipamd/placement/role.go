@@ -28,6 +28,9 @@ type Rules struct {
 	InstanceID string
 	// Untagged is MANAGE_UNTAGGED_ENI: ENIs that the agent did not make are used.
 	Untagged bool
+	// Cards is ENABLE_MULTI_NIC: ENIs of further network cards are used, too. Without it those that the agent made are its own
+	// still, until they go.
+	Cards bool
 }
 
 // Role of an ENI on this node.
@@ -54,9 +57,11 @@ func RoleOf(f Facts, r Rules) (role Role, made bool) {
 		return HandsOff, false
 	case f.Type == typeTrunk || f.Description == TrunkDescription:
 		return Trunk, false
-	case f.Card != 0 || f.Type == typeEFAOnly || !f.Addressed:
+	case f.Type == typeEFAOnly || !f.Addressed:
 		return HandsOff, false
 	case marked && noManage == "true":
+		return HandsOff, false
+	case f.Card != 0 && !r.Cards && (!made || f.Type == typeEFA):
 		return HandsOff, false
 	case marked || made || r.Untagged:
 		return Regular, made && f.Type != typeEFA

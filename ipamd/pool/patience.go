@@ -44,6 +44,8 @@ func (p *Patience) Hold(now time.Time, s *Snapshot) (next time.Duration) {
 // slack is how many addresses above the target may be kept for longer.
 func (t Targets) slack() int {
 	switch {
+	case t.OnDemand:
+		return 0
 	case t.byAddress():
 		return 2 * t.WarmIPs // a wave of ten pods a minute is often as high
 	case !t.whole():

@@ -79,12 +79,14 @@ type Targets struct {
 	WarmPrefixes int
 	// WarmIPs and MinimumIPs are WARM_IP_TARGET and MINIMUM_IP_TARGET; either above 0 comes before the others.
 	WarmIPs, MinimumIPs int
-	// MaxENIs is how many interfaces the instance may have, by its type or MAX_ENI.
+	// MaxENIs is how many interfaces the card may have, by the instance's type, MAX_ENI and what other cards have.
 	MaxENIs int
 	// Places is how many units an ENI of this instance type can have.
 	Places int
 	// Prefixes is ENABLE_PREFIX_DELEGATION, on a type that can.
 	Prefixes bool
+	// OnDemand is a further network card's: nothing is kept ahead. None of the warm targets counts then.
+	OnDemand bool
 	// IPv6: pods have IPv6 addresses. Nothing above counts then but Prefixes: whether the instance can have any.
 	IPv6 bool
 }
@@ -92,10 +94,12 @@ type Targets struct {
 // PrefixSize is how many addresses an IPv4 prefix has.
 const PrefixSize = 16
 
-func (t Targets) byAddress() bool { return t.WarmIPs > 0 || t.MinimumIPs > 0 }
+func (t Targets) byAddress() bool { return !t.OnDemand && (t.WarmIPs > 0 || t.MinimumIPs > 0) }
 
 // whole says that an ENI is always filled, and given back whole: the target is in ENIs.
-func (t Targets) whole() bool { return !t.byAddress() && !(t.Prefixes && t.WarmPrefixes >= 0) }
+func (t Targets) whole() bool {
+	return !t.OnDemand && !t.byAddress() && !(t.Prefixes && t.WarmPrefixes >= 0)
+}
 
 func (t Targets) unit() int {
 	if t.Prefixes {
@@ -104,11 +108,11 @@ func (t Targets) unit() int {
 	return 1
 }
 
-// Snapshot is everything the decision depends on.
+// Snapshot is everything the decision depends on. There is one for each network card.
 type Snapshot struct {
 	Targets
 	ENIs []ENI
-	// Attached counts every interface of the instance: the trunk and those that the agent keeps its hands off, too.
+	// Attached counts every interface of the card: the trunk and those that the agent keeps its hands off, too.
 	Attached int
 	// KeepTrunkSlot is set while a trunk is wanted and not there.
 	KeepTrunkSlot bool
@@ -188,12 +192,14 @@ func (s Snapshot) cooling() (n int) {
 }
 
 // Target is how many addresses, those in use among them and those that rest not, the node should have at this moment. It is
-// never less than what is in use and what waits, and never 0: a node without an address can't be ready. MINIMUM_IP_TARGET
+// never less than what is in use and what waits, and never 0 but on demand: a node without an address can't be ready. MINIMUM_IP_TARGET
 // is a floor of what the node has, so that resting addresses count for it: to make up for them would be two calls a pod.
 func Target(s Snapshot) int {
 	demand, t := s.inUse()+s.Waiting, s.Targets
 	var want int
 	switch {
+	case t.OnDemand:
+		return demand
 	case t.IPv6:
 		want = demand
 	case t.byAddress():

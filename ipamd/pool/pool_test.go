@@ -49,6 +49,7 @@ func large(enis ...ENI) Snapshot {
 
 func TestPlan(t *testing.T) {
 	attach := func(n int) Step { return Step{Kind: Attach, Count: n} }
+	onDemand := func(s *Snapshot) { s.OnDemand, s.WarmIPs, s.MinimumIPs = true, 5, 9 }
 	prefixes := func(s *Snapshot) { s.Prefixes, s.WarmPrefixes = true, 1 }
 	mixed := eni(0, 8, 1)
 	mixed.Units = append(mixed.Units, Unit{Prefix: unit(0, 0, true), InUse: 3})
@@ -92,14 +93,23 @@ func TestPlan(t *testing.T) {
 			want: []Step{{Kind: Assign, ENIID: "b", Count: 6}, attach(9)}},
 
 		"addresses one by one, for all who wait at once": {s: large(eni(0, 2, 2)), with: func(s *Snapshot) { s.WarmIPs, s.Waiting = 1, 5 }, want: []Step{{Kind: Assign, ENIID: "a", Count: 6}}},
-		"too many by two":                         {s: large(eni(0, 9, 1), eni(1, 5, 2)), with: func(s *Snapshot) { s.WarmIPs = 9 }, want: []Step{{Kind: Unassign, ENIID: "b", Units: []netip.Prefix{unit(1, 4, false), unit(1, 3, false)}}}},
-		"a floor holds what nobody uses":          {s: large(eni(0, 9, 0)), with: func(s *Snapshot) { s.WarmIPs, s.MinimumIPs = 1, 9 }},
-		"a second pod, a second prefix":           {s: large(ENI{ID: "a", Primary: true, Units: []Unit{{Prefix: unit(0, 0, true), InUse: 1}}}), with: prefixes, want: []Step{{Kind: Assign, ENIID: "a", Count: 1, Prefixes: true}}},
-		"prefixes switched on: places are made":   {s: large(eni(0, 9, 2)), with: prefixes, want: []Step{{Kind: Unassign, ENIID: "a", Units: []netip.Prefix{unit(0, 2, false)}}}},
-		"and the rest goes when they are there":   {s: large(mixed), with: func(s *Snapshot) { prefixes(s); s.WarmPrefixes = 0 }, want: []Step{{Kind: Unassign, ENIID: "a", Units: prefixesOf(mixed.Units[1:8])}}},
-		"no prefix left: single addresses serve":  {s: large(eni(0, 2, 2)), with: func(s *Snapshot) { prefixes(s); s.ENIs[0].NoPrefix = true }, want: []Step{{Kind: Assign, ENIID: "a", Count: 7}, {Kind: Attach, Count: 1, Prefixes: true}}},
-		"prefixes switched off: idle ones go":     {s: large(ENI{ID: "a", Primary: true, Units: append(units(0, 8, false), Unit{Prefix: unit(0, 0, true)})}), with: func(s *Snapshot) { s.WarmENIs = 0 }, want: []Step{{Kind: Unassign, ENIID: "a", Units: []netip.Prefix{unit(0, 0, true)}}}},
-		"prefixes switched off: used ones remain": {s: large(ENI{ID: "a", Primary: true, Units: append(units(0, 8, false), Unit{Prefix: unit(0, 0, true), InUse: 1})}), with: func(s *Snapshot) { s.WarmENIs = 0 }},
+		"too many by two":                            {s: large(eni(0, 9, 1), eni(1, 5, 2)), with: func(s *Snapshot) { s.WarmIPs = 9 }, want: []Step{{Kind: Unassign, ENIID: "b", Units: []netip.Prefix{unit(1, 4, false), unit(1, 3, false)}}}},
+		"a floor holds what nobody uses":             {s: large(eni(0, 9, 0)), with: func(s *Snapshot) { s.WarmIPs, s.MinimumIPs = 1, 9 }},
+		"a second pod, a second prefix":              {s: large(ENI{ID: "a", Primary: true, Units: []Unit{{Prefix: unit(0, 0, true), InUse: 1}}}), with: prefixes, want: []Step{{Kind: Assign, ENIID: "a", Count: 1, Prefixes: true}}},
+		"prefixes switched on: places are made":      {s: large(eni(0, 9, 2)), with: prefixes, want: []Step{{Kind: Unassign, ENIID: "a", Units: []netip.Prefix{unit(0, 2, false)}}}},
+		"and the rest goes when they are there":      {s: large(mixed), with: func(s *Snapshot) { prefixes(s); s.WarmPrefixes = 0 }, want: []Step{{Kind: Unassign, ENIID: "a", Units: prefixesOf(mixed.Units[1:8])}}},
+		"no prefix left: single addresses serve":     {s: large(eni(0, 2, 2)), with: func(s *Snapshot) { prefixes(s); s.ENIs[0].NoPrefix = true }, want: []Step{{Kind: Assign, ENIID: "a", Count: 7}, {Kind: Attach, Count: 1, Prefixes: true}}},
+		"prefixes switched off: idle ones go":        {s: large(ENI{ID: "a", Primary: true, Units: append(units(0, 8, false), Unit{Prefix: unit(0, 0, true)})}), with: func(s *Snapshot) { s.WarmENIs = 0 }, want: []Step{{Kind: Unassign, ENIID: "a", Units: []netip.Prefix{unit(0, 0, true)}}}},
+		"prefixes switched off: used ones remain":    {s: large(ENI{ID: "a", Primary: true, Units: append(units(0, 8, false), Unit{Prefix: unit(0, 0, true), InUse: 1})}), with: func(s *Snapshot) { s.WarmENIs = 0 }},
+		"on demand nothing is kept ahead":            {s: large(), with: onDemand},
+		"one who waits brings an ENI, for him alone": {s: large(), with: func(s *Snapshot) { onDemand(s); s.Waiting = 1 }, want: []Step{attach(1)}},
+		"all who wait are one call":                  {s: large(), with: func(s *Snapshot) { onDemand(s); s.Waiting = 7 }, want: []Step{attach(7)}},
+		"an ENI that is there is filled first":       {s: large(eni(1, 2, 2)), with: func(s *Snapshot) { onDemand(s); s.Waiting = 3 }, want: []Step{{Kind: Assign, ENIID: "b", Count: 3}}},
+		"what is free is enough":                     {s: large(eni(1, 3, 2)), with: func(s *Snapshot) { onDemand(s); s.Waiting = 1 }},
+		"what rests is not":                          {s: large(cooling(eni(1, 3, 2), 1)), with: func(s *Snapshot) { onDemand(s); s.Waiting = 1 }, want: []Step{{Kind: Assign, ENIID: "b", Count: 1}}},
+		"what nobody has goes, one by one":           {s: large(eni(1, 3, 2)), with: onDemand, want: []Step{{Kind: Unassign, ENIID: "b", Units: []netip.Prefix{unit(1, 2, false)}}}},
+		"and the ENI, once it is idle":               {s: large(eni(1, 0, 0)), with: onDemand, want: []Step{{Kind: Retire, ENIID: "b"}}},
+		"with prefixes, too":                         {s: large(), with: func(s *Snapshot) { onDemand(s); prefixes(s); s.Waiting = 17 }, want: []Step{{Kind: Attach, Count: 2, Prefixes: true}}},
 	} {
 		if c.with != nil {
 			c.with(&c.s)
@@ -201,13 +211,14 @@ func snapshots() *rapid.Generator[Snapshot] {
 				MaxENIs: rapid.IntRange(1, 8).Draw(t, "max"), Places: rapid.IntRange(1, 15).Draw(t, "places"), WarmENIs: rapid.IntRange(0, 3).Draw(t, "warm"),
 				WarmPrefixes: rapid.IntRange(-1, 3).Draw(t, "warmPrefixes"), WarmIPs: rapid.SampledFrom([]int{0, 0, 1, 5, 20}).Draw(t, "warmIPs"),
 				MinimumIPs: rapid.SampledFrom([]int{0, 0, 3, 20}).Draw(t, "minimum"), Prefixes: rapid.Bool().Draw(t, "prefixes"),
+				OnDemand: rapid.IntRange(0, 2).Draw(t, "on demand") == 0,
 			},
 			KeepTrunkSlot: rapid.Bool().Draw(t, "trunk"), Waiting: rapid.IntRange(0, 20).Draw(t, "waiting"),
 			NoENI: rapid.IntRange(0, 4).Draw(t, "noENI") == 0, NoPrefix: rapid.IntRange(0, 4).Draw(t, "noPrefix") == 0,
 		}
 		n := rapid.IntRange(1, s.MaxENIs).Draw(t, "enis")
 		for i := range n {
-			e := ENI{ID: string(rune('a' + i)), Primary: i == 0, Device: i}
+			e := ENI{ID: string(rune('a' + i)), Primary: i == 0 && !s.OnDemand, Device: i}
 			e.Full, e.NoPrefix = rapid.IntRange(0, 5).Draw(t, "full") == 0, s.NoPrefix || rapid.IntRange(0, 5).Draw(t, "noPrefixHere") == 0
 			e.Retiring = i > 0 && rapid.IntRange(0, 5).Draw(t, "retiring") == 0
 			e.Draining, e.Foreign = rapid.IntRange(0, 4).Draw(t, "draining") == 0, i > 0 && rapid.IntRange(0, 4).Draw(t, "foreign") == 0
@@ -302,8 +313,11 @@ func TestNeverBelowTheTargetAndAboveOnlyWhileAddressesCool(t *testing.T) {
 		s := Snapshot{Targets: Targets{
 			WarmENIs: rapid.IntRange(0, 2).Draw(t, "warm"), WarmPrefixes: rapid.IntRange(-1, 2).Draw(t, "warmPrefixes"),
 			WarmIPs: rapid.SampledFrom([]int{0, 1, 7}).Draw(t, "warmIPs"), MinimumIPs: rapid.SampledFrom([]int{0, 20}).Draw(t, "minimum"),
-			MaxENIs: 8, Places: 9, Prefixes: rapid.Bool().Draw(t, "prefixes"),
+			MaxENIs: 8, Places: 9, Prefixes: rapid.Bool().Draw(t, "prefixes"), OnDemand: rapid.IntRange(0, 2).Draw(t, "on demand") == 0,
 		}, ENIs: []ENI{{ID: "a", Primary: true}}, Attached: 1}
+		if s.OnDemand { // a further network card has no primary ENI
+			s.ENIs, s.Attached = nil, 0
+		}
 		until := map[string][]int{} // unit: when its cooling addresses have cooled
 		now := 0
 		each := func(f func(u *Unit)) {

@@ -35,6 +35,8 @@ type Regular struct {
 	ENIID      string     `json:"eniID"`
 	Device     int        `json:"device"`
 	RouteTable int        `json:"routeTable"`
+	// Card is the network card that the ENI is on.
+	Card int `json:"card,omitempty"`
 }
 
 // Branch is a branch ENI behind the trunk.
@@ -48,7 +50,7 @@ type Branch struct {
 	Standard bool `json:"standard,omitempty"`
 }
 
-// Allocation is what one interface of one sandbox holds: exactly one of Regular and Branch is set.
+// Allocation is what one attachment of one sandbox holds: exactly one of Regular and Branch is set.
 type Allocation struct {
 	Key
 	Network string    `json:"network,omitempty"`
@@ -56,6 +58,28 @@ type Allocation struct {
 	Since   time.Time `json:"since"`
 	Regular *Regular  `json:"regular,omitempty"`
 	Branch  *Branch   `json:"branch,omitempty"`
+	// Further are the addresses beside Regular of a pod with several interfaces, by network card, one of each. A release that
+	// does not know them passes them over, and keeps Regular.
+	Further []Regular `json:"further,omitempty"`
+}
+
+// Regulars are all addresses of the instance's own ENIs that are held, Regular first.
+func (a Allocation) Regulars() []Regular {
+	if a.Regular == nil {
+		return nil
+	}
+	return append([]Regular{*a.Regular}, a.Further...)
+}
+
+// Addresses are all that are held, a branch ENI's too, the first interface's first.
+func (a Allocation) Addresses() (out []netip.Addr) {
+	if a.Branch != nil {
+		return []netip.Addr{a.Branch.Address}
+	}
+	for _, r := range a.Regulars() {
+		out = append(out, r.Address)
+	}
+	return out
 }
 
 // Cooling is an address that was freed and rests. In memory Until is by the clock that nobody sets; the file has it by the
@@ -168,11 +192,19 @@ func (s *state) check() error {
 			return errors.New("an allocation without a sandbox")
 		case (a.Regular == nil) == (a.Branch == nil):
 			return fmt.Errorf("%s has not exactly one interface", a.Key)
+		case a.Branch != nil && len(a.Further) > 0:
+			return fmt.Errorf("%s has a branch ENI and addresses beside it", a.Key)
 		case a.Regular != nil:
-			if _, twice := addrs[a.Regular.Address]; !a.Regular.Address.IsValid() || twice {
-				return fmt.Errorf("address %s of %s is invalid or given twice", a.Regular.Address, a.Key)
+			cards := map[int]bool{}
+			for _, r := range a.Regulars() {
+				if _, twice := addrs[r.Address]; !r.Address.IsValid() || twice {
+					return fmt.Errorf("address %s of %s is invalid or given twice", r.Address, a.Key)
+				}
+				if cards[r.Card] {
+					return fmt.Errorf("%s has two addresses of network card %d", a.Key, r.Card)
+				}
+				addrs[r.Address], cards[r.Card] = r.ENIID, true
 			}
-			addrs[a.Regular.Address] = a.Regular.ENIID
 		default:
 			if uid, taken := vlans[a.Branch.VLAN]; taken && uid != a.Pod.UID {
 				return fmt.Errorf("VLAN %d belongs to two pods", a.Branch.VLAN)

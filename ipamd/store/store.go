@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -108,7 +109,7 @@ func (s *Store) change(f func(*state) (bool, error)) error {
 	return nil
 }
 
-// Get returns what a sandbox's interface holds.
+// Get returns what a sandbox's attachment holds.
 func (s *Store) Get(k Key) (Allocation, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,8 +132,28 @@ func (s *state) existing(k Key, p Pod) (Allocation, bool, error) {
 	return a, ok, nil
 }
 
-// AssignRegular gives the sandbox the first candidate that is free, or what it already holds.
-func (s *Store) AssignRegular(k Key, network string, p Pod, candidates []Regular) (Allocation, error) {
+// Card is what can be had of a network card.
+type Card struct {
+	Number     int
+	Candidates []Regular
+}
+
+// LackingError is ErrNoAddress with the network cards that have no address. Nothing was given of the others either.
+type LackingError struct{ Cards []int }
+
+func (e *LackingError) Error() string {
+	if slices.Equal(e.Cards, []int{0}) {
+		return ErrNoAddress.Error()
+	}
+	return fmt.Sprintf("%v on network card %s", ErrNoAddress, strings.ReplaceAll(strings.Trim(fmt.Sprint(e.Cards), "[]"), " ", ", "))
+}
+
+// Is makes it an ErrNoAddress.
+func (e *LackingError) Is(target error) bool { return target == ErrNoAddress }
+
+// AssignRegular gives the sandbox the first candidate that is free, and the first one of each further card: all of them in
+// one write, or none. A sandbox that holds something already keeps that.
+func (s *Store) AssignRegular(k Key, network string, p Pod, candidates []Regular, further ...Card) (Allocation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a, ok, err := s.cur.existing(k, p)
@@ -141,15 +162,27 @@ func (s *Store) AssignRegular(k Key, network string, p Pod, candidates []Regular
 	}
 	err = s.change(func(n *state) (bool, error) {
 		busy := n.busy()
-		for _, c := range candidates {
-			if busy[c.Address] || slices.Contains(n.Retiring, c.ENIID) || n.leaving(c.ENIID, c.Address) {
+		var got []Regular
+		var lacking []int
+		for _, card := range append([]Card{{0, candidates}}, further...) {
+			at := slices.IndexFunc(card.Candidates, func(c Regular) bool {
+				return !busy[c.Address] && !slices.Contains(n.Retiring, c.ENIID) && !n.leaving(c.ENIID, c.Address)
+			})
+			if at < 0 {
+				lacking = append(lacking, card.Number)
 				continue
 			}
-			a = Allocation{Key: k, Network: network, Pod: p, Since: s.opt.Now().UTC(), Regular: &c}
-			n.Allocations = append(n.Allocations, a)
-			return true, nil
+			got = append(got, card.Candidates[at])
 		}
-		return false, ErrNoAddress
+		if len(lacking) > 0 {
+			return false, &LackingError{lacking}
+		}
+		a = Allocation{Key: k, Network: network, Pod: p, Since: s.opt.Now().UTC(), Regular: &got[0]}
+		if len(got) > 1 {
+			a.Further = got[1:]
+		}
+		n.Allocations = append(n.Allocations, a)
+		return true, nil
 	})
 	return a, err
 }
@@ -157,8 +190,8 @@ func (s *Store) AssignRegular(k Key, network string, p Pod, candidates []Regular
 func (s *state) busy() map[netip.Addr]bool {
 	busy := make(map[netip.Addr]bool, len(s.Allocations)+len(s.Cooling))
 	for _, a := range s.Allocations {
-		if a.Regular != nil {
-			busy[a.Regular.Address] = true
+		for _, r := range a.Regulars() {
+			busy[r.Address] = true
 		}
 	}
 	for _, c := range s.Cooling {
@@ -196,7 +229,7 @@ func (s *Store) AssignBranch(k Key, network string, p Pod, b Branch) (Allocation
 	return a, err
 }
 
-// Free ends what a sandbox's interface holds; a regular address starts to cool. An unknown sandbox is found = false.
+// Free ends what a sandbox's attachment holds; its regular addresses start to cool. An unknown sandbox is found = false.
 func (s *Store) Free(k Key) (a Allocation, found bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -206,8 +239,8 @@ func (s *Store) Free(k Key) (a Allocation, found bool, err error) {
 	}
 	err = s.change(func(n *state) (bool, error) {
 		n.Allocations = slices.DeleteFunc(n.Allocations, func(a Allocation) bool { return a.Key == k })
-		if a.Regular != nil {
-			n.cool(Cooling{a.Regular.Address, a.Regular.ENIID, s.opt.Now().Add(s.opt.CoolDown)})
+		for _, r := range a.Regulars() {
+			n.cool(Cooling{r.Address, r.ENIID, s.opt.Now().Add(s.opt.CoolDown)})
 		}
 		return true, nil
 	})
@@ -280,8 +313,10 @@ func (s *Store) Retire(eniID string) error {
 			return false, fmt.Errorf("retire %s: address %s that was taken over may be of it: %w", eniID, addr, ErrInUse)
 		}
 		for _, a := range n.Allocations {
-			if a.Regular != nil && a.Regular.ENIID == eniID {
-				return false, fmt.Errorf("retire %s: address %s: %w by sandbox %s", eniID, a.Regular.Address, ErrInUse, a.Key)
+			for _, r := range a.Regulars() {
+				if r.ENIID == eniID {
+					return false, fmt.Errorf("retire %s: address %s: %w by sandbox %s", eniID, r.Address, ErrInUse, a.Key)
+				}
 			}
 		}
 		for _, c := range n.Cooling {

@@ -1,12 +1,14 @@
 package store
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +69,14 @@ func candidates() (out []Regular) {
 	return out
 }
 
+// ofSecondCard are of another network card.
+func ofSecondCard() (out []Regular) {
+	for i := range 4 {
+		out = append(out, Regular{Address: netip.AddrFrom4([4]byte{10, 0, 1, byte(i + 1)}), ENIID: fmt.Sprintf("eni-%d", 10+i/2), Card: 1, Device: i / 2})
+	}
+	return out
+}
+
 // TestAgainstAPlainMapWithPowerCuts: what was answered holds after any cut; what was not answered may or may not have
 // happened; no address belongs to two, and none is given before it has cooled.
 func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
@@ -82,7 +92,8 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 			return s
 		}
 		s := open()
-		held := map[Key]netip.Addr{}        // answered
+		all := slices.Concat(candidates(), ofSecondCard())
+		held := map[Key][]netip.Addr{}      // answered
 		maybe := map[Key]bool{}             // asked, not answered
 		freed := map[netip.Addr]time.Time{} // last time that it was surely held
 		retired := map[string]bool{}
@@ -98,33 +109,42 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 			switch rapid.IntRange(0, 4).Draw(t, "what") {
 			case 0, 1:
 				var a Allocation
-				a, err = s.AssignRegular(k, "n", Pod{"d", k.ContainerID, "uid-" + k.ContainerID}, candidates())
+				var further []Card
+				if k.ContainerID >= "c5" { // pods with several interfaces
+					further = []Card{{1, ofSecondCard()}}
+				}
+				a, err = s.AssignRegular(k, "n", Pod{"d", k.ContainerID, "uid-" + k.ContainerID}, candidates(), further...)
 				if err == nil {
-					if was, ok := held[k]; ok && was != a.Regular.Address {
-						t.Fatalf("%s had %s and was told %s", k, was, a.Regular.Address)
+					if was, ok := held[k]; ok && !slices.Equal(was, a.Addresses()) {
+						t.Fatalf("%s had %v and was told %v", k, was, a.Addresses())
 					}
-					for o, addr := range held {
-						if o != k && addr == a.Regular.Address {
-							t.Fatalf("%s has %s, now %s too", o, addr, k)
+					if len(a.Addresses()) != 1+len(further) {
+						t.Fatalf("%s was told %v", k, a.Addresses())
+					}
+					for _, r := range a.Regulars() {
+						for o, addrs := range held {
+							if o != k && slices.Contains(addrs, r.Address) {
+								t.Fatalf("%s has %s, now %s too", o, r.Address, k)
+							}
+						}
+						if _, again := held[k]; !again && !maybe[k] {
+							if now.Sub(freed[r.Address]) < 30*time.Second {
+								t.Fatalf("%s was given %s after its end", r.Address, now.Sub(freed[r.Address]))
+							}
+							if retired[r.ENIID] || leaving[r.Address] {
+								t.Fatalf("%s was given and is on its way out", r.Address)
+							}
 						}
 					}
-					if _, again := held[k]; !again && !maybe[k] {
-						if now.Sub(freed[a.Regular.Address]) < 30*time.Second {
-							t.Fatalf("%s was given %s after its end", a.Regular.Address, now.Sub(freed[a.Regular.Address]))
-						}
-						if retired[a.Regular.ENIID] || leaving[a.Regular.Address] {
-							t.Fatalf("%s was given and is on its way out", a.Regular.Address)
-						}
-					}
-					held[k] = a.Regular.Address
+					held[k] = a.Addresses()
 					delete(maybe, k)
 				} else if errors.Is(err, errPower) {
 					maybe[k] = true
 				}
 			case 2:
-				addr, had := held[k]
+				addrs, had := held[k]
 				_, _, err = s.Free(k)
-				if had {
+				for _, addr := range addrs {
 					freed[addr] = now
 				}
 				if err == nil {
@@ -137,23 +157,23 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 			case 3:
 				now = now.Add(time.Duration(rapid.IntRange(1, 40).Draw(t, "seconds")) * time.Second)
 			case 4:
-				id := fmt.Sprintf("eni-%d", rapid.IntRange(0, 1).Draw(t, "eni"))
+				id := rapid.SampledFrom([]string{"eni-0", "eni-1", "eni-10", "eni-11"}).Draw(t, "eni")
 				if err = s.Retire(id); err == nil {
 					retired[id] = true
-					for o, addr := range held {
-						if i := slices.IndexFunc(candidates(), func(r Regular) bool { return r.Address == addr }); candidates()[i].ENIID == id {
-							t.Fatalf("%s was retired while %s has %s", id, o, addr)
+					for o, addrs := range held {
+						if slices.ContainsFunc(all, func(r Regular) bool { return r.ENIID == id && slices.Contains(addrs, r.Address) }) {
+							t.Fatalf("%s was retired while %s has %v", id, o, addrs)
 						}
 					}
 				}
 			}
-			switch c := rapid.SampledFrom(candidates()).Draw(t, "address"); rapid.IntRange(0, 5).Draw(t, "leave") {
+			switch c := rapid.SampledFrom(all).Draw(t, "address"); rapid.IntRange(0, 5).Draw(t, "leave") {
 			case 0:
 				var noted []netip.Prefix
 				if noted, err = s.Leave(c.ENIID, []netip.Prefix{netip.PrefixFrom(c.Address, 32)}); err == nil && len(noted) == 1 {
 					leaving[c.Address] = true
-					for o, addr := range held {
-						if addr == c.Address || now.Sub(freed[c.Address]) < 30*time.Second {
+					for o, addrs := range held {
+						if slices.Contains(addrs, c.Address) || now.Sub(freed[c.Address]) < 30*time.Second {
 							t.Fatalf("%s leaves, %s has it or it cools", c.Address, o)
 						}
 					}
@@ -165,9 +185,9 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 			if errors.Is(err, errPower) || rapid.IntRange(0, 5).Draw(t, "kill") == 0 {
 				s = open()
 			}
-			for k, addr := range held {
-				if a, ok := s.Get(k); !ok || a.Regular.Address != addr {
-					t.Fatalf("%s was told %s, the store has %v", k, addr, a)
+			for k, addrs := range held {
+				if a, ok := s.Get(k); !ok || !slices.Equal(a.Addresses(), addrs) {
+					t.Fatalf("%s was told %v, the store has %v", k, addrs, a)
 				}
 			}
 		}
@@ -176,6 +196,70 @@ func TestAgainstAPlainMapWithPowerCuts(t *testing.T) {
 		}
 		_ = maps.Keys(maybe)
 	})
+}
+
+func TestAPodHasAnAddressOfEachCardOrNone(t *testing.T) {
+	s, _, err := Open(t.TempDir()+"/state", Options{CoolDown: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	assign := func(c string, further ...Card) (Allocation, error) {
+		return s.AssignRegular(Key{c, "eth0"}, "n", Pod{UID: c}, candidates(), further...)
+	}
+	second, third := Card{1, ofSecondCard()[:1]}, Card{2, nil}
+	_, err = assign("a", second, third)
+	var lacking *LackingError
+	if !errors.Is(err, ErrNoAddress) || !errors.As(err, &lacking) || !slices.Equal(lacking.Cards, []int{2}) || !strings.Contains(err.Error(), "card 2") {
+		t.Fatalf("%v", err)
+	}
+	if v := s.View(); len(v.Allocations)+len(v.Cooling) != 0 {
+		t.Errorf("something is held: %+v", v)
+	}
+	if a, err := assign("a", second); err != nil || len(a.Further) != 1 || a.Further[0].Card != 1 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if _, err := assign("b", second); !errors.As(err, &lacking) || !slices.Equal(lacking.Cards, []int{1}) {
+		t.Errorf("the same address twice: %v", err)
+	}
+	if err := s.Retire(second.Candidates[0].ENIID); !errors.Is(err, ErrInUse) {
+		t.Errorf("retired under a pod: %v", err)
+	}
+	if _, _, err := s.Free(Key{"a", "eth0"}); err != nil || len(s.View().Cooling) != 2 {
+		t.Errorf("%v, %+v", err, s.View().Cooling)
+	}
+	if err := s.Retire(second.Candidates[0].ENIID); !errors.Is(err, ErrInUse) {
+		t.Errorf("retired while its address rests: %v", err)
+	}
+}
+
+// TestAReleaseThatKnowsOneInterfaceKeepsTheFirst: an update that is taken back loses no pod's first address.
+func TestAReleaseThatKnowsOneInterfaceKeepsTheFirst(t *testing.T) {
+	b, err := encode(&state{Allocations: []Allocation{{Key: Key{"c", "eth0"}, Pod: Pod{UID: "u"}, Regular: &candidates()[0], Further: ofSecondCard()[:1]}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct {
+		Version int
+		State   struct {
+			Allocations []struct {
+				ContainerID string
+				Regular     struct {
+					Address netip.Addr
+					ENIID   string
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal(b, &file); err != nil || file.Version != 1 || len(file.State.Allocations) != 1 || file.State.Allocations[0].Regular.Address != candidates()[0].Address {
+		t.Errorf("%s: %+v, %v", b, file, err)
+	}
+	again, err := decode(b)
+	if err != nil || len(again.Allocations[0].Addresses()) != 2 {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if old := candidates()[0]; !strings.Contains(string(b), fmt.Sprintf(`{"address":"%s","eniID":"eni-0","device":0,"routeTable":0}`, old.Address)) {
+		t.Errorf("an address of the first card is written otherwise than before: %s", b)
+	}
 }
 
 func TestAFailedWriteIsMadeGoodByTheNext(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
@@ -90,6 +91,50 @@ func TestAttachmentsAreLimitedByTheType(t *testing.T) {
 	must(f.ec2.UnassignPrivateIpAddresses(f.ctx, &ec2.UnassignPrivateIpAddressesInput{NetworkInterfaceId: &a, PrivateIpAddresses: []string{first}}))(f)
 	if d := f.describe(a); len(d.PrivateIpAddresses) != 9 || *d.PrivateIpAddress != primary {
 		t.Errorf("after unassign: %+v", d.PrivateIpAddresses)
+	}
+}
+
+// TestEachNetworkCardHasItsOwnDeviceIndexesAndLimit, and the metadata service says which card an interface is on.
+func TestEachNetworkCardHasItsOwnDeviceIndexesAndLimit(t *testing.T) {
+	f := newFixture(t, Config{})
+	id := f.run("p5.48xlarge", "node") // 32 cards of two interfaces
+	attach := func(card, device int32) (string, error) {
+		eni := f.eni("interface")
+		_, err := f.ec2.AttachNetworkInterface(f.ctx, &ec2.AttachNetworkInterfaceInput{
+			NetworkInterfaceId: &eni, InstanceId: &id, DeviceIndex: &device, NetworkCardIndex: &card,
+		})
+		return eni, err
+	}
+	second, err := attach(1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := f.describe(second).Attachment; *a.NetworkCardIndex != 1 || *a.DeviceIndex != 0 {
+		t.Errorf("%+v", a)
+	}
+	_, err = attach(1, 0)
+	wantCode(t, err, "InvalidParameterValue")
+	_, err = attach(32, 0)
+	wantCode(t, err, "InvalidParameterValue")
+	if _, err := attach(1, 1); err != nil {
+		t.Fatal(err)
+	}
+	_, err = attach(1, 2)
+	wantCode(t, err, "AttachmentLimitExceeded")
+	if _, err := attach(31, 1); err != nil {
+		t.Errorf("another card: %v", err)
+	}
+	cards := map[string]int{}
+	for deadline := time.Now().Add(10 * time.Second); len(cards) < 4 && time.Now().Before(deadline); {
+		view, _ := f.region.Metadata(id).Instance()
+		for _, n := range view.Interfaces {
+			if cards[n.ENIID] = n.NetworkCard; !n.ShowNetworkCard {
+				t.Fatalf("%s has no network-card", n.ENIID)
+			}
+		}
+	}
+	if cards[second] != 1 || len(cards) != 4 {
+		t.Errorf("the metadata service shows %v", cards)
 	}
 }
 

@@ -108,9 +108,9 @@ func (k *kernel) do(step Step) error {
 		// Whatever rule has the same selector goes: an older sandbox's, for another table, would win.
 		stale := s.Rule
 		stale.Table = 0
-		k.queue = append(k.queue, queued{step, Host, []*request{deleteRuleRequest(stale), addRuleRequest(s.Rule)}, []unix.Errno{unix.ENOENT, unix.EEXIST}})
+		k.queue = append(k.queue, queued{step, s.Side, []*request{deleteRuleRequest(stale), addRuleRequest(s.Rule)}, []unix.Errno{unix.ENOENT, unix.EEXIST}})
 	case DeleteRule:
-		k.queue = append(k.queue, queued{step, Host, []*request{deleteRuleRequest(s.Rule)}, []unix.Errno{unix.ENOENT}})
+		k.queue = append(k.queue, queued{step, s.Side, []*request{deleteRuleRequest(s.Rule)}, []unix.Errno{unix.ENOENT}})
 	case DeleteRoute:
 		k.queue = append(k.queue, queued{step, Host, []*request{deleteRouteRequest(s)}, []unix.Errno{unix.ESRCH}})
 	case AwaitAddress:
@@ -170,7 +170,7 @@ func (k *kernel) outcome(q queued) error {
 		if err := k.deleteRules(stale); err != nil {
 			return fmt.Errorf("%s: %w", DeleteRule{stale}, err)
 		}
-		return k.one(Host, addRuleRequest(s.Rule))
+		return k.one(s.Side, addRuleRequest(s.Rule))
 	case DeleteRule:
 		return k.deleteRules(s.Rule)
 	}
@@ -191,7 +191,7 @@ const maxStaleRules = 64
 // deleteRules deletes every rule with the selector, of any table when r names none.
 func (k *kernel) deleteRules(r Rule) error {
 	for range maxStaleRules {
-		err := k.one(Host, deleteRuleRequest(r))
+		err := k.one(r.Side, deleteRuleRequest(r))
 		if errors.Is(err, unix.ENOENT) {
 			return nil
 		}

@@ -56,8 +56,10 @@ func (k *kernel) observe(name string, owner Owner) (observed, error) {
 	return classify(parseLink(r.reply), owner), nil
 }
 
-// claim frees a name for the sandbox, or says why it may not. Nobody has it when free is false.
-func (k *kernel) claim(name string, owner Owner) (freed bool, err error) {
+// claim frees a name for the sandbox, or says why it may not. Nobody has it when free is false. Two pods may need the same
+// name: "a.1", and "a" for its first further interface. Neither takes it from the other, which may be alive.
+func (k *kernel) claim(name string, mark Mark) (freed bool, err error) {
+	owner := k.owner
 	o, err := k.observe(name, owner)
 	if err != nil || o.holder == nobody {
 		return false, err
@@ -68,6 +70,8 @@ func (k *kernel) claim(name string, owner Owner) (freed bool, err error) {
 			return false, fmt.Errorf("%w: %s %s (ifalias %q): find out who made it, and delete it if nothing uses it", ErrConflict, o.kind, name, o.alias)
 		case o.mark.ContainerID == markedID(owner.ContainerID):
 			return false, fmt.Errorf("%w: %s is this sandbox's interface %s already, a pod gets one interface from this network", ErrConflict, name, o.mark.IfName)
+		case o.mark.Number != mark.Number:
+			return false, fmt.Errorf("%w: %s is that of another pod (ifalias %q): a pod's interface number n and a pod called <pod>.<n> have the same name on the host, rename one of the two", ErrConflict, name, o.alias)
 		}
 	}
 	if err := k.dropAddressRule(o); err != nil {
@@ -117,7 +121,7 @@ func (k *kernel) addLink(step Step, name string, mark Mark, linkLocal bool, make
 		return linkState{}, err
 	}
 	if errors.Is(made.err, unix.EEXIST) {
-		freed, err := k.claim(name, k.owner)
+		freed, err := k.claim(name, mark)
 		if err != nil {
 			return linkState{}, err
 		}

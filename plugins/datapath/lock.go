@@ -42,6 +42,7 @@ const (
 )
 
 // Pod waits until no other executable works on the host veth of this pod. Lock the pod before the VLAN id, never after.
+// A further interface's veth is locked by FurtherPodName, after the pod and by number: another pod may have the name.
 func (l *Lock) Pod(ctx context.Context, namespace, name string) error {
 	sum := sha1.Sum([]byte(namespace + "." + name))
 	return l.wait(ctx, podRange+int64(binary.BigEndian.Uint32(sum[:4])), "pod "+namespace+"/"+name)

@@ -32,12 +32,18 @@ const (
 	// PriorityFromPod is that of the rule that sends a regular pod's packets out by its own ENI, where the agent's marks
 	// don't.
 	PriorityFromPod = 1536
+	// PriorityFromFurther is that of the rules in a pod's own namespace: from the address of an interface on a further
+	// network card to that interface's table.
+	PriorityFromFurther = 1
 	// PriorityStandard is that of the iif rule of a branch pod in standard mode, behind all that is local.
 	PriorityStandard = 1537
+	// MaxFurther is how many interfaces a pod may have beside its first. Instances have at most 32 network cards.
+	MaxFurther = 31
 
-	branchTableBase = 100
-	looseRPFilter   = 2
-	nameHashLength  = 11
+	branchTableBase  = 100
+	furtherTableBase = 100 // in the pod's own namespace
+	looseRPFilter    = 2
+	nameHashLength   = 11
 )
 
 // PodGateway is the default gateway of each pod whose address is of the same family as this one: no host owns it, a
@@ -54,6 +60,32 @@ func HostVethName(prefix, namespace, pod string) string {
 	sum := sha1.Sum([]byte(namespace + "." + pod))
 	return prefix + hex.EncodeToString(sum[:])[:nameHashLength]
 }
+
+// A pod with interfaces on several network cards has its first as every pod has it; the further ones are numbered from 1
+// on. On the host the i-th is called after "<pod>.<i>", which the network policy agent computes, too.
+const furtherIfPrefix = "mNicIf"
+
+// FurtherIfName is the name that the pod's further interface of a number has in the pod.
+func FurtherIfName(number int) string { return furtherIfPrefix + strconv.Itoa(number) }
+
+// FurtherNumber is the inverse of FurtherIfName.
+func FurtherNumber(ifName string) (int, bool) {
+	digits, ok := strings.CutPrefix(ifName, furtherIfPrefix)
+	n, err := strconv.Atoi(digits)
+	return n, ok && err == nil && n >= 1 && n <= MaxFurther && FurtherIfName(n) == ifName
+}
+
+// FurtherPodName stands for the pod's name where the host's side of a further interface is named or locked. A pod may be
+// called so itself; see kernel.claim.
+func FurtherPodName(pod string, number int) string {
+	if number == 0 {
+		return pod
+	}
+	return pod + "." + strconv.Itoa(number)
+}
+
+// furtherTable is the routing table, in the pod, of a further interface.
+func furtherTable(number int) int { return furtherTableBase + number }
 
 // VLANLinkName is the name of the link of a branch ENI.
 func VLANLinkName(id int) string { return "vlan.eth." + strconv.Itoa(id) }
@@ -77,12 +109,15 @@ type Owner struct {
 func (o Owner) String() string { return o.ContainerID + "/" + o.IfName }
 
 // Mark is what the ifalias of each of our links says: whose it is, and what a DEL needs when the runtime has lost the
-// result. In the kernel it reads "branchline:<container id>/<interface> [vlan=<id>] [mode=standard] [ip=<address>]".
+// result. In the kernel it reads "branchline:<container id>/<interface> [vlan=<id>] [mode=standard] [ip=<address>]
+// [further=<n>] [number=<n>]". The links of a pod's further interfaces have the owner of its first: a sandbox is one.
 type Mark struct {
 	Owner
 	VLAN    int
 	Mode    Mode // of a branch pod
 	Address netip.Addr
+	Further int // on the first interface's link: how many further ones the pod has
+	Number  int // of a further interface; 0: the first
 }
 
 // MarkPrefix starts the ifalias of every link of ours.
@@ -111,6 +146,12 @@ func (m Mark) String() string {
 	if m.Address.IsValid() {
 		b.WriteString(" ip=" + m.Address.String())
 	}
+	if m.Further != 0 {
+		b.WriteString(" further=" + strconv.Itoa(m.Further))
+	}
+	if m.Number != 0 {
+		b.WriteString(" number=" + strconv.Itoa(m.Number))
+	}
 	return b.String()
 }
 
@@ -138,9 +179,11 @@ func ParseMark(alias string) (Mark, error) {
 		key, value, _ := strings.Cut(field, "=")
 		switch key {
 		case "vlan":
-			if n, err := strconv.Atoi(value); err == nil && n >= 1 && n <= MaxVLAN {
-				m.VLAN = n
-			}
+			m.VLAN = within(value, MaxVLAN)
+		case "further":
+			m.Further = within(value, MaxFurther)
+		case "number":
+			m.Number = within(value, MaxFurther)
 		case "mode":
 			if value == "standard" {
 				m.Mode = Standard
@@ -152,6 +195,14 @@ func ParseMark(alias string) (Mark, error) {
 		}
 	}
 	return m, nil
+}
+
+// within reads a number from 1 to most; anything else is 0.
+func within(text string, most int) int {
+	if n, err := strconv.Atoi(text); err == nil && n >= 1 && n <= most {
+		return n
+	}
+	return 0
 }
 
 // linkMAC derives a veth end's locally administered address from its sandbox. It is set when the link is made: udev

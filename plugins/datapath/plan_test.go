@@ -18,10 +18,11 @@ type model struct {
 	links  map[string]string // name -> mark
 	rules  map[string]Rule
 	routes map[string]string // table and destination -> link
+	index  map[string]int    // of links, by name
 }
 
 func newModel() *model {
-	return &model{map[string]string{}, map[string]Rule{}, map[string]string{}}
+	return &model{map[string]string{}, map[string]Rule{}, map[string]string{}, map[string]int{}}
 }
 
 func (m *model) do(s Step) {
@@ -35,6 +36,9 @@ func (m *model) do(s Step) {
 			m.routes[fmt.Sprint(s.Table, " ", s.Dst)] = s.Link
 		}
 	case AddRule:
+		if s.Side == Pod {
+			return // it goes with the namespace
+		}
 		any := s.Rule
 		any.Table = 0
 		m.do(DeleteRule{any})
@@ -57,15 +61,29 @@ func (m *model) String() string {
 	return fmt.Sprint(slices.Sorted(maps.Keys(m.links)), slices.Sorted(maps.Keys(m.rules)), m.routes)
 }
 
-// apply does what Apply does: claims, then steps.
-func (m *model) apply(p Plan) {
-	m.do(DeleteLink{p.HostVeth.Host})
-	if p.VLAN != nil {
-		m.do(DeleteLink{p.VLAN.Name})
-	}
-	for _, s := range p.Steps {
+// apply does what Apply does: steps, of which those that make a link claim its name first. It says whether all could be
+// done.
+func (m *model) apply(p Plan) bool {
+	for i, s := range p.Steps {
+		name, mark := "", Mark{}
+		switch s := s.(type) {
+		case AddVLAN:
+			name, mark = s.Name, s.Mark
+		case AddVeth:
+			name, mark = s.Host, s.Mark
+		}
+		if held, err := ParseMark(m.links[name]); name != "" && err == nil {
+			if !held.Is(p.Owner) && held.Number != mark.Number {
+				for _, s := range Undo(p.Steps[:i]) {
+					m.do(s)
+				}
+				return false
+			}
+			m.do(DeleteLink{name})
+		}
 		m.do(s)
 	}
+	return true
 }
 
 // teardown does what Teardown does, with a view of the model.
@@ -75,11 +93,17 @@ func (m *model) teardown(r Request, p Plan) {
 		if !ok {
 			return observed{}
 		}
-		o := observed{holder: other, index: len(name)}
+		o := observed{holder: other, index: m.indexOf(name)}
 		if mark, err := ParseMark(alias); err == nil && mark.Is(r.Owner) {
 			o.holder, o.mark = us, mark
 		}
 		return o
+	}
+	heldBy := func(a netip.Addr) int {
+		if link, ok := m.routes[fmt.Sprint(LocalPodsTable, " ", single(a))]; ok {
+			return m.indexOf(link)
+		}
+		return 0
 	}
 	names := []string{p.HostVeth.Host}
 	v := view{veths: map[string]observed{names[0]: see(names[0])}, address: r.Address}
@@ -90,15 +114,22 @@ func (m *model) teardown(r Request, p Plan) {
 				v.learn(o.mark)
 			}
 		}
-	} else if link, ok := m.routes[fmt.Sprint(LocalPodsTable, " ", single(r.Address))]; ok {
-		v.addressHeldBy = len(link) + 1000
-		if link == names[0] {
-			v.addressHeldBy = len(link)
-		}
+	} else {
+		v.addressHeldBy = heldBy(r.Address)
+	}
+	for _, veth := range p.Further {
+		v.further = append(v.further, furtherView{veth.Host, see(veth.Host), veth.Mark.Address, heldBy(veth.Mark.Address)})
 	}
 	for _, s := range teardownSteps(names, v) {
 		m.do(s)
 	}
+}
+
+func (m *model) indexOf(link string) int {
+	if m.index[link] == 0 {
+		m.index[link] = len(m.index) + 1
+	}
+	return m.index[link]
 }
 
 // genRequest draws from few values, so that sandboxes share them. A cluster has one family.
@@ -109,7 +140,7 @@ func genRequest(t *rapid.T, id string, ipv6 bool) Request {
 	}
 	r := Request{
 		Owner:        Owner{ContainerID: id, IfName: "eth0"},
-		PodNamespace: "shop", PodName: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "pod"),
+		PodNamespace: "shop", PodName: rapid.SampledFrom([]string{"a", "b", "a.1"}).Draw(t, "pod"),
 		VethPrefix: "eni", MTU: 9001,
 		Address: rapid.SampledFrom(addresses).Draw(t, "address"),
 	}
@@ -122,7 +153,13 @@ func genRequest(t *rapid.T, id string, ipv6 bool) Request {
 			r.Branch.Gateway = netip.MustParseAddr("fe80:ec2::1")
 		}
 	} else {
-		r.Regular = &Regular{RouteTable: rapid.SampledFrom([]int{0, MainTable, 2, 3}).Draw(t, "table")}
+		table := rapid.SampledFrom([]int{0, MainTable, 2, 3})
+		r.Regular = &Regular{RouteTable: table.Draw(t, "table")}
+		for _, a := range append(addresses, addresses[0].Next().Next().Next()) {
+			if a != r.Address && rapid.Bool().Draw(t, "another card") {
+				r.Further = append(r.Further, Further{a, Regular{RouteTable: table.Draw(t, "its table")}})
+			}
+		}
 	}
 	return r
 }
@@ -163,7 +200,15 @@ func TestP1TeardownTakesItsOwnAndNothingElse(t *testing.T) {
 		alone.apply(pn)
 		m := newModel()
 		m.apply(po)
-		m.apply(pn)
+		if !m.apply(pn) {
+			// Its name on the host is another pod's, which has kept it.
+			m.teardown(newer, pn)
+			m.teardown(older, po)
+			if m.String() != newModel().String() {
+				t.Fatalf("left after an ADD that was refused: %s", m)
+			}
+			return
+		}
 		for range rapid.IntRange(1, 2).Draw(t, "dels") {
 			m.teardown(older, po)
 		}
@@ -183,6 +228,16 @@ func TestNamesAreWhatOtherAgentsCompute(t *testing.T) {
 			t.Errorf("host veth %s, want %s", got, want)
 		}
 	}
+	for number, want := range []string{"eni3a52ce78095", "enice799470a46"} {
+		if got := HostVethName("eni", "", FurtherPodName("", number)); got != want {
+			t.Errorf("host veth of interface %d is %s, want %s", number, got, want)
+		}
+	}
+	for name, want := range map[string]int{"mNicIf1": 1, "mNicIf31": 31, "mNicIf32": 0, "mNicIf0": 0, "mNicIf01": 0, "mNicIf": 0, "eth0": 0, "mNicIf-1": 0} {
+		if n, ok := FurtherNumber(name); ok != (want != 0) || ok && n != want {
+			t.Errorf("%s: number %d, %t", name, n, ok)
+		}
+	}
 	if VLANLinkName(7) != "vlan.eth.7" || VLANTable(7) != 107 {
 		t.Error("VLAN link name or table")
 	}
@@ -199,13 +254,14 @@ func TestMarksSurviveTheKernel(t *testing.T) {
 			ContainerID: rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_.-]{0,300}`).Draw(t, "id"),
 			IfName:      rapid.StringMatching(`[a-z0-9]{1,15}`).Draw(t, "if"),
 		}, VLAN: rapid.IntRange(0, MaxVLAN).Draw(t, "vlan"), Mode: rapid.SampledFrom([]Mode{Strict, Standard}).Draw(t, "mode"),
-			Address: netip.MustParseAddr("2001:db80:1111:2222:3333:4444:5555:6666")}
+			Address: netip.MustParseAddr("2001:db80:1111:2222:3333:4444:5555:6666"),
+			Further: rapid.IntRange(0, MaxFurther).Draw(t, "further"), Number: rapid.IntRange(0, MaxFurther).Draw(t, "number")}
 		text := m.String()
 		if len(text) > 255 {
 			t.Fatalf("%d bytes don't fit into an ifalias", len(text))
 		}
 		got, err := ParseMark(text)
-		if err != nil || !got.Is(m.Owner) || got.VLAN != m.VLAN || got.Address != m.Address || got.Mode != m.Mode {
+		if err != nil || !got.Is(m.Owner) || got.VLAN != m.VLAN || got.Address != m.Address || got.Mode != m.Mode || got.Further != m.Further || got.Number != m.Number {
 			t.Fatalf("%q: %+v, %v", text, got, err)
 		}
 		if got.Is(Owner{m.ContainerID + "x", m.IfName}) || got.Is(Owner{m.ContainerID, m.IfName + "x"}) {
@@ -216,10 +272,12 @@ func TestMarksSurviveTheKernel(t *testing.T) {
 
 func FuzzMark(f *testing.F) {
 	f.Add("branchline:abc/eth0 vlan=7 ip=192.168.47.64")
+	f.Add("branchline:abc/eth0 ip=192.168.47.64 further=2")
+	f.Add("branchline:abc/eth0 ip=192.168.47.65 number=2")
 	f.Add("branchline:/")
 	f.Fuzz(func(t *testing.T, alias string) {
 		m, err := ParseMark(alias)
-		if err == nil && (m.ContainerID == "" || m.IfName == "" || m.VLAN < 0 || m.VLAN > MaxVLAN) {
+		if err == nil && (m.ContainerID == "" || m.IfName == "" || m.VLAN < 0 || m.VLAN > MaxVLAN || m.Further < 0 || m.Further > MaxFurther || m.Number < 0 || m.Number > MaxFurther) {
 			t.Fatalf("%q: %+v", alias, m)
 		}
 	})
@@ -255,7 +313,31 @@ func TestRequestsThatCannotBeWiredAreRefused(t *testing.T) {
 		"table of local pods": func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: LocalPodsTable} },
 		"negative table":      func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: -1} },
 		"table of a VLAN":     func(r *Request) { r.Branch = nil; r.Regular = &Regular{RouteTable: VLANTable(1)} },
-		"bad prefix":          func(r *Request) { r.Branch.Mode = Standard; r.VethPrefix = "vlan" },
+		"several of a branch": func(r *Request) { r.Further = []Further{{Address: r.Address.Next()}} },
+		"an address twice":    func(r *Request) { r.Branch = nil; r.Regular = &Regular{}; r.Further = []Further{{Address: r.Address}} },
+		"an address twice among the further": func(r *Request) {
+			r.Branch, r.Regular = nil, &Regular{}
+			r.Further = []Further{{Address: r.Address.Next()}, {Address: r.Address.Next()}}
+		},
+		"families mixed": func(r *Request) {
+			r.Branch, r.Regular, r.Further = nil, &Regular{}, []Further{{Address: netip.MustParseAddr("2001:db8::1")}}
+		},
+		"no further address": func(r *Request) { r.Branch, r.Regular, r.Further = nil, &Regular{}, []Further{{}} },
+		"further table of local pods": func(r *Request) {
+			r.Branch, r.Regular = nil, &Regular{}
+			r.Further = []Further{{r.Address.Next(), Regular{LocalPodsTable}}}
+		},
+		"too many further": func(r *Request) {
+			r.Branch, r.Regular = nil, &Regular{}
+			for a := r.Address.Next(); len(r.Further) <= MaxFurther; a = a.Next() {
+				r.Further = append(r.Further, Further{Address: a})
+			}
+		},
+		"the first called like a further": func(r *Request) {
+			r.Branch, r.Regular, r.Owner.IfName = nil, &Regular{}, "mNicIf1"
+			r.Further = []Further{{Address: r.Address.Next()}}
+		},
+		"bad prefix": func(r *Request) { r.Branch.Mode = Standard; r.VethPrefix = "vlan" },
 	} {
 		r := good()
 		change(&r)

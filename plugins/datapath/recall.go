@@ -20,6 +20,7 @@ func Recall(ctx context.Context, r Request, hostVeths []string) (Request, error)
 	}
 	defer v.close()
 	var mark Mark
+	var hostVeth string
 	for _, name := range hostVeths {
 		l, err := v.link(Host, name)
 		if err != nil {
@@ -29,7 +30,7 @@ func Recall(ctx context.Context, r Request, hostVeths []string) (Request, error)
 			continue
 		}
 		if m, err := ParseMark(l.Attrs().Alias); err == nil && m.Is(r.Owner) {
-			mark = m
+			mark, hostVeth = m, name
 			break
 		}
 	}
@@ -39,7 +40,8 @@ func Recall(ctx context.Context, r Request, hostVeths []string) (Request, error)
 	r.Address = mark.Address
 	if mark.VLAN == 0 {
 		r.Regular = &Regular{}
-		return r, nil
+		r.Further, err = v.recallFurther(r, mark, hostVeth)
+		return r, err
 	}
 	name := VLANLinkName(mark.VLAN)
 	what := "VLAN link " + name + " of the sandbox"

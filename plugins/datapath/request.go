@@ -30,10 +30,42 @@ func (r Request) validate() error {
 			return bad("veth prefix: %v", err)
 		}
 	}
-	if r.Regular != nil {
-		return r.Regular.validate(bad)
+	if r.Branch != nil {
+		if len(r.Further) > 0 {
+			return bad("a branch pod has one interface, not %d", 1+len(r.Further))
+		}
+		return r.Branch.validate(r.Address, bad)
 	}
-	return r.Branch.validate(r.Address, bad)
+	if err := r.Regular.validate(bad); err != nil {
+		return err
+	}
+	return r.validateFurther(bad)
+}
+
+func (r Request) validateFurther(bad func(string, ...any) error) error {
+	if len(r.Further) == 0 {
+		return nil
+	}
+	if len(r.Further) > MaxFurther {
+		return bad("%d interfaces beside the first are more than %d", len(r.Further), MaxFurther)
+	}
+	if _, taken := FurtherNumber(r.Owner.IfName); taken {
+		return bad("%s can't be a pod's first interface beside further ones: they are called so", r.Owner.IfName)
+	}
+	seen := map[netip.Addr]bool{r.Address: true}
+	for i, f := range r.Further {
+		switch name := FurtherIfName(i + 1); {
+		case !Usable(f.Address) || f.Address.Is6() != r.Address.Is6():
+			return bad("%s of %s is no unicast address of the family of the pod's first, %s", f.Address, name, r.Address)
+		case seen[f.Address]:
+			return bad("%s of %s is another interface's of the pod already", f.Address, name)
+		}
+		seen[f.Address] = true
+		if err := f.validate(bad); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r Request) strict() bool { return r.Branch != nil && r.Branch.Mode == Strict }

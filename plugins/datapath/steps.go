@@ -64,7 +64,7 @@ type (
 		Gateway netip.Addr // invalid: none
 		Link    string
 	}
-	// AddRule makes a host rule, in place of all others with its priority and selector.
+	// AddRule makes a rule, in place of all others with its priority and selector.
 	AddRule struct{ Rule }
 	// AwaitAddress waits until the pod can be reached by its IPv6 address: the kernel puts it to use some time after it
 	// has taken it.
@@ -78,7 +78,7 @@ type (
 type (
 	// DeleteLink removes a host link.
 	DeleteLink struct{ Name string }
-	// DeleteRule removes a host rule; Table 0 means whatever its table.
+	// DeleteRule removes a rule; Table 0 means whatever its table.
 	DeleteRule struct{ Rule }
 	// DeleteRoute removes a host route to a single address, whatever link it is by.
 	DeleteRoute struct {
@@ -89,6 +89,7 @@ type (
 
 // Rule is a policy routing rule; exactly one of Iif, From and To is set. Rules of ours have no To.
 type Rule struct {
+	Side     Side
 	IPv6     bool
 	Priority int
 	Iif      string
@@ -112,6 +113,9 @@ func (r Rule) String() string {
 	}
 	if r.Table != 0 {
 		s += fmt.Sprintf(" lookup %d", r.Table)
+	}
+	if r.Side == Pod {
+		s += " (pod)"
 	}
 	return s
 }

@@ -19,6 +19,8 @@ type Removal struct {
 	Address   netip.Addr // invalid: not known
 	// Regular is set when the result is there and names no VLAN link, so that none need be looked for.
 	Regular bool
+	// Further are the interfaces on further network cards that the result names.
+	Further []FurtherLeft
 }
 
 // Removed is what a teardown found, for the log.
@@ -26,6 +28,7 @@ type Removed struct {
 	Links   []string
 	VLAN    int
 	Address netip.Addr
+	Further []netip.Addr // of interfaces on further network cards
 }
 
 // view is what a teardown decides by.
@@ -39,6 +42,7 @@ type view struct {
 	mode   Mode
 	// addressHeldBy is the ifindex of the link that the table of local pods has the address on, 0 for none.
 	addressHeldBy int
+	further       []furtherView // of a regular pod
 }
 
 // teardownSteps decides what goes. It never names what belongs to another sandbox, see the package comment.
@@ -56,12 +60,22 @@ func teardownSteps(hostVeths []string, v view) []Step {
 			}
 		}
 		if held == 0 {
-			steps = append(steps, DeleteRule{Rule{Priority: PriorityFromPod, From: v.address, IPv6: v.address.Is6()}})
+			steps = append(steps, DeleteRule{fromAddress(v.address)})
+		}
+	}
+	for _, f := range v.further {
+		if f.address.IsValid() && (f.addressHeldBy == 0 || ours(f.link) && f.link.index == f.addressHeldBy) {
+			steps = append(steps, DeleteRule{fromAddress(f.address)})
 		}
 	}
 	for _, name := range hostVeths {
 		if ours(v.veths[name]) {
 			steps = append(steps, DeleteLink{name})
+		}
+	}
+	for _, f := range v.further {
+		if ours(f.link) {
+			steps = append(steps, DeleteLink{f.name})
 		}
 	}
 	// The VLAN link goes last: as long as it is there, the next DEL still knows what this one has left undone.
@@ -119,6 +133,11 @@ func Teardown(ctx context.Context, r Removal, lock *Lock) (Removed, error) {
 		return Removed{}, err
 	}
 	removed := Removed{VLAN: v.vlan, Address: v.address}
+	for _, f := range v.further {
+		if f.address.IsValid() && f.link.holder != other {
+			removed.Further = append(removed.Further, f.address)
+		}
+	}
 	var errs []error
 	for _, step := range teardownSteps(r.HostVeths, v) {
 		if err := ctx.Err(); err != nil {
@@ -142,7 +161,7 @@ func (v *view) learn(m Mark) { v.vlan, v.address, v.marked, v.mode = m.VLAN, m.A
 
 func (k *kernel) view(ctx context.Context, r Removal, lock *Lock) (view, error) {
 	v := view{veths: map[string]observed{}, vlan: r.VLAN, address: r.Address}
-	mine := false
+	mine, further := false, 0
 	for _, name := range r.HostVeths {
 		o, err := k.observe(name, r.Owner)
 		if err != nil {
@@ -156,20 +175,24 @@ func (k *kernel) view(ctx context.Context, r Removal, lock *Lock) (view, error) 
 			mine = true
 			// The mark is written with the link and can't be lost; the runtime's cached result can.
 			v.learn(o.mark)
+			further = o.mark.Further
 		}
 	}
-	if v.vlan == 0 && !mine && !r.Regular {
-		id, err := k.findVLAN(ctx, r.Owner)
-		if err != nil {
+	known := mine || r.Regular || v.vlan != 0
+	if !known {
+		var err error
+		if v.vlan, known, err = k.findVLAN(ctx, r.Owner); err != nil {
 			return view{}, err
 		}
-		v.vlan = id
+	}
+	var err error
+	if v.further, err = k.viewFurther(ctx, r, further, known, lock); err != nil {
+		return view{}, err
 	}
 	if v.vlan != 0 {
 		if err := lock.VLAN(ctx, v.vlan); err != nil {
 			return view{}, err
 		}
-		var err error
 		name := VLANLinkName(v.vlan)
 		if v.vlanLink, err = k.observe(name, r.Owner); err != nil {
 			return view{}, err
@@ -183,35 +206,33 @@ func (k *kernel) view(ctx context.Context, r Removal, lock *Lock) (view, error) 
 		return v, nil
 	}
 	if v.address.IsValid() {
-		var err error
 		v.addressHeldBy, err = k.localPodLink(v.address)
-		return v, err
 	}
-	return v, nil
+	return v, err
 }
 
 // findVLAN looks for the sandbox's VLAN link when neither a result nor a host veth tells its id (the network namespace
 // died, taking the veth along). It asks for each possible name: there are few, and a dump of all links would grow with
 // the node's pods and be interrupted by their churn. A link that nobody has marked is the answer only when no other is:
 // its maker may be at work, and the VLAN's lock will tell.
-func (k *kernel) findVLAN(ctx context.Context, owner Owner) (int, error) {
+func (k *kernel) findVLAN(ctx context.Context, owner Owner) (id int, marked bool, err error) {
 	unmarked := 0
 	for id := 1; id <= MaxVLAN; id++ {
 		if err := ctx.Err(); err != nil {
-			return 0, fmt.Errorf("look for the VLAN link of sandbox %s: %w", owner, context.Cause(ctx))
+			return 0, false, fmt.Errorf("look for the VLAN link of sandbox %s: %w", owner, context.Cause(ctx))
 		}
 		o, err := k.observe(VLANLinkName(id), owner)
 		if err != nil {
-			return 0, err
+			return 0, false, err
 		}
 		switch o.holder {
 		case us:
-			return id, nil
+			return id, true, nil
 		case leftover:
 			unmarked = id
 		}
 	}
-	return unmarked, nil
+	return unmarked, false, nil
 }
 
 // localPodLink is the index of the link that the table of local pods has this very address on; 0 when it has none.

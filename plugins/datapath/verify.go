@@ -339,7 +339,7 @@ func (v *verifier) routesTo(side Side, table int, to netip.Prefix) (out []netlin
 }
 
 func (v *verifier) rule(want Rule) (string, error) {
-	list, err := dumped(v.ctx, func() ([]netlink.Rule, error) { return v.handles[Host].RuleList(int(family(want.IPv6))) })
+	list, err := dumped(v.ctx, func() ([]netlink.Rule, error) { return v.handles[want.Side].RuleList(int(family(want.IPv6))) })
 	if err != nil {
 		return "", err
 	}

@@ -32,7 +32,10 @@ func TestVerifyNamesTheFirstDifference(t *testing.T) {
 				return err
 			}
 			harmed := 0
-			for _, step := range plan.Steps {
+			for i, step := range plan.Steps {
+				if i < ofTheFirst(plan) {
+					continue
+				}
 				is := missing
 				host.Do(t, func() error { return Apply(context.Background(), plan, pod.FD()) })
 				must(verify())
@@ -64,7 +67,9 @@ func TestVerifyNamesTheFirstDifference(t *testing.T) {
 					}
 					must(ns[s.Side].Handle.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Table: s.Table, Dst: dst, Scope: scope}))
 				case AddRule:
-					host.Do(t, func() error { return justDo(t.Context(), DeleteRule(s)) })
+					r := s.Rule
+					r.Side = Host
+					ns[s.Side].Do(t, func() error { return justDo(t.Context(), DeleteRule{r}) })
 				case DeleteRule:
 					stale := s.Rule
 					stale.Table = 77
@@ -110,13 +115,19 @@ func teardown(p Plan, dir string) error {
 		return err
 	}
 	defer lock.Close()
-	_, err = Teardown(context.Background(), Removal{Owner: p.Owner, HostVeths: []string{p.HostVeth.Host}}, lock)
+	_, err = Teardown(context.Background(), Removal{
+		Owner: p.Owner, HostVeths: []string{p.HostVeth.Host}, PodNamespace: "shop", PodName: "web",
+	}, lock)
 	if err != nil {
 		return err
 	}
 	// What the test has added itself.
-	return errors.Join(justDo(context.Background(), DeleteRule{Rule{Priority: PriorityFromPod, From: p.Address, IPv6: p.Address.Is6()}}),
-		justDo(context.Background(), DeleteRule{Rule{Priority: PriorityStandard, Iif: p.HostVeth.Host, IPv6: p.Address.Is6()}}))
+	var errs []error
+	for _, veth := range append([]AddVeth{p.HostVeth}, p.Further...) {
+		a := veth.Mark.Address
+		errs = append(errs, justDo(context.Background(), DeleteRule{fromAddress(a)}), justDo(context.Background(), DeleteRule{by(a, PriorityStandard, veth.Host, 0)}))
+	}
+	return errors.Join(errs...)
 }
 
 // ipNet is a single address as the library has it.

@@ -60,6 +60,9 @@ func (o *operation) add(ctx context.Context) (err error) {
 	if w.vlan != 0 {
 		o.note("vlan", w.vlan)
 	}
+	if further := w.plan.Further; len(further) > 0 {
+		o.note("further", addressesOf(further))
+	}
 	if lock, err = o.lockFor(ctx, w); err != nil {
 		return err
 	}
@@ -77,7 +80,7 @@ func (o *operation) add(ctx context.Context) (err error) {
 	if err := datapath.Apply(ctx, w.plan, int(netns.Fd())); err != nil {
 		return err
 	}
-	if err := o.enforcePolicies(ctx); err != nil {
+	if err := o.enforcePolicies(ctx, 1+len(w.plan.Further)); err != nil {
 		return err
 	}
 	// From here on the sandbox is wired: the result must reach the runtime, or the wiring must go.
@@ -91,7 +94,7 @@ func (o *operation) add(ctx context.Context) (err error) {
 func (o *operation) ask(ctx context.Context, client *rpc.Client) (*rpc.AddReply, error) {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		reply, err := client.Add(ctx, &rpc.AddRequest{
-			Version: rpc.Version, Pod: o.pod.message(), Attachment: o.attachment(),
+			Version: rpc.Version, Pod: o.pod.message(), Attachment: o.attachment(), SeveralInterfaces: true,
 		})
 		if unary.CodeOf(err) != unary.Unavailable {
 			return reply, err
@@ -106,13 +109,22 @@ func (o *operation) ask(ctx context.Context, client *rpc.Client) (*rpc.AddReply,
 	}
 }
 
+func addressesOf(further []datapath.AddVeth) (list []string) {
+	for _, veth := range further {
+		list = append(list, veth.Mark.Address.String())
+	}
+	return list
+}
+
 // lockFor takes what a DEL of an older sandbox of the same pod, or on the same VLAN id, would take.
 func (o *operation) lockFor(ctx context.Context, w wiring) (*datapath.Lock, error) {
 	lock, err := datapath.OpenLock(o.config.lockPath())
 	if err != nil {
 		return nil, err
 	}
-	err = lock.Pod(ctx, o.pod.Namespace, o.pod.Name)
+	for number := 0; err == nil && number <= len(w.plan.Further); number++ {
+		err = lock.Pod(ctx, o.pod.Namespace, datapath.FurtherPodName(o.pod.Name, number))
+	}
 	if err == nil && w.vlan != 0 {
 		err = lock.VLAN(ctx, w.vlan)
 	}
@@ -139,10 +151,14 @@ func (o *operation) undone(client *rpc.Client, lock *datapath.Lock, reason strin
 func (o *operation) unwire(lock *datapath.Lock, w wiring) error {
 	ctx, cancel := context.WithTimeout(context.Background(), delDeadline)
 	defer cancel()
-	_, err := datapath.Teardown(ctx, datapath.Removal{
+	r := datapath.Removal{
 		Owner: o.owner, PodNamespace: o.pod.Namespace, PodName: o.pod.Name,
 		HostVeths: []string{w.plan.HostVeth.Host}, VLAN: w.vlan, Address: w.address, Regular: w.vlan == 0,
-	}, lock)
+	}
+	for _, veth := range w.plan.Further {
+		r.Further = append(r.Further, datapath.FurtherLeft{Number: veth.Mark.Number, HostVeth: veth.Host, Address: veth.Mark.Address})
+	}
+	_, err := datapath.Teardown(ctx, r, lock)
 	o.forgetPolicies([]string{w.plan.HostVeth.Host})
 	return err
 }

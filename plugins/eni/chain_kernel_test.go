@@ -94,7 +94,8 @@ func TestHostPortsReachThePodByIptables(t *testing.T) {
 	withIptables(t)
 	n := newNode(t)
 	n.agent.start(t)
-	n.agent.set(goldenPod, regularReply(regularIP, 254))
+	// It has several addresses of a family: host ports are of the first interface's.
+	n.agent.set(goldenPod, several(regularReply(regularIP, 254), "192.168.64.77", "192.168.96.77"))
 	pod := nstest.New(t)
 	s := newSandbox("sandbox-1", goldenPod, pod)
 	list := n.chained(map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}, "snat": true})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -43,7 +44,7 @@ func (o *operation) check(ctx context.Context) error {
 		return err
 	}
 	if prev.known {
-		if err := prev.compare(plans[0].plan, o.args.IfName); err != nil {
+		if err := prev.compare(plans[0].plan); err != nil {
 			return err
 		}
 	} else {
@@ -92,7 +93,8 @@ func (o *operation) plansOfToday(ctx context.Context, prev previous) ([]wiring, 
 		// Wired before the agent's marks chose the table: the rule of that time leads to the same one.
 		older := &rpc.AddReply{Version: reply.GetVersion(), Interface: &rpc.AddReply_Regular{Regular: &rpc.RegularInterface{
 			Address: g.GetAddress(), EniId: g.GetEniId(), DeviceNumber: g.GetDeviceNumber(), RouteTable: g.GetDeviceNumber() + 1,
-		}}}
+			NetworkCard: g.GetNetworkCard(),
+		}}, Further: reply.GetFurther()}
 		if w, err := planReply(c, o.pod, o.owner, older); err == nil {
 			plans = append(plans, w)
 		}
@@ -146,25 +148,41 @@ func (o *operation) hostVeths(c Config) []string {
 }
 
 // compare says what of the plan the result of ADD does not have. Chained plugins may have put more into it.
-func (p previous) compare(plan datapath.Plan, ifName string) error {
-	veth := plan.HostVeth
-	want := []previousInterface{{name: veth.Host, mac: veth.HostMAC.String()}, {name: ifName, mac: veth.PodMAC.String()}}
+func (p previous) compare(plan datapath.Plan) error {
+	var want []previousInterface
+	addresses := []netip.Addr{plan.Address}
+	ends := func(veth datapath.AddVeth) {
+		want = append(want, previousInterface{name: veth.Host, mac: veth.HostMAC.String()}, previousInterface{name: veth.Pod, mac: veth.PodMAC.String(), sandbox: "the pod's"})
+	}
+	ends(plan.HostVeth)
 	if v := plan.VLAN; v != nil {
 		want = append(want, previousInterface{name: v.Name, mac: v.MAC.String()})
 	}
-	for n, w := range want {
+	for _, veth := range plan.Further {
+		ends(veth)
+		addresses = append(addresses, veth.Mark.Address)
+	}
+	for _, w := range want {
+		inPod := w.sandbox != ""
 		what := fmt.Sprintf("interface %s of prevResult", w.name)
-		at := slices.IndexFunc(p.interfaces, func(i previousInterface) bool { return i.name == w.name && (i.sandbox != "") == (n == 1) })
+		at := slices.IndexFunc(p.interfaces, func(i previousInterface) bool { return i.name == w.name && (i.sandbox != "") == inPod })
 		if at < 0 {
 			return &datapath.Difference{Object: what, Is: "missing, and the sandbox should have it"}
 		}
 		// A chained plugin (tuning) may have given the pod's end another MAC: the kernel is compared with the plan all the same.
-		if has, err := net.ParseMAC(p.interfaces[at].mac); n != 1 && (err != nil || has.String() != w.mac) {
+		if has, err := net.ParseMAC(p.interfaces[at].mac); !inPod && (err != nil || has.String() != w.mac) {
 			return &datapath.Difference{Object: what, Is: fmt.Sprintf("has the address %q, and should have %s", p.interfaces[at].mac, w.mac)}
 		}
 	}
-	if !slices.Contains(p.addresses, plan.Address) {
-		return &datapath.Difference{Object: fmt.Sprintf("address %s of prevResult", plan.Address), Is: fmt.Sprintf("missing: it has %v", p.addresses)}
+	for _, a := range addresses {
+		if !slices.Contains(p.addresses, a) {
+			return &datapath.Difference{Object: fmt.Sprintf("address %s of prevResult", a), Is: fmt.Sprintf("missing: it has %v", p.addresses)}
+		}
+	}
+	for _, f := range p.further {
+		if f.Number > len(plan.Further) {
+			return &datapath.Difference{Object: fmt.Sprintf("interface %s of prevResult", datapath.FurtherIfName(f.Number)), Is: "one that the sandbox should not have"}
+		}
 	}
 	return nil
 }

@@ -19,9 +19,11 @@ func kinds(trunk, soak int) map[string]*rpc.AddReply {
 		"strict":         branchReply(7, branchMAC, branchIP, trunk),
 		"strict of IPv6": branchReply6(7, branchMAC, branchIP6, trunk),
 		"standard":       standard(branchReply(7, branchMAC, branchIP, trunk)),
+		"several":        several(regularReply(regularIP, 0), "192.168.64.77", "192.168.96.77"),
 	}
 	if soak > 1 {
 		all["regular of IPv6"] = regularReply(regularIP6, 2)
+		all["several of IPv6"] = several(regularReply(regularIP6, 0), "2001:db8:64::77")
 		all["standard of IPv6"] = standard(branchReply6(7, branchMAC, branchIP6, trunk))
 	}
 	return all
@@ -66,8 +68,10 @@ func (c *crashing) wantNothing(when string) {
 		c.t.Errorf("%s: left behind on the host:\n%s", when, difference(c.before, after))
 	}
 	for s, pod := range c.pods {
-		if pod.Link(c.t, s.ifName) != nil {
-			c.t.Errorf("%s: the pod of %s still has its interface", when, s.id)
+		for _, name := range []string{s.ifName, "mNicIf1", "mNicIf2"} {
+			if pod.Link(c.t, name) != nil {
+				c.t.Errorf("%s: the pod of %s still has its %s", when, s.id, name)
+			}
 		}
 	}
 }
@@ -186,7 +190,7 @@ var parts = []part{
 		atEachSend(c.t, "signal=KILL", 1, gc, c.repair, c.tidy)
 	}},
 	// What lacks memory is an error with a code, and the undo leaves nothing.
-	{"ADD fails", of("regular", "standard", "strict"), func(c *crashing, _ string) {
+	{"ADD fails", of("regular", "standard", "strict", "several"), func(c *crashing, _ string) {
 		var failed error
 		atEachSend(c.t, "error=ENOBUFS", 1, func(x traced) { failed = c.runADD(x) }, func(_ int, when string) {
 			wantCode(c.t, failed, CodeWiring, goldenPod, "no buffer space")

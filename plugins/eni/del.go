@@ -54,6 +54,9 @@ func (o *operation) del(ctx context.Context) error {
 	if removed.VLAN != 0 {
 		o.note("vlan", removed.VLAN)
 	}
+	if len(removed.Further) > 0 {
+		o.note("further", removed.Further)
+	}
 	o.note("links", removed.Links)
 	if err != nil || client == nil {
 		return err
@@ -73,7 +76,7 @@ func (o *operation) del(ctx context.Context) error {
 
 func (o *operation) removal(prev previous) datapath.Removal {
 	r := datapath.Removal{
-		Owner: o.owner, VLAN: prev.vlan, Address: prev.address, Regular: prev.known && prev.vlan == 0,
+		Owner: o.owner, VLAN: prev.vlan, Address: prev.address, Regular: prev.known && prev.vlan == 0, Further: prev.further,
 	}
 	if prev.hostVeth != "" {
 		r.HostVeths = append(r.HostVeths, prev.hostVeth)

@@ -43,6 +43,16 @@ func TestFailedADDLeavesNothingAndTheAgentKnows(t *testing.T) {
 	}{
 		{name: "eth0 exists in the pod", code: CodeConflict, names: []string{"eth0", "already"}, told: true,
 			breakIt: func(n *node, pod *nstest.NS) { foreign(pod, "eth0") }},
+		{name: "a further interface exists in the pod", code: CodeConflict, names: []string{"mNicIf2", "already"}, told: true,
+			breakIt: func(n *node, pod *nstest.NS) { foreign(pod, "mNicIf2") },
+			reply: func(n *node) *rpc.AddReply {
+				return several(regularReply(regularIP, 2), "192.168.64.77", "192.168.96.77")
+			}},
+		{name: "a further host veth's name is taken by another's link", code: CodeConflict, names: []string{"eni" + severalHashes[1]}, told: true,
+			breakIt: func(n *node, pod *nstest.NS) { foreign(n.host, "eni"+severalHashes[1]) },
+			reply: func(n *node) *rpc.AddReply {
+				return several(regularReply(regularIP, 2), "192.168.64.77", "192.168.96.77")
+			}},
 		{name: "host veth's name is taken by another's link", code: CodeConflict, names: []string{"vlan" + goldenHash}, told: true,
 			breakIt: func(n *node, pod *nstest.NS) { foreign(n.host, "vlan"+goldenHash) }},
 		{name: "VLAN link's name is taken by another's link", code: CodeConflict, names: []string{"vlan.eth.7"}, told: true,

@@ -126,6 +126,11 @@ func (m *interleaved) addNew() error {
 	s.Address = netip.MustParseAddr(prefix + pick(m, "64", "65", "66"))
 	if s.Kind == model.Regular {
 		s.Table = pick(m, 0, 2, 3, 254)
+		for _, last := range []string{"64", "67", "68"} {
+			if a := netip.MustParseAddr(prefix + last); a != s.Address && m.random.IntN(4) == 0 {
+				s.Further = append(s.Further, model.Further{Address: a, Table: pick(m, 0, 10101)})
+			}
+		}
 	} else {
 		s.VLAN = pick(m, 7, 8)
 	}
@@ -156,7 +161,11 @@ func (m *interleaved) wire(s model.Sandbox) error {
 // reply is the agent's answer; a branch ENI has another MAC for each VLAN id.
 func (m *interleaved) reply(s model.Sandbox) *rpc.AddReply {
 	if s.Kind == model.Regular {
-		return regularReply(s.Address.String(), uint32(s.Table))
+		r := regularReply(s.Address.String(), uint32(s.Table))
+		for i, f := range s.Further {
+			r.Further = append(r.Further, &rpc.RegularInterface{Address: f.Address.String(), NetworkCard: uint32(i + 1), RouteTable: uint32(f.Table)})
+		}
+		return r
 	}
 	make := branchReply
 	if m.ipv6 {
@@ -180,7 +189,15 @@ func (m *interleaved) inside(s model.Sandbox) error {
 			return fmt.Errorf("the pod of %s has no %q:\n%s", s.ID, want, strings.Join(have, "\n"))
 		}
 	}
-	m.model.Wired(s.ID, pod.Link(m.t, "eth0").Attrs().HardwareAddr.String())
+	macs := []string{pod.Link(m.t, "eth0").Attrs().HardwareAddr.String()}
+	for i, f := range s.Further {
+		name := fmt.Sprint("mNicIf", i+1)
+		if want := fmt.Sprintf("address %s %s/%d", name, f.Address, f.Address.BitLen()); !slices.Contains(have, want) {
+			return fmt.Errorf("the pod of %s has no %q:\n%s", s.ID, want, strings.Join(have, "\n"))
+		}
+		macs = append(macs, pod.Link(m.t, name).Attrs().HardwareAddr.String())
+	}
+	m.model.Wired(s.ID, macs...)
 	if s.VLAN == 0 {
 		return nil
 	}

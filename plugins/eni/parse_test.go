@@ -211,6 +211,8 @@ func FuzzArgs(f *testing.F) {
 
 func FuzzPrevResult(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.0.0","interfaces":[{"name":"enib5faff8a083"},{"name":"eth0","sandbox":"/x"},{"name":"vlan.eth.7"}],"ips":[{"address":"10.0.0.1/32"}]}`))
+	f.Add([]byte(`{"cniVersion":"1.1.0","interfaces":[{"name":"enib5faff8a083"},{"name":"eth0","sandbox":"/x"},{"name":"eni0123456789a"},{"name":"mNicIf1","sandbox":"/x"}],"ips":[{"address":"10.0.0.1/32","interface":1},{"address":"10.0.1.1/32","interface":3}]}`))
+	f.Add([]byte(`{"cniVersion":"1.1.0","interfaces":[{"name":"mNicIf1","sandbox":"/x"},{"name":"mNicIf1","sandbox":"/x"},null],"ips":[{"address":"10.0.1.1/32","interface":-1e300},{"address":"10.0.1.1/32","interface":1e300}]}`))
 	f.Add([]byte(`{"cniVersion":"0.3.1","interfaces":[null],"ips":[{"version":"4","address":"10.0.0.1/32"},null]}`))
 	f.Add([]byte(`{"ip4":{"ip":"10.0.0.1/32"}}`))
 	f.Add([]byte(`[]`))
@@ -226,6 +228,37 @@ func FuzzPrevResult(f *testing.F) {
 		}
 		if p.vlan < 0 || p.vlan > datapath.MaxVLAN || len(p.hostVeth) > 15 || p.address.IsValid() && !datapath.Usable(p.address) {
 			t.Fatalf("unusable: %+v", p)
+		}
+		seen := map[int]bool{}
+		for _, l := range p.further {
+			if l.Number < 1 || l.Number > datapath.MaxFurther || seen[l.Number] || l.HostVeth == "" || len(l.HostVeth) > 15 || l.Address.IsValid() && !datapath.Usable(l.Address) {
+				t.Fatalf("unusable: %+v", p.further)
+			}
+			seen[l.Number] = true
+		}
+	})
+}
+
+// FuzzFurther: whatever further interfaces the agent's answer has, they are refused, or each has an address and a link of its own.
+func FuzzFurther(f *testing.F) {
+	f.Add("192.168.11.77", uint32(1), uint32(10101), "192.168.12.77", uint32(2), uint32(0))
+	f.Add("192.168.10.7", uint32(0), uint32(511), "2001:db8::1", uint32(1<<31), uint32(1<<31))
+	f.Fuzz(func(t *testing.T, a1 string, card1, table1 uint32, a2 string, card2, table2 uint32) {
+		reply := regularReply("192.168.10.7", 0)
+		reply.Further = []*rpc.RegularInterface{{Address: a1, NetworkCard: card1, RouteTable: table1}, {Address: a2, NetworkCard: card2, RouteTable: table2}}
+		w, err := planReply(Config{VethPrefix: "eni", MTU: 9001}, podArgs{Namespace: "a", Name: "b"}, datapath.Owner{ContainerID: "c", IfName: "eth0"}, reply)
+		if err != nil {
+			if toCNI("ADD", err).Code != CodeBadReply {
+				t.Fatalf("code of %v", err)
+			}
+			return
+		}
+		addresses, links := map[string]bool{w.address.String(): true}, map[string]bool{w.plan.HostVeth.Host: true, "eth0": true}
+		for _, veth := range w.plan.Further {
+			addresses[veth.Mark.Address.String()], links[veth.Host], links[veth.Pod] = true, true, true
+		}
+		if len(addresses) != 3 || len(links) != 6 || card1 == 0 || card2 <= card1 {
+			t.Fatalf("accepted %+v", w.plan.Further)
 		}
 	})
 }

@@ -67,8 +67,9 @@ func (e *policyError) Error() string {
 }
 func (e *policyError) Unwrap() error { return e.err }
 
-// enforcePolicies has the pod, which is wired, put under its network policies. A pod that isn't must not run.
-func (o *operation) enforcePolicies(ctx context.Context) error {
+// enforcePolicies has the pod, which is wired with this many interfaces, put under its network policies. A pod that isn't
+// must not run.
+func (o *operation) enforcePolicies(ctx context.Context, interfaces int) error {
 	p := o.config.PolicyAgent
 	if p.Mode == "" {
 		return nil
@@ -81,7 +82,7 @@ func (o *operation) enforcePolicies(ctx context.Context) error {
 	}
 	defer client.Close()
 	reply, err := client.EnforceNpToPod(ctx, &policyagent.EnforceNpRequest{
-		K8S_POD_NAME: o.pod.Name, K8S_POD_NAMESPACE: o.pod.Namespace, NETWORK_POLICY_MODE: p.Mode, InterfaceCount: 1,
+		K8S_POD_NAME: o.pod.Name, K8S_POD_NAMESPACE: o.pod.Namespace, NETWORK_POLICY_MODE: p.Mode, InterfaceCount: int32(interfaces),
 	})
 	if err == nil && !reply.GetSuccess() {
 		err = errNotEnforced

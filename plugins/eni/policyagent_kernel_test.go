@@ -30,12 +30,14 @@ type policyAgent struct {
 
 	mu       sync.Mutex
 	enforced map[string]string // namespace/name -> mode
-	forgot   []string
-	fault    error
-	refuse   bool
-	hang     bool
-	problems []string
-	server   *grpc.Server
+	// interfaces is how many a pod must have, where that isn't 1.
+	interfaces map[string]uint64
+	forgot     []string
+	fault      error
+	refuse     bool
+	hang       bool
+	problems   []string
+	server     *grpc.Server
 }
 
 // raw is the codec that leaves messages as they are on the wire.
@@ -111,7 +113,7 @@ func (p *policyAgent) answer(method string, in []byte) ([]byte, error) {
 		if p.refuse {
 			return nil, nil
 		}
-		if number[4] != 1 {
+		if number[4] != max(1, p.interfaces[pod]) {
 			p.problems = append(p.problems, fmt.Sprintf("%s has %d interfaces", pod, number[4]))
 		}
 		if !p.wired(text[2], text[1]) {
@@ -192,6 +194,13 @@ func TestAPodIsUnderItsNetworkPoliciesWhenADDReturns(t *testing.T) {
 		n.attachBranch(7, branchMAC, branchIP)
 		n.agent.set("shop/regular", regularReply(regularIP, 2))
 		n.agent.set("shop/branch", branchReply(7, branchMAC, branchIP, n.trunk()))
+		n.agent.set("shop/several", several(regularReply("192.168.10.78", 0), "192.168.64.77", "192.168.96.77"))
+		p.set(func() { p.interfaces = map[string]uint64{"shop/several": 3} })
+		threefold := newSandbox("sandbox-3", "shop/several", nstest.New(t))
+		n.mustAdd(threefold)
+		p.want(map[string]string{"shop/several": mode})
+		n.mustDel(threefold)
+		p.want(nil)
 		regular, branch := newSandbox("sandbox-1", "shop/regular", nstest.New(t)), newSandbox("sandbox-2", "shop/branch", nstest.New(t))
 		n.mustAdd(regular)
 		n.mustAdd(branch)

@@ -1,6 +1,7 @@
 package eni
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -28,11 +29,15 @@ func planReply(c Config, p podArgs, owner datapath.Owner, reply *rpc.AddReply) (
 		g := reply.GetRegular()
 		w.eni = g.GetEniId()
 		r.Regular = &datapath.Regular{RouteTable: int(g.GetRouteTable())}
-		r.Address, err = parseAddress("address", g.GetAddress())
+		if r.Address, err = parseAddress("address", g.GetAddress()); err == nil {
+			r.Further, err = parseFurther(g, reply.GetFurther())
+		}
 	case reply.GetBranch() != nil:
 		b := reply.GetBranch()
 		w.eni, w.vlan = b.GetEniId(), int(b.GetVlanId())
-		r.Branch, r.Address, err = parseBranch(b)
+		if r.Branch, r.Address, err = parseBranch(b); err == nil && len(reply.GetFurther()) > 0 {
+			err = errors.New("a branch pod has no interfaces on further network cards")
+		}
 	default:
 		err = fmt.Errorf("neither a regular nor a branch interface is in it (agent version %q, ours %q)", reply.GetVersion(), rpc.Version)
 	}
@@ -44,6 +49,24 @@ func planReply(c Config, p podArgs, owner datapath.Owner, reply *rpc.AddReply) (
 		return wiring{}, badReply{err}
 	}
 	return w, nil
+}
+
+// parseFurther reads the interfaces on further network cards, each of a card beyond the one before.
+func parseFurther(first *rpc.RegularInterface, list []*rpc.RegularInterface) ([]datapath.Further, error) {
+	var out []datapath.Further
+	card := first.GetNetworkCard()
+	for i, g := range list {
+		if g.GetNetworkCard() <= card {
+			return nil, fmt.Errorf("further interface %d is on network card %d, which is not beyond %d, that of the one before", i+1, g.GetNetworkCard(), card)
+		}
+		card = g.GetNetworkCard()
+		a, err := parseAddress(fmt.Sprintf("address of further interface %d", i+1), g.GetAddress())
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, datapath.Further{Address: a, Regular: datapath.Regular{RouteTable: int(g.GetRouteTable())}})
+	}
+	return out, nil
 }
 
 func parseBranch(b *rpc.BranchInterface) (*datapath.Branch, netip.Addr, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,26 +16,35 @@ import (
 )
 
 // newResult is what the runtime caches and passes to the chained plugins and to DEL. It says everything that DEL needs:
-// the host veth's name, the pod's address and, as the name of the third interface, the VLAN id.
+// the host veth's name, the pod's address and, as the name of the third interface, the VLAN id. A pod's first
+// interface comes first, and the route is its: chained plugins work on it, by its name or because it comes first.
 func newResult(w wiring, netns string) *current.Result {
-	veth, gateway, bits := w.plan.HostVeth, datapath.PodGateway(w.address), w.address.BitLen()
+	gateway, bits := datapath.PodGateway(w.address), w.address.BitLen()
 	r := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
-		Interfaces: []*current.Interface{
-			{Name: veth.Host, Mac: veth.HostMAC.String(), Mtu: veth.MTU},
-			{Name: veth.Pod, Mac: veth.PodMAC.String(), Mtu: veth.MTU, Sandbox: netns},
-		},
-		IPs: []*current.IPConfig{{
-			Interface: current.Int(1),
-			Address:   net.IPNet{IP: w.address.AsSlice(), Mask: net.CIDRMask(bits, bits)},
-			Gateway:   gateway.AsSlice(),
-		}},
-		Routes: []*types.Route{{Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}, GW: gateway.AsSlice()}},
+		Routes:     []*types.Route{{Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}, GW: gateway.AsSlice()}},
 	}
+	addEnds(r, w.plan.HostVeth, netns)
 	if v := w.plan.VLAN; v != nil {
 		r.Interfaces = append(r.Interfaces, &current.Interface{Name: v.Name, Mac: v.MAC.String()})
 	}
+	for _, veth := range w.plan.Further {
+		addEnds(r, veth, netns)
+	}
 	return r
+}
+
+// addEnds adds both ends of a veth, the host's first, and the address of the pod's.
+func addEnds(r *current.Result, veth datapath.AddVeth, netns string) {
+	a := veth.Mark.Address
+	r.Interfaces = append(r.Interfaces,
+		&current.Interface{Name: veth.Host, Mac: veth.HostMAC.String(), Mtu: veth.MTU},
+		&current.Interface{Name: veth.Pod, Mac: veth.PodMAC.String(), Mtu: veth.MTU, Sandbox: netns})
+	r.IPs = append(r.IPs, &current.IPConfig{
+		Interface: current.Int(len(r.Interfaces) - 1),
+		Address:   net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
+		Gateway:   datapath.PodGateway(a).AsSlice(),
+	})
 }
 
 // previous is what DEL and CHECK take from an earlier result.
@@ -45,7 +55,9 @@ type previous struct {
 	address  netip.Addr
 	// interfaces and addresses are all that the result names, those of chained plugins too.
 	interfaces []previousInterface
-	addresses  []netip.Addr
+	// further are those on further network cards.
+	further   []datapath.FurtherLeft
+	addresses []netip.Addr
 	// upstream is set when the plugin of before has made the result.
 	upstream *datapath.Upstream
 }
@@ -70,7 +82,8 @@ func parsePrevious(raw json.RawMessage, ifName string) (previous, error) {
 			Sandbox string `json:"sandbox"`
 		} `json:"interfaces"`
 		IPs []struct {
-			Address string `json:"address"`
+			Address   string `json:"address"`
+			Interface any    `json:"interface"`
 		} `json:"ips"`
 	}
 	if err := json.Unmarshal(raw, &result); err != nil {
@@ -81,6 +94,7 @@ func parsePrevious(raw json.RawMessage, ifName string) (previous, error) {
 		mac, _ := i.Mac.(string)
 		mtu, _ := i.MTU.(float64)
 		p.interfaces = append(p.interfaces, previousInterface{i.Name, mac, i.Sandbox, int(mtu)})
+		p.noteFurther()
 		if i.Sandbox != "" || len(i.Name) > maxLinkName || i.Name == "" {
 			continue
 		}
@@ -93,6 +107,7 @@ func parsePrevious(raw json.RawMessage, ifName string) (previous, error) {
 	for _, ip := range result.IPs {
 		if prefix, err := netip.ParsePrefix(ip.Address); err == nil && datapath.Usable(prefix.Addr()) {
 			p.addresses = append(p.addresses, prefix.Addr())
+			p.noteAddress(ip.Interface, prefix.Addr())
 		}
 	}
 	if len(p.addresses) > 0 {
@@ -100,6 +115,38 @@ func parsePrevious(raw json.RawMessage, ifName string) (previous, error) {
 	}
 	p.upstream = p.ofUpstream(ifName)
 	return p, nil
+}
+
+// noteFurther looks at the newest interface: the pod's end of a further one follows the host's.
+func (p *previous) noteFurther() {
+	last := len(p.interfaces) - 1
+	number, ok := datapath.FurtherNumber(p.interfaces[last].name)
+	if !ok || p.interfaces[last].sandbox == "" || last == 0 {
+		return
+	}
+	host := p.interfaces[last-1]
+	if host.sandbox != "" || host.name == "" || len(host.name) > maxLinkName || slices.ContainsFunc(p.further, func(f datapath.FurtherLeft) bool { return f.Number == number }) {
+		return
+	}
+	p.further = append(p.further, datapath.FurtherLeft{Number: number, HostVeth: host.name})
+}
+
+// noteAddress gives a further interface its address.
+func (p *previous) noteAddress(index any, a netip.Addr) {
+	at, ok := index.(float64)
+	if !ok || len(p.further) == 0 || at < 0 || int(at) >= len(p.interfaces) {
+		return
+	}
+	i := p.interfaces[int(at)]
+	number, ok := datapath.FurtherNumber(i.name)
+	if !ok || i.sandbox == "" {
+		return
+	}
+	for n := range p.further {
+		if f := &p.further[n]; f.Number == number && !f.Address.IsValid() {
+			f.Address = a
+		}
+	}
 }
 
 // upstreamDummy starts the name of an interface that is none: the plugin of before keeps numbers in it.

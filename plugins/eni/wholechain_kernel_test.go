@@ -32,11 +32,12 @@ type chainFamily struct {
 	egress          string // the range that egress-cni gives addresses of
 	egressLink      string // in the pod
 	elsewhere, seen string // an address of the other family, and whom it sees
+	further         []string
 }
 
 var chainFamilies = []chainFamily{
-	{"IPv4 cluster", regularIP, nodeAddress, "tcp4", "fd00::ac:00/118", "v6if0", vpcAddress6, nodeAddress6},
-	{"IPv6 cluster", regularIP6, nodeAddress6, "tcp6", "169.254.172.0/22", "v4if0", "192.168.0.1", nodeAddress},
+	{"IPv4 cluster", regularIP, nodeAddress, "tcp4", "fd00::ac:00/118", "v6if0", vpcAddress6, nodeAddress6, nil},
+	{"IPv6 cluster, a pod with several interfaces", regularIP6, nodeAddress6, "tcp6", "169.254.172.0/22", "v4if0", "192.168.0.1", nodeAddress, []string{"2001:db8:64::77", "2001:db8:96::77"}},
 }
 
 // Rates in bits per second, and the burst that containerd gives with them.
@@ -60,7 +61,7 @@ func newWholeChain(t *testing.T, f chainFamily) *wholeChain {
 	c := &wholeChain{n: newNode(t), family: f, pod: nstest.New(t), dataDirs: map[string]string{"egress": t.TempDir(), "tuning": t.TempDir()}}
 	c.n.agent.start(t)
 	c.n.agent.says(&rpc.StatusReply{Ready: true})
-	c.n.agent.set(goldenPod, regularReply(f.own, 0))
+	c.n.agent.set(goldenPod, several(regularReply(f.own, 0), f.further...))
 	text, err := json.Marshal(map[string]any{
 		"cniVersion": "1.0.0", "cniVersions": []string{"0.4.0", "1.0.0", "1.1.0"}, "name": "aws-cni",
 		"plugins": []any{

@@ -9,9 +9,9 @@ import (
 
 // Grant is what the agent told a sandbox.
 type Grant struct {
-	Address netip.Addr
-	ENI     string
-	Device  int
+	Address      netip.Addr
+	ENI          string
+	Card, Device int
 }
 
 // Sandboxes holds what was answered. It is safe for use by several goroutines.
@@ -65,8 +65,8 @@ func (s *Sandboxes) right(g Grant) error {
 	switch e, ok := s.Believed()[g.ENI]; {
 	case !ok:
 		return fmt.Errorf("the VPC has no %s", g.ENI)
-	case e.Device != g.Device:
-		return fmt.Errorf("the VPC has %s at device %d", g.ENI, e.Device)
+	case e.Card != g.Card || e.Device != g.Device:
+		return fmt.Errorf("the VPC has %s at device %d of card %d", g.ENI, e.Device, e.Card)
 	case !e.Has(g.Address):
 		return fmt.Errorf("the VPC has %v and %v on %s", e.Addresses, e.Prefixes, g.ENI)
 	case len(e.Addresses) > 0 && e.Addresses[0] == g.Address:

@@ -12,10 +12,11 @@ import (
 	"time"
 )
 
-// What an instance of this model may have: those of an m5.large.
+// What an instance of this model may have: those of an m5.large, and where it has a second network card, a few more there.
 const (
 	MaxENIs      = 3
 	AddressesPer = 10
+	MaxOnSecond  = 2
 )
 
 // keep is how far back the VPC's former states are known.
@@ -24,7 +25,8 @@ const keep = 10 * time.Minute
 // ENI is an interface as the VPC has it. Its slices are never changed in place.
 type ENI struct {
 	ID, MAC, Description string
-	Device               int          // -1: not attached
+	Card                 int
+	Device               int          // on its network card; -1: not attached
 	Addresses            []netip.Addr // the primary one first
 	Prefixes             []netip.Prefix
 	Tags                 map[string]string
@@ -62,7 +64,7 @@ type moment struct {
 func New(now func() time.Time) *VPC {
 	v := &VPC{now: now, past: []moment{{now(), map[string]ENI{}}}}
 	e, _ := v.Create(0, 0, "", nil)
-	_ = v.Attach(e.ID, 0)
+	_ = v.Attach(e.ID, 0, 0)
 	return v
 }
 
@@ -186,25 +188,25 @@ func (v *VPC) Delete(id string) error {
 	})
 }
 
-// Attach puts an ENI at a device index of the instance.
-func (v *VPC) Attach(id string, device int) error {
+// Attach puts an ENI at a device index of a network card of the instance.
+func (v *VPC) Attach(id string, card, device int) error {
 	_, err := v.edit(id, func(all map[string]ENI, e ENI) (ENI, error) {
-		n := 0
+		n, most := 0, []int{MaxENIs, MaxOnSecond}[card]
 		for _, o := range all {
-			if o.Device == device {
+			if o.Card == card && o.Device == device {
 				return e, refuse("InvalidParameterValue", "device index %d is taken", device)
 			}
-			if o.Device >= 0 {
+			if o.Card == card && o.Device >= 0 {
 				n++
 			}
 		}
 		switch {
 		case e.Device >= 0:
 			return e, refuse("InvalidNetworkInterface.InUse", "interface %s is in use", id)
-		case n >= MaxENIs:
+		case n >= most:
 			return e, refuse("AttachmentLimitExceeded", "%d interfaces are there", n)
 		}
-		e.Device = device
+		e.Card, e.Device = card, device
 		return e, nil
 	})
 	return err
@@ -216,7 +218,7 @@ func (v *VPC) Detach(id string) error {
 		switch {
 		case e.Device < 0:
 			return e, refuse("InvalidAttachmentID.NotFound", "interface %s is not attached", id)
-		case e.Device == 0:
+		case e.Card == 0 && e.Device == 0:
 			return e, refuse("OperationNotPermitted", "interface %s is the primary", id)
 		}
 		e.Device = -1

@@ -29,6 +29,26 @@ type Sandbox struct {
 	Address            netip.Addr
 	VLAN               int // of a branch pod
 	Table              int // of a regular pod; 0: the agent's marks choose it, 254: the main table
+	Further            []Further
+}
+
+// Further is what a regular pod has on a further network card.
+type Further struct {
+	Address netip.Addr
+	Table   int
+}
+
+func (s Sandbox) addresses() []netip.Addr {
+	out := []netip.Addr{s.Address}
+	for _, f := range s.Further {
+		out = append(out, f.Address)
+	}
+	return out
+}
+
+func (s Sandbox) shares(o Sandbox) bool {
+	return s.Namespace == o.Namespace && s.Pod == o.Pod || s.VLAN != 0 && o.VLAN == s.VLAN ||
+		slices.ContainsFunc(s.addresses(), func(a netip.Addr) bool { return slices.Contains(o.addresses(), a) })
 }
 
 // VLANLink is the name of a branch ENI's link.
@@ -36,12 +56,21 @@ func (s Sandbox) VLANLink() string { return fmt.Sprintf("vlan.eth.%d", s.VLAN) }
 
 // HostVeth is the name of the pod's veth on the host, with the prefix eni.
 func (s Sandbox) HostVeth() string {
-	sum := sha1.Sum([]byte(s.Namespace + "." + s.Pod))
-	name := hex.EncodeToString(sum[:])[:11]
+	name := hash(s.Namespace + "." + s.Pod)
 	if s.Kind == Strict {
 		return "vlan" + name
 	}
 	return "eni" + name
+}
+
+// FurtherVeth is the same of its interface on a further card, from 1 on.
+func (s Sandbox) FurtherVeth(number int) string {
+	return "eni" + hash(fmt.Sprintf("%s.%s.%d", s.Namespace, s.Pod, number))
+}
+
+func hash(of string) string {
+	sum := sha1.Sum([]byte(of))
+	return hex.EncodeToString(sum[:])[:11]
 }
 
 // Node is the map.
@@ -52,7 +81,7 @@ type Node struct {
 
 type box struct {
 	Sandbox
-	mac  string
+	macs []string
 	live bool // not: its pod, VLAN id or address has gone to a newer one, and its end is still to come
 }
 
@@ -63,15 +92,23 @@ func New(before []string) *Node { return &Node{before: before, boxes: map[string
 // which something may be left until its end.
 func (n *Node) Add(s Sandbox) {
 	for _, o := range n.boxes {
-		if o.ID != s.ID && (o.Namespace == s.Namespace && o.Pod == s.Pod || o.Address == s.Address || s.VLAN != 0 && o.VLAN == s.VLAN) {
+		if o.ID != s.ID && s.shares(o.Sandbox) {
 			o.live = false
 		}
 	}
 	n.boxes[s.ID] = &box{Sandbox: s, live: true}
 }
 
-// Wired tells the MAC address that the pod's interface has.
-func (n *Node) Wired(id, mac string) { n.boxes[id].mac = mac }
+// Wired tells the MAC addresses that the pod's interfaces have.
+func (n *Node) Wired(id string, macs ...string) { n.boxes[id].macs = macs }
+
+// mac is that of an interface, once it is told.
+func (b *box) mac(number int) string {
+	if number < len(b.macs) {
+		return b.macs[number]
+	}
+	return ""
+}
 
 // Remove ends a sandbox.
 func (n *Node) Remove(id string) { delete(n.boxes, id) }
@@ -111,9 +148,22 @@ func (b *box) objects() (out []object) {
 	if b.Kind == Standard {
 		mark += " mode=standard"
 	}
+	further := fmt.Sprintf("%s ip=%%s number=%%d", mark)
 	mark += " ip=" + b.Address.String()
+	if len(b.Further) > 0 {
+		mark += fmt.Sprintf(" further=%d", len(b.Further))
+	}
 	add(veth, "link %s veth %s up=true", veth, mark)
-	add(veth, "neighbour %s %s %s", veth, b.Address, b.mac)
+	add(veth, "neighbour %s %s %s", veth, b.Address, b.mac(0))
+	for i, f := range b.Further {
+		name := b.FurtherVeth(i + 1)
+		add(name, "link %s veth %s up=true", name, fmt.Sprintf(further, f.Address, i+1))
+		add(name, "neighbour %s %s %s", name, f.Address, b.mac(i+1))
+		add(fmt.Sprintf("%s in 511", f.Address), "route %s%s dev %s scope %s table 511", f.Address, whole, name, scope)
+		if f.Table != 0 && f.Table != 254 {
+			add("from "+f.Address.String(), "rule of family %d 1536: from %s%s lookup %d", family, f.Address, whole, f.Table)
+		}
+	}
 	if b.VLAN != 0 {
 		add(vlan, "link %s vlan %s up=true", vlan, mark)
 		add(vlan, "route %s%s dev %s scope %s table %d", gateway, whole, vlan, scope, table)
@@ -149,8 +199,13 @@ func (b *box) has() []string {
 	if b.Kind == Strict {
 		tables = append(tables, 100+b.VLAN)
 	}
+	for i, f := range b.Further {
+		out = append(out, b.FurtherVeth(i+1), "from "+f.Address.String())
+	}
 	for _, t := range tables {
-		out = append(out, fmt.Sprintf("%s in %d", b.Address, t))
+		for _, a := range b.addresses() {
+			out = append(out, fmt.Sprintf("%s in %d", a, t))
+		}
 	}
 	return out
 }

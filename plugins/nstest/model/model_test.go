@@ -24,7 +24,8 @@ func TestTheModelImportsNothingOfTheProduct(t *testing.T) {
 func TestWhatIsMissingForeignOrAnOlderSandboxesIsTold(t *testing.T) {
 	before := []string{"link eth0"}
 	older := Sandbox{ID: "1", Namespace: "shop", Pod: "a", Kind: Strict, Address: netip.MustParseAddr("192.168.47.64"), VLAN: 7}
-	newer := Sandbox{ID: "2", Namespace: "shop", Pod: "b", Kind: Regular, Address: older.Address, Table: 2}
+	newer := Sandbox{ID: "2", Namespace: "shop", Pod: "b", Kind: Regular, Address: older.Address, Table: 2,
+		Further: []Further{{netip.MustParseAddr("192.168.48.64"), 10101}, {netip.MustParseAddr("192.168.49.64"), 0}}}
 	lines := func(boxes ...Sandbox) []string {
 		out := slices.Clone(before)
 		for _, s := range boxes {
@@ -51,6 +52,9 @@ func TestWhatIsMissingForeignOrAnOlderSandboxesIsTold(t *testing.T) {
 	}
 	if w := n.Wrong(lines(newer)); w != nil {
 		t.Errorf("nothing need be left of the older one: %q", w)
+	}
+	if w := n.Wrong(lines(newer)[:len(lines(newer))-1]); len(w) != 1 {
+		t.Errorf("a further interface lacks a line: %q", w)
 	}
 	// Strict pods' table still leads to the older one.
 	if w := n.Wrong(lines(older, newer)); len(w) != 1 || !strings.HasSuffix(w[0], "table 510") {

@@ -249,7 +249,7 @@ func (w *world) withoutGoto(ctx context.Context) error {
 
 // eniTable fills the secondary ENI's table.
 func (w *world) eniTable() error {
-	table := hostnet.Table(eniDevice)
+	table := hostnet.Slot{Device: eniDevice}.Table()
 	return errors.Join(w.node.route("ens6", clientAddr, netip.Addr{}, table), w.node.route("ens6", netip.Addr{}, clientAddr, table))
 }
 
@@ -259,7 +259,7 @@ func (w *world) twoRules(context.Context) error {
 	for _, a := range w.addresses {
 		errs = append(errs,
 			w.node.rule(hostnet.PodsPriority, hostnet.MainTable, func(r *netlink.Rule) { r.Dst = ipNet(single(a)) }),
-			w.node.rule(hostnet.MarkPriority, hostnet.Table(eniDevice), func(r *netlink.Rule) { r.Src = ipNet(single(a)) }))
+			w.node.rule(hostnet.MarkPriority, hostnet.Slot{Device: eniDevice}.Table(), func(r *netlink.Rule) { r.Src = ipNet(single(a)) }))
 	}
 	return errors.Join(errs...)
 }
@@ -276,7 +276,7 @@ func (w *world) rulePerPrefix(context.Context) error {
 		p := netip.PrefixFrom(a, 28).Masked()
 		if !seen[p] {
 			seen[p] = true
-			errs = append(errs, w.node.rule(hostnet.MarkPriority, hostnet.Table(eniDevice), func(r *netlink.Rule) { r.Src = ipNet(p) }))
+			errs = append(errs, w.node.rule(hostnet.MarkPriority, hostnet.Slot{Device: eniDevice}.Table(), func(r *netlink.Rule) { r.Src = ipNet(p) }))
 		}
 	}
 	return errors.Join(errs...)
