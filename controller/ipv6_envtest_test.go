@@ -20,7 +20,8 @@ import (
 )
 
 // TestABranchENIOfADualStackSubnetHasBothFamilies: which family its pod uses is the node's to know. An attempt that a dead
-// controller had begun ends with the same ENI, and a ledger that lost the pod takes it back whole.
+// controller had begun ends with the same ENI, and a ledger that lost the pod takes it back whole. One that was made
+// before the subnet had an IPv6 range learns of it.
 func TestABranchENIOfADualStackSubnetHasBothFamilies(t *testing.T) {
 	v, err := w.ec2.CreateVpc(t.Context(), &ec2.CreateVpcInput{CidrBlock: awssdk.String("10.66.0.0/16"), AmazonProvidedIpv6CidrBlock: awssdk.Bool(true)})
 	must(t, err)
@@ -80,7 +81,7 @@ func TestABranchENIOfADualStackSubnetHasBothFamilies(t *testing.T) {
 		l.Spec.Slots = nil
 		return w.admin.Update(t.Context(), l)
 	})
-	start(t, 0, nil)
+	_, stop = start(t, 0, nil)
 	eventually(t, "the ledger has it again", func() error {
 		l := ledgerOf(t, id)
 		if len(l.Spec.Slots) != 1 {
@@ -88,6 +89,20 @@ func TestABranchENIOfADualStackSubnetHasBothFamilies(t *testing.T) {
 		}
 		if slot := l.Spec.Slots[0]; slot.State != ledgerv1.Bound || slot.IPv6Address != address || slot.SubnetIPv6CIDR != ipv6.String() {
 			return fmt.Errorf("%+v", slot)
+		}
+		return nil
+	})
+	check()
+	must(t, stop())
+	eventually(t, "the ledger is of the time before the subnet had IPv6", func() error {
+		l := ledgerOf(t, id)
+		l.Spec.SubnetIPv6CIDR = ""
+		return w.admin.Update(t.Context(), l)
+	})
+	start(t, 0, nil)
+	eventually(t, "the ledger has the range", func() error {
+		if got := ledgerOf(t, id).Spec.SubnetIPv6CIDR; got != ipv6.String() {
+			return fmt.Errorf("it has %q", got)
 		}
 		return nil
 	})

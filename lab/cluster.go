@@ -47,7 +47,7 @@ func (l *Lab) startControlPlane(ctx context.Context) error {
 	l.ControlPlaneMachine = m
 	l.kube, err = kube.StartControlPlane(ctx, host, kube.ControlPlaneConfig{
 		Dir: filepath.Join(l.stateDir(m.ID), "kube"), Hyperkube: l.parts.node.Hyperkube,
-		Address: m.Address, NetNS: host.NetnsPath(), Log: l.log,
+		Address: m.clusterAddress(), NetNS: host.NetnsPath(), Log: l.log,
 	})
 	if err != nil {
 		return err
@@ -85,7 +85,7 @@ func (l *Lab) startNode(ctx context.Context, name, instanceType string, out *Mac
 	}
 	*out = m
 	cfg := kube.NodeConfig{
-		Dir: filepath.Join(l.stateDir(m.ID), "kube"), Name: m.Hostname(), Address: m.Address,
+		Dir: filepath.Join(l.stateDir(m.ID), "kube"), Name: m.Hostname(), Address: m.clusterAddress(),
 		InstanceID: m.ID, InstanceType: m.Type, Zone: AvailabilityZone, Nameserver: dnsAddr,
 		Programs: l.parts.node, Containerd: l.parts.containerd, Images: []string{l.parts.images},
 	}
@@ -106,7 +106,11 @@ func (l *Lab) installAddons(ctx context.Context) error {
 		return err
 	}
 	// The first two are all that the agent is told of the lab. The rest of the manifest is what users apply.
-	env := append([]string{"AWS_EC2_ENDPOINT=" + vpcEndpoint, "CLUSTER_NAME=" + ClusterName}, l.opt.AgentEnv...)
+	env := []string{"AWS_EC2_ENDPOINT=" + vpcEndpoint, "CLUSTER_NAME=" + ClusterName}
+	if l.opt.IPv6 {
+		env = append(env, "ENABLE_IPv6=true", "ENABLE_IPv4=false", "ENABLE_PREFIX_DELEGATION=true") // as EKS installs it there
+	}
+	env = append(env, l.opt.AgentEnv...)
 	if _, err := l.kube.Kubectl(ctx, append([]string{"-n", "kube-system", "set", "env", "daemonset", "aws-node"}, env...)...); err != nil {
 		return err
 	}

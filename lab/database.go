@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"time"
 
@@ -38,7 +39,7 @@ chown 65534:65534 /run/pg/data /run/pg/sock
 bin=/run/pg/tree/${BIN#"$TREE"/}
 as="setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/run/pg LD_LIBRARY_PATH=$LIBS LC_ALL=C"
 $as "$bin/initdb" -D /run/pg/data -U "$DBUSER" --auth=trust --encoding=UTF8 --locale=C --no-sync
-echo "host all all 192.168.0.0/16 trust" >>/run/pg/data/pg_hba.conf
+echo "host all all all trust" >>/run/pg/data/pg_hba.conf
 $as "$bin/postgres" --single -D /run/pg/data -c jit=off postgres <<SQL
 CREATE DATABASE $DBNAME
 SQL
@@ -53,7 +54,11 @@ func (l *Lab) Database(ctx context.Context, groups ...string) (Machine, error) {
 	if err != nil {
 		return m, err
 	}
-	l.name(databaseHost, m.Address)
+	addresses := []netip.Addr{m.Address}
+	if m.IPv6.IsValid() {
+		addresses = append(addresses, m.IPv6)
+	}
+	l.name(databaseHost, addresses...)
 	pg := l.parts.postgres
 	libs := "/run/pg/tree/usr/lib/x86_64-linux-gnu:/run/pg/tree/lib/x86_64-linux-gnu"
 	if _, err := host.Start(ctx, "postgresql", instance.Command{

@@ -39,6 +39,8 @@ type Options struct {
 	OneNode bool
 	// Containerd2 has the nodes run containerd 2, which runs the conflist at CNI 1.1.0, in place of Debian's 1.6.
 	Containerd2 bool
+	// IPv6 makes it an IPv6 cluster: nodes, pods and Services have IPv6 addresses, and aws-node is told so.
+	IPv6 bool
 	// AgentEnv are further variables of the DaemonSet aws-node, as NAME=value.
 	AgentEnv []string
 }
@@ -71,7 +73,7 @@ type Lab struct {
 	mu    sync.Mutex
 	nodes map[string]*kube.Node   // by instance id
 	imds  map[string]http.Handler // by instance id
-	names map[string]netip.Addr   // the VPC's private DNS zone
+	names map[string][]netip.Addr // the VPC's private DNS zone
 	files []io.Closer
 	dbLog string
 }
@@ -116,7 +118,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if o.EvidenceDir == "" {
 		o.EvidenceDir = filepath.Join(o.Dir, "evidence")
 	}
-	l := &Lab{opt: o, log: o.Log, began: time.Now(), names: map[string]netip.Addr{}, imds: map[string]http.Handler{}, nodes: map[string]*kube.Node{}}
+	l := &Lab{opt: o, log: o.Log, began: time.Now(), names: map[string][]netip.Addr{}, imds: map[string]http.Handler{}, nodes: map[string]*kube.Node{}}
 	for _, s := range l.steps() {
 		l.progress("%s", s.title)
 		if err := s.run(ctx); err != nil {
@@ -197,10 +199,10 @@ func (l *Lab) changed(t *vpc.Topology) {
 func (l *Lab) Changes() uint64 { return l.changes.Load() }
 
 func (l *Lab) makeAccount(ctx context.Context) (err error) {
-	if err := l.aws.makeRoles(ctx); err != nil {
+	if err := l.aws.makeRoles(ctx, l.opt.IPv6); err != nil {
 		return err
 	}
-	l.Network, err = l.aws.makeNetwork(ctx)
+	l.Network, err = l.aws.makeNetwork(ctx, l.opt.IPv6)
 	return err
 }
 
@@ -213,16 +215,13 @@ func (l *Lab) resolve(name string) []netip.Addr {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if a, ok := l.names[name]; ok {
-		return []netip.Addr{a}
-	}
-	return nil
+	return l.names[name]
 }
 
-func (l *Lab) name(name string, a netip.Addr) {
+func (l *Lab) name(name string, addresses ...netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.names[strings.ToLower(name)] = a
+	l.names[strings.ToLower(name)] = addresses
 }
 
 // Down ends everything that Up started. Files stay.

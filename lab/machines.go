@@ -25,7 +25,7 @@ func (l *Lab) startInstance(ctx context.Context, spec ec2.InstanceSpec) (instanc
 	s.MemoryMiB, s.CPUs, s.MaxENIs, s.Kernel = 4096, 2, 3, l.parts.kernel
 	s.Modules = []string{
 		"8021q", "veth", "nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_fib_ipv4", "nft_fib_inet",
-		"nft_numgen", "nft_reject_ipv4", "nft_socket", "nf_conntrack", "nf_conntrack_netlink", "tcp_diag", "overlay", "br_netfilter",
+		"nft_numgen", "nft_reject_ipv4", "nft_reject_ipv6", "nft_socket", "nf_conntrack", "nf_conntrack_netlink", "tcp_diag", "overlay", "br_netfilter",
 	}
 	return instance.StartVM(ctx, s)
 }

@@ -50,6 +50,14 @@ const (
 	clusterPolicyARN    = "arn:aws:iam::aws:policy/AmazonEKSClusterPolicy"
 	nodePolicyARN       = "arn:aws:iam::aws:policy/AmazonEKS_CNI_Policy"
 
+	// ipv6NodePolicy is what nodes of an IPv6 cluster have in its place; AWS has no managed policy of the name. It is the one
+	// of docs/install.md (a test holds the two together).
+	ipv6NodePolicyName = "AmazonEKS_CNI_IPv6_Policy"
+	ipv6NodePolicy     = `{"Version": "2012-10-17", "Statement": [
+  {"Effect": "Allow", "Resource": "*", "Action": ["ec2:AssignIpv6Addresses", "ec2:DescribeInstances", "ec2:DescribeTags",
+    "ec2:DescribeNetworkInterfaces", "ec2:DescribeInstanceTypes"]},
+  {"Effect": "Allow", "Action": "ec2:CreateTags", "Resource": "arn:aws:ec2:*:*:network-interface/*"}]}`
+
 	// trunkPolicy is what an account that is enabled for the trunk API gives to its controller. No managed policy has
 	// these actions: on ordinary accounts only the hosted controller may call them.
 	trunkPolicyName = "trunk-api"
@@ -73,19 +81,14 @@ func newAWSClients(endpoint, keyID, secret string) awsClients {
 	})}
 }
 
-// makeNetwork makes the VPC, its subnets and the two groups.
-func (a awsClients) makeNetwork(ctx context.Context) (Network, error) {
+// makeNetwork makes the VPC, its subnets and the two groups. With ipv6 the subnets have both families.
+func (a awsClients) makeNetwork(ctx context.Context, ipv6 bool) (Network, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var n Network
-	var err error
-	if n.VPCID, err = a.VPC(ctx, vpcCIDR); err != nil {
+	err := a.makeSubnets(ctx, &n, ipv6)
+	if err != nil {
 		return n, err
-	}
-	for cidr, id := range map[string]*string{nodeSubnetCIDR: &n.NodeSubnetID, secondSubnetCIDR: &n.SecondSubnetID} {
-		if *id, err = a.Subnet(ctx, n.VPCID, cidr, AvailabilityZone); err != nil {
-			return n, err
-		}
 	}
 	if n.ClusterGroupID, err = a.Group(ctx, n.VPCID, "eks-cluster-sg", "Control plane"); err != nil {
 		return n, err
@@ -111,6 +114,39 @@ func (a awsClients) makeNetwork(ctx context.Context) (Network, error) {
 	return n, nil
 }
 
+func (a awsClients) makeSubnets(ctx context.Context, n *Network, dualStack bool) (err error) {
+	var ipv6 netip.Prefix
+	if dualStack {
+		n.VPCID, ipv6, err = a.DualStackVPC(ctx, vpcCIDR)
+	} else {
+		n.VPCID, err = a.VPC(ctx, vpcCIDR)
+	}
+	if err != nil {
+		return err
+	}
+	for i, s := range []struct {
+		cidr string
+		id   *string
+	}{{nodeSubnetCIDR, &n.NodeSubnetID}, {secondSubnetCIDR, &n.SecondSubnetID}} {
+		if dualStack {
+			*s.id, err = a.DualStackSubnet(ctx, n.VPCID, s.cidr, subnetIPv6(ipv6, i), AvailabilityZone)
+		} else {
+			*s.id, err = a.Subnet(ctx, n.VPCID, s.cidr, AvailabilityZone)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// subnetIPv6 is the n-th /64 of a VPC's /56.
+func subnetIPv6(vpc netip.Prefix, n int) netip.Prefix {
+	b := vpc.Masked().Addr().As16()
+	b[7] |= byte(n)
+	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
+}
+
 // allow lets protocol and port into group from a peer: a group id, or a CIDR.
 func (a awsClients) allow(ctx context.Context, group, protocol string, port int32, peer string) error {
 	p := ec2types.IpPermission{IpProtocol: aws.String(protocol), FromPort: aws.Int32(port), ToPort: aws.Int32(port)}
@@ -128,8 +164,8 @@ func (a awsClients) allow(ctx context.Context, group, protocol string, port int3
 	return nil
 }
 
-// makeRoles makes the roles and an instance profile of the same name for each.
-func (a awsClients) makeRoles(ctx context.Context) error {
+// makeRoles makes the roles and an instance profile of the same name for each. With ipv6 the nodes' is an IPv6 cluster's.
+func (a awsClients) makeRoles(ctx context.Context, ipv6 bool) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for _, role := range []string{ClusterRole, NodeRole, DatabaseRole} {
@@ -137,20 +173,38 @@ func (a awsClients) makeRoles(ctx context.Context) error {
 			return err
 		}
 	}
-	for role, policy := range map[string]string{NodeRole: nodePolicyARN, ClusterRole: clusterPolicyARN} {
-		if err := a.Attach(ctx, role, policy); err != nil {
-			return err
-		}
+	if err := a.Attach(ctx, ClusterRole, clusterPolicyARN); err != nil {
+		return err
+	}
+	err := a.permitNodes(ctx, ipv6)
+	if err != nil {
+		return err
 	}
 	return a.Put(ctx, ClusterRole, trunkPolicyName, trunkPolicy)
+}
+
+func (a awsClients) permitNodes(ctx context.Context, ipv6 bool) error {
+	if ipv6 {
+		return a.Put(ctx, NodeRole, ipv6NodePolicyName, ipv6NodePolicy)
+	}
+	return a.Attach(ctx, NodeRole, nodePolicyARN)
 }
 
 // Machine is an EC2 instance of the lab.
 type Machine struct {
 	ID, Name, Type string
 	Address        netip.Addr // the primary ENI's
+	IPv6           netip.Addr // the primary ENI's; not valid where its subnet has no IPv6
 	ENIID          string     // the primary ENI
 	GroupIDs       []string
+}
+
+// clusterAddress is the machine's address of the cluster's family.
+func (m Machine) clusterAddress() netip.Addr {
+	if m.IPv6.IsValid() {
+		return m.IPv6
+	}
+	return m.Address
 }
 
 // Hostname is the private DNS name that AWS gives to the address.
@@ -186,6 +240,11 @@ func (a awsClients) launch(ctx context.Context, name, instanceType, role, subnet
 	m := Machine{
 		ID: aws.ToString(i.InstanceId), Name: name, Type: instanceType, Address: addr,
 		ENIID: aws.ToString(i.NetworkInterfaces[0].NetworkInterfaceId), GroupIDs: groups,
+	}
+	for _, six := range i.NetworkInterfaces[0].Ipv6Addresses {
+		if m.IPv6, err = netip.ParseAddr(aws.ToString(six.Ipv6Address)); err != nil {
+			return Machine{}, fmt.Errorf("launch %s instance %q: IPv6 address: %w", instanceType, name, err)
+		}
 	}
 	return m, a.awaitRunning(ctx, m)
 }

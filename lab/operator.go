@@ -47,7 +47,11 @@ func (l *Lab) Usage() string {
 	if l.opt.Controller == Deployment { // its policy is a part of its installation
 		permit = "kubectl -n kube-system logs deployment/vpc-resource-controller"
 	}
-	return fmt.Sprintf(`The lab is up: an EC2 region with one cluster, %d s after its start.
+	kind := "cluster"
+	if l.opt.IPv6 {
+		kind = "IPv6 cluster"
+	}
+	return fmt.Sprintf(`The lab is up: an EC2 region with one %s, %d s after its start.
 
   export PATH=%s:$PATH      # kubectl and aws for this lab, and for this lab only
 
@@ -64,6 +68,6 @@ Logs of every program: %s
 Take it down with:
 
   go run ./cmd/vpclab down --dir %s
-`, int(sinceSeconds(l.began)), l.BinDir(), permit, l.Network.VPCID, l.Network.NodeSubnetID, l.Network.NodeGroupID,
+`, kind, int(sinceSeconds(l.began)), l.BinDir(), permit, l.Network.VPCID, l.Network.NodeSubnetID, l.Network.NodeGroupID,
 		ClientImage, PauseImage, ClientImage, l.opt.EvidenceDir, filepath.Join(l.opt.Dir, "i"), l.opt.Dir)
 }

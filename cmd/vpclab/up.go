@@ -51,12 +51,16 @@ func upCommand() *cobra.Command {
 }
 
 // settings of a lab that is left running, for up and the process that it starts.
-type settings struct{ dir, controller string }
+type settings struct {
+	dir, controller string
+	ipv6            bool
+}
 
 func (o *settings) flags(c *cobra.Command) {
 	c.Flags().StringVar(&o.dir, "dir", defaultDir, "the lab's folder")
 	c.Flags().StringVar(&o.controller, "controller", string(lab.Hosted),
 		"how vpc-controller runs: hosted, a process beside the API server, or deployment, config/vpc-controller on the nodes")
+	c.Flags().BoolVar(&o.ipv6, "ipv6", false, "an IPv6 cluster: nodes, pods and Services have IPv6 addresses")
 }
 
 // up starts the process that holds the lab and waits until it says that the lab is up.
@@ -80,7 +84,7 @@ func up(ctx context.Context, o settings) error {
 		return fmt.Errorf("make the lab's output file: %w", err)
 	}
 	defer out.Close()
-	c := exec.Command(self, "serve", "--dir", dir, "--controller", o.controller)
+	c := exec.Command(self, "serve", "--dir", dir, "--controller", o.controller, fmt.Sprintf("--ipv6=%t", o.ipv6))
 	c.Stdout, c.Stderr = out, out
 	// A session of its own: it outlives this terminal.
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -159,7 +163,7 @@ func serve(ctx context.Context, o settings) (err error) {
 	}
 	defer log.Close()
 	l, err := lab.Up(ctx, lab.Options{
-		Dir: dir, Progress: os.Stdout, Controller: controller,
+		Dir: dir, Progress: os.Stdout, Controller: controller, IPv6: o.ipv6,
 		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {

@@ -46,6 +46,7 @@ type Nodes struct {
 
 	once   sync.Once
 	pauses *pauses
+	ranges ranges
 }
 
 // longest is how many times Recheck the longest pause is.
@@ -246,7 +247,11 @@ func (r *Nodes) prepare(ctx context.Context, node *corev1.Node, id string, cnino
 		return nil, nil
 	}
 	if err == nil && l.Spec.TrunkENIID != "" {
-		return r.follow(ctx, &l, at)
+		followed, err := r.follow(ctx, &l, at)
+		if err != nil {
+			return followed, err
+		}
+		return r.catchUp(ctx, followed)
 	}
 	if typeName := node.Labels[corev1.LabelInstanceTypeStable]; typeName != "" {
 		if _, err := trunking(typeName); err != nil {

@@ -58,8 +58,9 @@ type Spec struct {
 // Instance is a running instance. All methods may be called concurrently.
 type Instance interface {
 	// AttachENI hot-plugs a network interface and returns its other end, which the caller closes after DetachENI (or
-	// Close; closing it twice is fine). The ENI with device index 0 on card 0 gets its address, the default route, the
-	// name server and the host name; all others are left as EC2 leaves them: down and without an address.
+	// Close; closing it twice is fine). The ENI with device index 0 on card 0 gets its addresses (IPv4 and, where it has
+	// one, IPv6), the default routes, the name server and the host name; all others are left as EC2 leaves them: down and
+	// without an address.
 	AttachENI(ctx context.Context, e ec2.AttachmentSpec) (vpc.Link, error)
 	// DetachENI returns once the instance has let go of the link.
 	DetachENI(ctx context.Context, eniID string) error
@@ -195,10 +196,14 @@ func (s Spec) primaryConfig(e ec2.AttachmentSpec) *guest.Primary {
 	if name == "" {
 		name = "ip-" + strings.ReplaceAll(e.Address.String(), ".", "-")
 	}
-	return &guest.Primary{
+	p := &guest.Primary{
 		MAC: e.MAC.String(), Address: netip.PrefixFrom(e.Address, e.SubnetCIDR.Bits()),
 		Gateway: e.SubnetCIDR.Masked().Addr().Next(), DNS: s.DNS, Search: s.SearchDomain, Hostname: name,
 	}
+	if e.IPv6.IsValid() {
+		p.IPv6, p.GatewayIPv6 = e.IPv6, vpc.RouterIPv6
+	}
+	return p
 }
 
 func checkAttachment(e ec2.AttachmentSpec) error {

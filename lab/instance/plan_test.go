@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/branchline-cni/branchline/lab/ec2"
+	"github.com/branchline-cni/branchline/lab/vpc"
 )
 
 func TestQEMUIsToldAboutEveryPart(t *testing.T) {
@@ -183,6 +184,13 @@ func TestPrimaryIsConfiguredLikeEC2(t *testing.T) {
 	p := Spec{DNS: netip.MustParseAddr("192.168.0.2")}.primaryConfig(e)
 	if p.Hostname != "ip-192-168-47-64" || p.Gateway.String() != "192.168.32.1" || p.Address.String() != "192.168.47.64/19" || p.DNS.String() != "192.168.0.2" {
 		t.Errorf("%+v", p)
+	}
+	if p.IPv6.IsValid() || p.GatewayIPv6.IsValid() {
+		t.Errorf("without an IPv6 address: %+v", p)
+	}
+	e.IPv6 = netip.MustParseAddr("2600:1f14::4")
+	if p := (Spec{}).primaryConfig(e); p.IPv6 != e.IPv6 || p.GatewayIPv6 != vpc.RouterIPv6 {
+		t.Errorf("with an IPv6 address: %+v", p)
 	}
 	e.Address = netip.MustParseAddr("10.0.0.1")
 	if err := checkAttachment(e); err == nil {

@@ -27,8 +27,6 @@ const (
 	schedulerPort = 10259
 
 	clusterName = "branchline"
-	serviceCIDR = "10.96.0.0/16"
-	clusterDNS  = "10.96.0.10"
 )
 
 // readyWithin bounds the wait for each program of the control plane: it takes seconds on an idle machine.
@@ -53,7 +51,8 @@ type ControlPlaneConfig struct {
 	Dir string
 	// Hyperkube is the multi-call binary of lab/kube/hyperkube; the Machine sees it under the same path.
 	Hyperkube string
-	// Address is where nodes and pods reach the API server: the primary address of the Machine's ENI.
+	// Address is where nodes and pods reach the API server: an address of the Machine's ENI. With an IPv6 one the cluster
+	// is an IPv6 cluster: its Services' addresses are of that family, and its nodes' have to be.
 	Address netip.Addr
 	// NetNS is the path of the Machine's network namespace; empty means this process's own.
 	NetNS string
@@ -87,8 +86,8 @@ func StartControlPlane(ctx context.Context, m Machine, cfg ControlPlaneConfig) (
 		return nil, fmt.Errorf("find the control plane's folder %s: %w", cfg.Dir, err)
 	}
 	cfg.Dir = dir
-	if !cfg.Address.Is4() {
-		return nil, fmt.Errorf("start the control plane: %q is not the IPv4 address of its network interface", cfg.Address)
+	if err := checkAddress(cfg.Address); err != nil {
+		return nil, fmt.Errorf("start the control plane: %w", err)
 	}
 	c := &ControlPlane{cfg: cfg, machine: m, log: cfg.Log}
 	if err := c.prepare(); err != nil {

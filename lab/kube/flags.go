@@ -26,11 +26,10 @@ func (c *ControlPlane) writeKeys() error {
 		return err
 	}
 	loopback := netip.MustParseAddr("127.0.0.1")
-	services := netip.MustParsePrefix(serviceCIDR)
 	for file, s := range map[string]subject{
 		"apiserver": {
 			user:      "kube-apiserver",
-			addresses: []netip.Addr{c.cfg.Address, loopback, services.Addr().Next()},
+			addresses: []netip.Addr{c.cfg.Address, loopback, familyOf(c.cfg.Address).services.Addr().Next()},
 			names: []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
 				"kubernetes.default.svc.cluster.local"},
 		},
@@ -64,6 +63,7 @@ func (c *ControlPlane) writeKeys() error {
 func (c *ControlPlane) flags() map[Component][]string {
 	pki := func(file string) string { return c.path("pki", file) }
 	etcd := fmt.Sprintf("http://127.0.0.1:%d", etcdPort)
+	family := familyOf(c.cfg.Address)
 	client := func(name Component) []string {
 		return []string{
 			"--kubeconfig=" + c.path(string(name)+".kubeconfig"),
@@ -85,7 +85,7 @@ func (c *ControlPlane) flags() map[Component][]string {
 		},
 		APIServer: {
 			"--etcd-servers=" + etcd,
-			"--bind-address=0.0.0.0", fmt.Sprintf("--secure-port=%d", apiPort),
+			"--bind-address=" + family.any, fmt.Sprintf("--secure-port=%d", apiPort),
 			"--advertise-address=" + c.cfg.Address.String(),
 			"--tls-cert-file=" + pki("apiserver.crt"), "--tls-private-key-file=" + pki("apiserver.key"),
 			"--client-ca-file=" + pki("ca.crt"),
@@ -98,7 +98,7 @@ func (c *ControlPlane) flags() map[Component][]string {
 			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
 			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 			"--proxy-client-cert-file=" + pki("front-proxy.crt"), "--proxy-client-key-file=" + pki("front-proxy.key"),
-			"--service-cluster-ip-range=" + serviceCIDR,
+			"--service-cluster-ip-range=" + family.services.String(),
 			// No kube-proxy runs beside it: webhooks and API services behind a Service are called at their endpoints.
 			"--enable-aggregator-routing=true",
 			"--authorization-mode=Node,RBAC",

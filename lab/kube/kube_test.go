@@ -157,6 +157,47 @@ func TestNodeConfigNamesEveryMissingField(t *testing.T) {
 	}
 }
 
+func TestANodeOfAnIPv6ClusterHasItsAddressAndNameserverOfThatFamily(t *testing.T) {
+	n := testNode()
+	n.Address = netip.MustParseAddr("2600:1f14::4")
+	if err := n.validate(); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := n.kubeletConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		Address    string
+		ClusterDNS []string
+	}
+	if err := yaml.Unmarshal(raw, &config); err != nil {
+		t.Fatal(err)
+	}
+	if config.Address != "::" || len(config.ClusterDNS) != 1 || !ipv6.services.Contains(netip.MustParseAddr(config.ClusterDNS[0])) {
+		t.Errorf("kubelet configuration:\n%s", raw)
+	}
+	if flags := strings.Join(n.kubeletFlags(), "\n"); !strings.Contains(flags, "--node-ip=2600:1f14::4\n") {
+		t.Errorf("kubelet flags:\n%s", flags)
+	}
+	var service struct{ Spec struct{ ClusterIP string } }
+	manifests := strings.Split(string(dnsManifest(ipv6)), "\n---\n")
+	if err := yaml.Unmarshal([]byte(manifests[len(manifests)-1]), &service); err != nil || service.Spec.ClusterIP != config.ClusterDNS[0] {
+		t.Errorf("the DNS service is at %q, the kubelet tells pods %v (%v)", service.Spec.ClusterIP, config.ClusterDNS, err)
+	}
+	for _, m := range []ProxyMode{ProxyIPTables, ProxyIPVS} {
+		if n.ProxyMode = m; n.validate() == nil {
+			t.Errorf("kube-proxy in mode %s, for which the node has no ip6tables, is not refused", m)
+		}
+	}
+	for _, bad := range []string{"fe80::1", "::", "::ffff:192.168.0.20"} {
+		n.Address, n.ProxyMode = netip.MustParseAddr(bad), ProxyNFTables
+		if n.validate() == nil {
+			t.Errorf("a node's address %s is not refused", bad)
+		}
+	}
+}
+
 func TestKubeletLooksLikeOneOfEKS(t *testing.T) {
 	n := testNode()
 	raw, err := n.kubeletConfig()

@@ -54,6 +54,9 @@ func (c *ControlPlane) StartNode(ctx context.Context, m Machine, cfg NodeConfig)
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	if cfg.Address.Is6() != c.cfg.Address.Is6() {
+		return nil, fmt.Errorf("start node %s: its address %s is not of the family of the API server's (%s)", cfg.Name, cfg.Address, c.cfg.Address)
+	}
 	n := &Node{cfg: cfg, machine: m, log: c.log.With("node", cfg.Name)}
 	if err := n.write(c); err != nil {
 		return nil, err

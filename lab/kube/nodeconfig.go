@@ -34,7 +34,7 @@ type NodeConfig struct {
 	Dir string
 	// Name is the node's name: the instance's private DNS name.
 	Name string
-	// Address is the primary private address of the instance.
+	// Address is the instance's that becomes the node's: the primary private one, or in an IPv6 cluster its IPv6 address.
 	Address netip.Addr
 	// InstanceID, InstanceType and Zone become providerID and the well-known labels.
 	InstanceID, InstanceType, Zone string
@@ -83,13 +83,13 @@ func (n *NodeConfig) validate() error {
 			errs = append(errs, fmt.Errorf("%s is empty", name))
 		}
 	}
-	if !n.Address.Is4() {
-		errs = append(errs, fmt.Errorf("field Address is %q, not an IPv4 address", n.Address))
+	if err := checkAddress(n.Address); err != nil {
+		errs = append(errs, fmt.Errorf("field Address: %w", err))
 	}
 	if !n.Nameserver.IsValid() {
 		errs = append(errs, errors.New("field Nameserver is not set"))
 	}
-	if err := n.ProxyMode.validate(); err != nil {
+	if err := n.checkProxyMode(n.ProxyMode); err != nil {
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -141,10 +141,11 @@ func (n *NodeConfig) containerdConfig() ([]byte, error) {
 // kubeletConfig is a KubeletConfiguration of kubelet.config.k8s.io/v1beta1.
 func (n *NodeConfig) kubeletConfig() ([]byte, error) {
 	file := func(name string) string { return filepath.Join(n.Dir, name) }
+	family := familyOf(n.Address)
 	raw, err := json.Marshal(map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1",
 		"kind":       "KubeletConfiguration",
-		"address":    "0.0.0.0",
+		"address":    family.any,
 		"authentication": map[string]any{
 			"anonymous": map[string]any{"enabled": false},
 			"webhook":   map[string]any{"enabled": true, "cacheTTL": "2m0s"},
@@ -156,7 +157,7 @@ func (n *NodeConfig) kubeletConfig() ([]byte, error) {
 		"containerRuntimeEndpoint": "unix://" + containerdSocket,
 		"providerID":               n.providerID(),
 		"maxPods":                  n.MaxPods,
-		"clusterDNS":               []string{clusterDNS},
+		"clusterDNS":               []string{family.dns.String()},
 		"clusterDomain":            "cluster.local",
 		"resolvConf":               file("resolv.conf"),
 		"cgroupDriver":             "cgroupfs",

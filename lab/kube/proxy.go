@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
@@ -22,13 +23,15 @@ const (
 // ProxyModes are all of them.
 var ProxyModes = []ProxyMode{ProxyNFTables, ProxyIPTables, ProxyIPVS}
 
-func (m ProxyMode) validate() error {
-	for _, known := range ProxyModes {
-		if m == known {
-			return nil
-		}
+// checkProxyMode says whether the node's kube-proxy can run in the mode.
+func (n *NodeConfig) checkProxyMode(m ProxyMode) error {
+	switch {
+	case !slices.Contains(ProxyModes, m):
+		return fmt.Errorf("kube-proxy has no mode %q; its modes are %v", m, ProxyModes)
+	case n.Address.Is6() && m != ProxyNFTables:
+		return fmt.Errorf("kube-proxy's mode %s in an IPv6 cluster: nodes of the lab have no ip6tables; use %s", m, ProxyNFTables)
 	}
-	return fmt.Errorf("kube-proxy has no mode %q; its modes are %v", m, ProxyModes)
+	return nil
 }
 
 // iptablesOf is which iptables kube-proxy finds in a mode, so that both of those that nodes have take part.
@@ -40,7 +43,7 @@ const proxyWithin = 3 * prepareWithin
 // SetProxyMode has the node's kube-proxy run in another mode, as an administrator does it: what the old one has left in
 // the kernel is cleaned up first. It returns when the program runs: Services work a little later.
 func (n *Node) SetProxyMode(ctx context.Context, mode ProxyMode) error {
-	if err := mode.validate(); err != nil {
+	if err := n.cfg.checkProxyMode(mode); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, proxyWithin, fmt.Errorf("it took longer than %s", proxyWithin))

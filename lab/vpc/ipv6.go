@@ -28,8 +28,8 @@ const (
 	onLinkHopLimit                                = 255
 )
 
-// routerIPv6 is the VPC router's address on each ENI.
-var routerIPv6 = netip.MustParseAddr("fe80:ec2::1")
+// RouterIPv6 is the VPC router's address on each ENI.
+var RouterIPv6 = netip.MustParseAddr("fe80:ec2::1")
 
 var allNodes = netip.MustParseAddr("ff02::1")
 
@@ -149,7 +149,7 @@ func (s *fabricState) answerNDP(v verdict, src *eni, p *packet, t []byte) verdic
 	switch {
 	case owner == src:
 		return v // it looks for a duplicate: there is none
-	case target == routerIPv6:
+	case target == RouterIPv6:
 		flags |= advertRouter
 	case owner != nil && owner.subnet == src.subnet:
 		answer = owner.mac

@@ -85,8 +85,8 @@ func TestTheVPCAnswersWhoAsksForAnIPv6Neighbour(t *testing.T) {
 		answer mac // zero: none
 		router bool
 	}{
-		"the router":                     {0, nodeMAC, nodeIPv6, routerIPv6, router1, true},
-		"the router, on a VLAN":          {7, branchMAC, linkLocal, routerIPv6, router1, true},
+		"the router":                     {0, nodeMAC, nodeIPv6, RouterIPv6, router1, true},
+		"the router, on a VLAN":          {7, branchMAC, linkLocal, RouterIPv6, router1, true},
 		"another ENI":                    {0, nodeMAC, linkLocal, dbIPv6, dbMAC, false},
 		"another ENI, for a branch":      {7, branchMAC, branchIPv6, dbIPv6, dbMAC, false},
 		"an address of a prefix":         {7, branchMAC, branchIPv6, podIPv6, nodeMAC, false},
@@ -200,7 +200,7 @@ func TestFragmentsOfIPv6GoWithTheirFirst(t *testing.T) {
 func FuzzForwardIPv6(f *testing.F) {
 	f.Add(tcp6(podIPv6, 4000, dbIPv6, 443, tcpSYN), false)
 	f.Add(tcp6(branchIPv6, 4000, dbIPv6, 5432, tcpSYN), true)
-	f.Add(solicit(nodeIPv6, routerIPv6), false)
+	f.Add(solicit(nodeIPv6, RouterIPv6), false)
 	f.Add(echo6(podIPv6, dbIPv6, icmpv6EchoRequest), false)
 	f.Add(ipv6Packet(podIPv6, dbIPv6, extHopByHop, 64, []byte{extFragment, 0, 0, 0, 0, 0, 0, 0, protoTCP, 0, 0, 1, 0, 0, 0, 9}, -1), false)
 	top := dualStack()

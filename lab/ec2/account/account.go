@@ -8,10 +8,12 @@ package account
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 
 	awsclient "github.com/branchline-cni/branchline/aws"
@@ -38,15 +40,48 @@ func (a Account) VPC(ctx context.Context, cidr string) (id string, err error) {
 	return aws.ToString(out.Vpc.VpcId), nil
 }
 
+// DualStackVPC makes a VPC with an IPv6 range of Amazon's, too.
+func (a Account) DualStackVPC(ctx context.Context, cidr string) (id string, ipv6 netip.Prefix, err error) {
+	out, err := a.EC2.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: &cidr, AmazonProvidedIpv6CidrBlock: aws.Bool(true)})
+	if err != nil {
+		return "", ipv6, fmt.Errorf("create VPC %s with an IPv6 range: %w", cidr, err)
+	}
+	id = aws.ToString(out.Vpc.VpcId)
+	ranges := out.Vpc.Ipv6CidrBlockAssociationSet
+	if len(ranges) != 1 {
+		return id, ipv6, fmt.Errorf("create VPC %s with an IPv6 range: EC2 answered with %d of them", cidr, len(ranges))
+	}
+	if ipv6, err = netip.ParsePrefix(aws.ToString(ranges[0].Ipv6CidrBlock)); err != nil {
+		return id, ipv6, fmt.Errorf("read the IPv6 range of VPC %s: %w", id, err)
+	}
+	return id, ipv6, nil
+}
+
+// DualStackSubnet makes a subnet with an IPv6 range, too (a /64 of the VPC's), of which each ENI gets an address.
+func (a Account) DualStackSubnet(ctx context.Context, vpcID, cidr string, ipv6 netip.Prefix, zone string) (id string, err error) {
+	if id, err = a.subnet(ctx, &ec2.CreateSubnetInput{VpcId: &vpcID, CidrBlock: &cidr, Ipv6CidrBlock: aws.String(ipv6.String())}, zone); err != nil {
+		return "", err
+	}
+	if _, err := a.EC2.ModifySubnetAttribute(ctx, &ec2.ModifySubnetAttributeInput{
+		SubnetId: &id, AssignIpv6AddressOnCreation: &types.AttributeBooleanValue{Value: aws.Bool(true)},
+	}); err != nil {
+		return id, fmt.Errorf("have the ENIs of subnet %s get IPv6 addresses: %w", id, err)
+	}
+	return id, nil
+}
+
 // Subnet makes a subnet; without a zone EC2 chooses one.
 func (a Account) Subnet(ctx context.Context, vpcID, cidr, zone string) (id string, err error) {
-	in := &ec2.CreateSubnetInput{VpcId: &vpcID, CidrBlock: &cidr}
+	return a.subnet(ctx, &ec2.CreateSubnetInput{VpcId: &vpcID, CidrBlock: &cidr}, zone)
+}
+
+func (a Account) subnet(ctx context.Context, in *ec2.CreateSubnetInput, zone string) (id string, err error) {
 	if zone != "" {
 		in.AvailabilityZone = &zone
 	}
 	out, err := a.EC2.CreateSubnet(ctx, in)
 	if err != nil {
-		return "", fmt.Errorf("create subnet %s in %s: %w", cidr, vpcID, err)
+		return "", fmt.Errorf("create subnet %s in %s: %w", aws.ToString(in.CidrBlock), aws.ToString(in.VpcId), err)
 	}
 	return aws.ToString(out.Subnet.SubnetId), nil
 }

@@ -122,7 +122,35 @@ func configure(p *Primary) error {
 	if err := netlink.RouteReplace(route); err != nil {
 		return fmt.Errorf("add default route via %s on %s: %w", p.Gateway, name, err)
 	}
+	if p.IPv6.IsValid() {
+		if err := configureIPv6(l, p); err != nil {
+			return err
+		}
+	}
 	return nameInstance(p)
+}
+
+// subnetBits is how long the prefix of every IPv6 subnet of a VPC is.
+const subnetBits = 64
+
+// configureIPv6 does what a DHCPv6 client (the address, a /128) and the router's advertisements (the subnet's prefix, the
+// default route) do. EC2 gives an address to one ENI, so there is no duplicate to look for.
+func configureIPv6(l netlink.Link, p *Primary) error {
+	name := l.Attrs().Name
+	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(p.IPv6, p.IPv6.BitLen())), Flags: unix.IFA_F_NODAD}
+	if err := netlink.AddrReplace(l, addr); err != nil {
+		return fmt.Errorf("add address %s to %s: %w", p.IPv6, name, err)
+	}
+	for _, r := range []*netlink.Route{
+		{Dst: ipNet(netip.PrefixFrom(p.IPv6, subnetBits).Masked())},
+		{Dst: ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0)), Gw: p.GatewayIPv6.AsSlice()},
+	} {
+		r.LinkIndex, r.Protocol = l.Attrs().Index, unix.RTPROT_RA
+		if err := netlink.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route to %s on %s: %w", r.Dst, name, err)
+		}
+	}
+	return nil
 }
 
 func nameInstance(p *Primary) error {

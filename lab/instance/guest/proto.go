@@ -69,6 +69,9 @@ type Primary struct {
 	DNS      netip.Addr   `json:"dns"`
 	Search   string       `json:"search,omitempty"`
 	Hostname string       `json:"hostname"`
+	// IPv6 and its router are not valid where the subnet has no IPv6.
+	IPv6        netip.Addr `json:"ipv6,omitzero"`
+	GatewayIPv6 netip.Addr `json:"gatewayIPv6,omitzero"`
 }
 
 // Kind names what a Reply says.

@@ -1,4 +1,4 @@
-// Package dns is the VPC's DNS server: it answers questions for IPv4 addresses from a function. It asks nobody else and
+// Package dns is the VPC's DNS server: it answers questions for addresses from a function. It asks nobody else and
 // caches nothing; a name that the function doesn't know doesn't exist.
 package dns
 
@@ -15,7 +15,7 @@ import (
 	"github.com/branchline-cni/branchline/lab/vpc"
 )
 
-// Lookup returns the IPv4 addresses of a name, in lower case and without the closing dot; none when it does not exist.
+// Lookup returns the addresses of a name, of either family, in lower case and without the closing dot; none when it does not exist.
 type Lookup func(name string) []netip.Addr
 
 // ttl of answers is short, because names move with instances.
@@ -82,15 +82,17 @@ func (s *server) answer(q *dns.Msg) *dns.Msg {
 		r.Rcode = dns.RcodeNameError
 		return r
 	}
-	if question.Qtype != dns.TypeA && question.Qtype != dns.TypeANY {
-		return r // the name exists and has nothing of this type
+	header := dns.RR_Header{Name: question.Name, Class: dns.ClassINET, Ttl: uint32(ttl / time.Second)}
+	wants := func(kind uint16) bool {
+		header.Rrtype = kind
+		return question.Qtype == kind || question.Qtype == dns.TypeANY
 	}
-	for _, a := range addrs {
-		if a = a.Unmap(); a.Is4() {
-			r.Answer = append(r.Answer, &dns.A{
-				Hdr: dns.RR_Header{Name: question.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: uint32(ttl / time.Second)},
-				A:   a.AsSlice(),
-			})
+	for _, a := range addrs { // without one of the type: the name exists and has nothing of it
+		switch a = a.Unmap(); {
+		case a.Is4() && wants(dns.TypeA):
+			r.Answer = append(r.Answer, &dns.A{Hdr: header, A: a.AsSlice()})
+		case a.Is6() && wants(dns.TypeAAAA):
+			r.Answer = append(r.Answer, &dns.AAAA{Hdr: header, AAAA: a.AsSlice()})
 		}
 	}
 	return r

@@ -13,6 +13,8 @@ func lookup(name string) []netip.Addr {
 	switch name {
 	case "db.lab.internal":
 		return []netip.Addr{netip.MustParseAddr("192.168.0.20"), netip.MustParseAddr("192.168.0.21")}
+	case "both.lab.internal":
+		return []netip.Addr{netip.MustParseAddr("192.168.0.20"), netip.MustParseAddr("2600:1f14::4")}
 	case "many.lab.internal":
 		var out []netip.Addr
 		for i := range 100 {
@@ -63,6 +65,9 @@ func TestNamesResolveOverUDPAndTCP(t *testing.T) {
 			{"db.lab.internal.", dns.TypeA, dns.RcodeSuccess, 2},
 			{"DB.Lab.Internal.", dns.TypeA, dns.RcodeSuccess, 2},
 			{"db.lab.internal.", dns.TypeAAAA, dns.RcodeSuccess, 0},
+			{"both.lab.internal.", dns.TypeA, dns.RcodeSuccess, 1},
+			{"both.lab.internal.", dns.TypeAAAA, dns.RcodeSuccess, 1},
+			{"both.lab.internal.", dns.TypeANY, dns.RcodeSuccess, 2},
 			{"nobody.lab.internal.", dns.TypeA, dns.RcodeNameError, 0},
 			{".", dns.TypeNS, dns.RcodeNameError, 0},
 		} {
