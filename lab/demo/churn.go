@@ -29,11 +29,14 @@ const (
 	churnBranch  = "churn-branch"
 )
 
+// How many pods there are of a kind. Of two regular ones one runs while the other one is replaced.
+const regularAtOnce, branchAtOnce = 2, 1
+
 // churn is pods that come and go, as the API server tells of them.
 type churn struct {
 	*modesWalk
-	still chan struct{} // closed: no pod is replaced any more
-	end   func()
+	still, stilled chan struct{} // closed: no pod is to be deleted any more, and none will be
+	end            func()
 
 	mu   sync.Mutex
 	pods map[string]*churnPod // by UID
@@ -74,15 +77,17 @@ func (m *modesWalk) updateUnderChurn(ctx context.Context) error {
 }
 
 func (m *modesWalk) startChurn(ctx context.Context) (*churn, error) {
-	c := &churn{modesWalk: m, still: make(chan struct{}), pods: map[string]*churnPod{}}
-	// Two regular pods, one of which runs while the other one is replaced.
-	if err := m.apply(ctx, "churn", churnYAML(churnRegular, 2, "", m.node.Hostname())+churnYAML(churnBranch, 1, modesLabel, m.node.Hostname())); err != nil {
+	c := &churn{modesWalk: m, still: make(chan struct{}), stilled: make(chan struct{}), pods: map[string]*churnPod{}}
+	if err := m.apply(ctx, "churn", churnYAML(churnRegular, regularAtOnce, "", m.node.Hostname())+churnYAML(churnBranch, branchAtOnce, modesLabel, m.node.Hostname())); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { c.note(c.watch(ctx)) })
-	wg.Go(func() { c.note(c.turn(ctx)) })
+	wg.Go(func() {
+		defer close(c.stilled)
+		c.note(c.turn(ctx))
+	})
 	c.end = func() {
 		cancel()
 		wg.Wait()
@@ -93,16 +98,19 @@ func (m *modesWalk) startChurn(ctx context.Context) (*churn, error) {
 // settle ends the churn, once no pod is half made.
 func (c *churn) settle(ctx context.Context) error {
 	close(c.still)
-	none := func(of func(churnPod) bool) func([]churnPod) bool {
-		return func(p []churnPod) bool { return !slices.ContainsFunc(p, of) }
-	}
-	if err := c.await(ctx, "the last pods of the churn to run", none(func(p churnPod) bool { return p.ran.IsZero() && !p.told })); err != nil {
+	<-c.stilled
+	if err := c.await(ctx, "the last pods of the churn to run", func(p []churnPod) bool {
+		p = slices.DeleteFunc(p, func(p churnPod) bool { return p.told || p.gone || p.ran.IsZero() })
+		return len(p) == regularAtOnce+branchAtOnce
+	}); err != nil {
 		return err
 	}
 	if _, err := c.Do(ctx, c.Local, "kubectl", "delete", "deployment", churnRegular, churnBranch); err != nil {
 		return err
 	}
-	return c.await(ctx, "the last pods of the churn to be gone", none(func(p churnPod) bool { return !p.gone }))
+	return c.await(ctx, "the last pods of the churn to be gone", func(p []churnPod) bool {
+		return !slices.ContainsFunc(p, func(p churnPod) bool { return !p.gone })
+	})
 }
 
 // update rolls the other release out, from the time on when pods come and go until some have come after it.
