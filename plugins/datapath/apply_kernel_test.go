@@ -70,14 +70,15 @@ func testPlan(t *testing.T, trunk int) map[string]Plan {
 	return plans
 }
 
-// ofTheFirst is how many steps of a pod with several interfaces are those of a regular pod, which has its own test.
-func ofTheFirst(p Plan) int {
+// beforeTheLast is how many steps a pod with several interfaces has before those of its last: the first's are a regular pod's,
+// which has its own tests, and all that it has is there while the last's fail.
+func beforeTheLast(p Plan) int {
 	if len(p.Further) == 0 {
 		return 0
 	}
 	return slices.IndexFunc(p.Steps, func(s Step) bool {
 		veth, ok := s.(AddVeth)
-		return ok && veth.Mark.Number == 1
+		return ok && veth.Mark.Number == len(p.Further)
 	})
 }
 
@@ -106,7 +107,7 @@ func TestApplyUndoesEverythingWhicheverStepFails(t *testing.T) {
 				}
 			}
 			for i, step := range plan.Steps {
-				if i < ofTheFirst(plan) {
+				if i < beforeTheLast(plan) {
 					continue
 				}
 				// Ended before the step, and the step itself refused by the kernel.

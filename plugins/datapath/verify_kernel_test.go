@@ -33,7 +33,7 @@ func TestVerifyNamesTheFirstDifference(t *testing.T) {
 			}
 			harmed := 0
 			for i, step := range plan.Steps {
-				if i < ofTheFirst(plan) {
+				if i < beforeTheLast(plan) {
 					continue
 				}
 				is := missing

@@ -190,7 +190,7 @@ var parts = []part{
 		atEachSend(c.t, "signal=KILL", 1, gc, c.repair, c.tidy)
 	}},
 	// What lacks memory is an error with a code, and the undo leaves nothing.
-	{"ADD fails", of("regular", "standard", "strict", "several"), func(c *crashing, _ string) {
+	{"ADD fails", of("regular", "standard", "strict"), func(c *crashing, _ string) {
 		var failed error
 		atEachSend(c.t, "error=ENOBUFS", 1, func(x traced) { failed = c.runADD(x) }, func(_ int, when string) {
 			wantCode(c.t, failed, CodeWiring, goldenPod, "no buffer space")

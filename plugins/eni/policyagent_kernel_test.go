@@ -194,13 +194,6 @@ func TestAPodIsUnderItsNetworkPoliciesWhenADDReturns(t *testing.T) {
 		n.attachBranch(7, branchMAC, branchIP)
 		n.agent.set("shop/regular", regularReply(regularIP, 2))
 		n.agent.set("shop/branch", branchReply(7, branchMAC, branchIP, n.trunk()))
-		n.agent.set("shop/several", several(regularReply("192.168.10.78", 0), "192.168.64.77", "192.168.96.77"))
-		p.set(func() { p.interfaces = map[string]uint64{"shop/several": 3} })
-		threefold := newSandbox("sandbox-3", "shop/several", nstest.New(t))
-		n.mustAdd(threefold)
-		p.want(map[string]string{"shop/several": mode})
-		n.mustDel(threefold)
-		p.want(nil)
 		regular, branch := newSandbox("sandbox-1", "shop/regular", nstest.New(t)), newSandbox("sandbox-2", "shop/branch", nstest.New(t))
 		n.mustAdd(regular)
 		n.mustAdd(branch)
@@ -212,6 +205,28 @@ func TestAPodIsUnderItsNetworkPoliciesWhenADDReturns(t *testing.T) {
 		p.want(nil)
 		n.wantClean()
 	}
+}
+
+func TestThePolicyAgentIsToldHowManyInterfacesAPodHas(t *testing.T) {
+	n := newNode(t)
+	n.agent.start(t)
+	p := newPolicyAgent(n)
+	if err := p.start(); err != nil {
+		t.Fatal(err)
+	}
+	n.config["networkPolicyMode"] = "standard"
+	n.agent.set(goldenPod, several(regularReply(regularIP, 0), "192.168.64.77", "192.168.96.77"))
+	p.set(func() { p.interfaces = map[string]uint64{goldenPod: 3} })
+	s := newSandbox("sandbox-1", goldenPod, nstest.New(t))
+	n.mustAdd(s)
+	p.want(map[string]string{goldenPod: "standard"})
+	// One that isn't put under its policies has none of its interfaces left.
+	n.mustDel(s)
+	p.want(nil)
+	p.set(func() { p.refuse = true })
+	_, err := n.add("1.0.0", s)
+	wantCode(t, err, CodePolicy, goldenPod)
+	n.wantClean()
 }
 
 func TestWithoutAModeThePolicyAgentIsNotAsked(t *testing.T) {
