@@ -188,8 +188,6 @@ func Load(lookup func(string) (string, bool)) (c *Config, warnings []string, err
 		switch {
 		case v.Deprecated && isSet:
 			warnings = append(warnings, fmt.Sprintf("%s=%q is deprecated and has no effect", v.Name, value))
-		case !v.ActedOn && isSet && !v.harmless(parsed):
-			errs = append(errs, &Error{v.Name, value, "this version does not act on this variable; " + v.Later, v.AcceptedNow()})
 		case v.assign != nil:
 			v.assign(c, parsed)
 		}

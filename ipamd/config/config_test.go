@@ -77,15 +77,12 @@ func TestDefaultsAreTheirOwnAcceptedValues(t *testing.T) {
 			t.Errorf("%s is there twice", v.Name)
 		}
 		seen[v.Name] = true
-		for _, value := range append([]string{v.Default}, v.Harmless...) {
-			if value == "" {
-				continue
-			}
-			if _, _, err := load(map[string]string{v.Name: value}); err != nil {
-				t.Errorf("%s=%s: %v", v.Name, value, err)
+		if v.Default != "" {
+			if _, _, err := load(map[string]string{v.Name: v.Default}); err != nil {
+				t.Errorf("%s=%s: %v", v.Name, v.Default, err)
 			}
 		}
-		if v.Meaning == "" || v.Accepted() == "" || !v.ActedOn && !v.Deprecated && v.Later == "" {
+		if v.Meaning == "" || v.Accepted() == "" {
 			t.Errorf("%s is not documented", v.Name)
 		}
 	}

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 )
@@ -13,16 +12,8 @@ type Variable struct {
 	Name    string
 	Default string // empty: not set
 	Meaning string // for people; one line
-	// ActedOn is false for what this version only knows: such a variable may be set to its default, or to one of
-	// Harmless, and to nothing else.
-	ActedOn bool
 	// Deprecated variables are accepted with a warning, whatever their value, and have no effect.
 	Deprecated bool
-	// Harmless are values of a variable that is not acted on which ask for nothing that would be missed; the stock
-	// manifest's values are among them.
-	Harmless []string
-	// Later says what becomes of a variable that is not acted on.
-	Later string
 
 	kind   kind
 	assign func(*Config, any)
@@ -31,59 +22,29 @@ type Variable struct {
 // Accepted says what values can be parsed.
 func (v Variable) Accepted() string { return v.kind.accepted }
 
-// AcceptedNow says what values this version takes.
-func (v Variable) AcceptedNow() string {
-	if v.ActedOn || v.Deprecated {
-		return v.kind.accepted
-	}
-	values := slices.Clone(v.Harmless)
-	if v.Default != "" {
-		values = append([]string{v.Default}, values...)
-	}
-	if len(values) == 0 {
-		return "not set"
-	}
-	return strings.Join(values, ", ") + ", or not set"
-}
-
-func (v Variable) harmless(parsed any) bool {
-	for _, h := range append([]string{v.Default}, v.Harmless...) {
-		if p, err := v.kind.parse(h); h != "" && err == nil && p == parsed {
-			return true
-		}
-	}
-	return false
-}
-
 func into[T any](field func(*Config) *T) func(*Config, any) {
 	return func(c *Config, v any) { *field(c) = v.(T) }
 }
 
 func acted[T any](name, def string, k kind, field func(*Config) *T, meaning string) Variable {
-	return Variable{Name: name, Default: def, Meaning: meaning, ActedOn: true, kind: k, assign: into(field)}
-}
-
-func known(name, def string, k kind, meaning, later string, harmless ...string) Variable {
-	return Variable{Name: name, Default: def, Meaning: meaning, Later: later, Harmless: harmless, kind: k}
+	return Variable{Name: name, Default: def, Meaning: meaning, kind: k, assign: into(field)}
 }
 
 func deprecated(name string, meaning string) Variable {
 	return Variable{Name: name, Meaning: meaning, Deprecated: true, kind: boolean}
 }
 
-const comes = "it comes in a later version"
-
 // Variables is every variable that the agent and its init container know, in the order of the documentation.
 var Variables = []Variable{
 	acted("ENABLE_POD_ENI", "false", boolean, func(c *Config) *bool { return &c.PodENI }, "Security groups for pods: the node asks for a trunk ENI and wires branch pods."),
 	acted("POD_SECURITY_GROUP_ENFORCING_MODE", ModeStrict, oneOf(ModeStrict, ModeStandard), func(c *Config) *string { return &c.EnforcingMode }, "Which traffic of branch pods passes their security groups: strict all of it, standard what leaves the node. Pods keep the mode that they were wired in."),
-	{Name: "DISABLE_TCP_EARLY_DEMUX", Meaning: "true writes tcp_early_demux=0, false writes 1; not set turns it off only where strict branch pods need it.", ActedOn: true, kind: boolean, assign: func(c *Config, v any) {
+	{Name: "DISABLE_TCP_EARLY_DEMUX", Meaning: "true writes tcp_early_demux=0, false writes 1; not set turns it off only where strict branch pods need it.", kind: boolean, assign: func(c *Config, v any) {
 		c.TCPEarlyDemux = DemuxOn
 		if v.(bool) {
 			c.TCPEarlyDemux = DemuxOff
 		}
 	}},
-	{Name: "BRANCHLINE_NODE_LOCAL_DESTINATIONS", Default: "169.254.20.10/32,169.254.170.23/32,fd00:ec2::23/128", Meaning: "What branch pods in strict mode reach on their node, past their security groups: by default NodeLocal DNS and EKS Pod Identity. Those of the pods' family are used.", ActedOn: true, kind: nodeLocal, assign: func(c *Config, v any) {
+	{Name: "BRANCHLINE_NODE_LOCAL_DESTINATIONS", Default: "169.254.20.10/32,169.254.170.23/32,fd00:ec2::23/128", Meaning: "What branch pods in strict mode reach on their node, past their security groups: by default NodeLocal DNS and EKS Pod Identity. Those of the pods' family are used.", kind: nodeLocal, assign: func(c *Config, v any) {
 		c.NodeLocal, _ = parseNodeLocal(v.(string))
 	}},
 	acted("BRANCHLINE_KUBELET_LOCAL", "false", boolean, func(c *Config) *bool { return &c.KubeletLocal }, "The kubelet's own connections to branch pods in strict mode (probes) stay on the node, past the pods' security groups. Needs cgroup v2."),
@@ -123,7 +84,7 @@ var Variables = []Variable{
 	acted("INTROSPECTION_BIND_ADDRESS", "127.0.0.1:61679", hostPortOrSocket, func(c *Config) *string { return &c.Introspection }, "Where introspection is served."),
 	acted("DISABLE_INTROSPECTION", "false", boolean, func(c *Config) *bool { return &c.NoIntrospect }, "No introspection."),
 	acted("DISABLE_METRICS", "false", boolean, func(c *Config) *bool { return &c.NoMetrics }, "No metrics."),
-	{Name: "ADDITIONAL_ENI_TAGS", Default: "{}", Meaning: "Tags for the ENIs that the agent creates.", ActedOn: true, kind: tags, assign: func(c *Config, v any) {
+	{Name: "ADDITIONAL_ENI_TAGS", Default: "{}", Meaning: "Tags for the ENIs that the agent creates.", kind: tags, assign: func(c *Config, v any) {
 		if m, err := parseTags(v.(string)); err == nil {
 			c.ENITags = m
 		}
@@ -140,7 +101,7 @@ var Variables = []Variable{
 	acted("ENABLE_V6_EGRESS", "false", boolean, func(c *Config) *bool { return &c.V6Egress }, "In IPv4 clusters: pods reach IPv6 destinations from the node's address. Without effect in IPv6 clusters."),
 	acted("ENABLE_MULTI_NIC", "false", boolean, func(c *Config) *bool { return &c.MultiNIC }, "Pods with the annotation k8s.amazonaws.com/nicConfig=multi-nic-attachment get an interface on each network card of the instance. May be switched while pods run: they keep their interfaces. In IPv4 clusters."),
 	acted("ENABLE_IMDS_ONLY_MODE", "false", boolean, func(c *Config) *bool { return &c.IMDSOnly }, "EC2 is never asked: what IMDS shows is used, and nothing is asked for or given back. Not together with ENABLE_POD_ENI."),
-	{Name: "VPC_CNI_VERSION", Meaning: "The manifest's version; shown in the log only.", ActedOn: true, kind: text},
+	{Name: "VPC_CNI_VERSION", Meaning: "The manifest's version; shown in the log only.", kind: text},
 	acted("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", absolutePath, func(c *Config) *string { return &c.HostBinDir }, "Where the init container puts the executables."),
 	acted("HOST_CNI_CONFDIR_PATH", "/host/etc/cni/net.d", absolutePath, func(c *Config) *string { return &c.HostConfDir }, "Where the agent writes 10-aws.conflist."),
 	acted("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/egress-v4-plugin.log", pluginLog, func(c *Config) *string { return &c.V4EgressLog }, "Log of the IPv4 egress plugin, a path on the host."),
@@ -152,9 +113,9 @@ var Variables = []Variable{
 // MarkdownTable renders Variables for the documentation.
 func MarkdownTable() string {
 	var b strings.Builder
-	b.WriteString("| Variable | Default | Accepted by this version | Meaning |\n|---|---|---|---|\n")
+	b.WriteString("| Variable | Default | Accepted | Meaning |\n|---|---|---|---|\n")
 	for _, v := range Variables {
-		accepted, def := v.AcceptedNow(), v.Default
+		accepted, def := v.Accepted(), v.Default
 		if v.Deprecated {
 			accepted = "anything boolean; deprecated, no effect"
 		}
