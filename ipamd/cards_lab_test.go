@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/branchline-cni/branchline/plugins/nstest"
+	"github.com/branchline-cni/branchline/rpc"
 )
 
 // TestAPodReachesTheVPCByEachNetworkCardOfItsInstance with the executables that ship: each of its addresses leaves by the ENI
@@ -89,7 +91,6 @@ func TestAPodReachesTheVPCByEachNetworkCardOfItsInstance(t *testing.T) {
 	if left := n.ns.Routes(t, netlink.FAMILY_V4, 511); len(left) > 0 {
 		t.Errorf("left of the pods: %v", left)
 	}
-	eventually(t, "the second card's ENI is given back", func() bool { return len(n.attached(1)) == 0 })
 }
 
 // cabled does what DHCP does on the instance's primary ENI.
@@ -266,5 +267,31 @@ func (p *cniPod) reaches(server netip.AddrPort, from netip.Addr, card int, when 
 	}
 	if sent == 0 {
 		t.Errorf("%s: the VPC has seen nothing from %s on %s; it dropped %v", when, from, owner, w.fabric.Drops())
+	}
+}
+
+// text is written by the fabric and read by tests.
+type text struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (x *text) Write(p []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.b.Write(p)
+}
+
+func (x *text) String() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.b.String()
+}
+
+// severalRequest is of an executable that can wire several interfaces.
+func severalRequest(p *corev1.Pod, sandbox string) *rpc.AddRequest {
+	return &rpc.AddRequest{
+		Pod:        &rpc.Pod{Namespace: p.Namespace, Name: p.Name, Uid: string(p.UID)},
+		Attachment: &rpc.Attachment{ContainerId: sandbox, IfName: "eth0", NetworkName: "aws-cni"}, SeveralInterfaces: true,
 	}
 }

@@ -399,11 +399,3 @@ func TestWhatEC2RefusesIsSaidAndTriedAgain(t *testing.T) {
 		n.event("too-many", "PodNotWired", "InsufficientFreeAddressesInSubnet")
 	})
 }
-
-// severalRequest is of an executable that can wire several interfaces.
-func severalRequest(p *corev1.Pod, sandbox string) *rpc.AddRequest {
-	return &rpc.AddRequest{
-		Pod:        &rpc.Pod{Namespace: p.Namespace, Name: p.Name, Uid: string(p.UID)},
-		Attachment: &rpc.Attachment{ContainerId: sandbox, IfName: "eth0", NetworkName: "aws-cni"}, SeveralInterfaces: true,
-	}
-}

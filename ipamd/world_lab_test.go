@@ -151,24 +151,6 @@ func cloud(ctx context.Context) error {
 	return nil
 }
 
-// text is written by the fabric and read by tests.
-type text struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (x *text) Write(p []byte) (int, error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.b.Write(p)
-}
-
-func (x *text) String() string {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.b.String()
-}
-
 // plugs makes attachments real: a TAP in the instance's namespace, and for some its cable to the VPC.
 type plugs struct {
 	mu     sync.Mutex

@@ -116,7 +116,7 @@ var Variables = []Variable{
 // MarkdownTable renders Variables for the documentation.
 func MarkdownTable() string {
 	var b strings.Builder
-	b.WriteString("| Variable | Default | Accepted by this version | Meaning |\n|---|---|---|---|\n")
+	b.WriteString("| Variable | Default | Accepted | Meaning |\n|---|---|---|---|\n")
 	for _, v := range Variables {
 		accepted, def := v.Accepted(), v.Default
 		if v.Deprecated {

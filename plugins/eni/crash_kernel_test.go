@@ -19,7 +19,7 @@ func kinds(trunk, soak int) map[string]*rpc.AddReply {
 		"strict":         branchReply(7, branchMAC, branchIP, trunk),
 		"strict of IPv6": branchReply6(7, branchMAC, branchIP6, trunk),
 		"standard":       standard(branchReply(7, branchMAC, branchIP, trunk)),
-		"several":        several(regularReply(regularIP, 0), "192.168.64.77", "192.168.96.77"),
+		"several":        several(regularReply(regularIP, 0), "192.168.64.77"),
 	}
 	if soak > 1 {
 		all["regular of IPv6"] = regularReply(regularIP6, 2)
