@@ -3,7 +3,6 @@
 package ipamd_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"

@@ -42,10 +42,16 @@ spec:
   - name: listen
     image: %s
     imagePullPolicy: IfNotPresent
-    command: [sh, -c, 'echo here >/tmp/index.html; busybox mkdir /tmp/cgi-bin; { echo "#!/bin/sh"; echo "echo Content-Type: text/plain; echo; echo \$REMOTE_ADDR"; } >/tmp/cgi-bin/who; busybox chmod 755 /tmp/cgi-bin/who; for p in %s; do busybox httpd -p $p -h /tmp; done; exec sleep 100000']
+    command: [sh, -c, '%s']
     volumeMounts: [{name: tmp, mountPath: /tmp}]
 %s  volumes: [{name: tmp, emptyDir: {}}]
-`, name, labels, node, hostNetwork, lab.ClientImage, strings.Join(listen, " "), probes)
+`, name, labels, node, hostNetwork, lab.ClientImage, listenScript(listen...), probes)
+}
+
+// listenScript is a shell script that answers at ports by HTTP, at /cgi-bin/who with the address of who asks. It writes to /tmp.
+func listenScript(ports ...string) string {
+	return `echo here >/tmp/index.html; busybox mkdir /tmp/cgi-bin; { echo "#!/bin/sh"; echo "echo Content-Type: text/plain; echo; echo \$REMOTE_ADDR"; } >/tmp/cgi-bin/who; busybox chmod 755 /tmp/cgi-bin/who; for p in ` +
+		strings.Join(ports, " ") + `; do busybox httpd -p $p -h /tmp; done; exec sleep 100000`
 }
 
 // probesLetIn are one of each kind at ports where the groups let the kubelet in.

@@ -218,12 +218,17 @@ func (w *walk) greenHasBranch(ctx context.Context) error {
 		ENIID     string `json:"eniId"`
 		VLANID    int    `json:"vlanId"`
 		PrivateIP string `json:"privateIp"`
+		IPv6      string `json:"ipv6Addr"`
 	}
 	if err := json.Unmarshal([]byte(o.Stdout), &ann); err != nil || len(ann) != 1 {
 		return fmt.Errorf("the green pod's annotation is %q, want one branch ENI (%v)", o.Stdout, err)
 	}
-	if ann[0].PrivateIP != w.green.ip {
-		return fmt.Errorf("the green pod has address %s, its annotation says %s", w.green.ip, ann[0].PrivateIP)
+	address := ann[0].PrivateIP
+	if strings.Contains(w.green.ip, ":") {
+		address = ann[0].IPv6
+	}
+	if address != w.green.ip {
+		return fmt.Errorf("the green pod has address %s, its annotation says %s", w.green.ip, address)
 	}
 	w.green.eniID, w.green.vlanID = ann[0].ENIID, ann[0].VLANID
 	w.Seen("the green pod's annotation shows its branch ENI, and its address is the ENI's")
@@ -293,8 +298,13 @@ func (w *walk) redRefused(ctx context.Context) error {
 
 // rejected waits for a REJECT record of packets from an address to the database.
 func (w *walk) rejected(ctx context.Context, from, claim string) error {
-	_, err := w.Await(ctx, 2*time.Minute, claim, contains("REJECT"), w.fresh,
-		"grep", "-m", "2", "-E", fmt.Sprintf("%s %s %s [0-9]+ 5432 6 .* REJECT", w.db.ENIID, from, w.db.Address), w.lab.FlowLog())
+	return w.logged(ctx, claim, w.db.ENIID, from, w.db.Address.String(), 5432, "REJECT")
+}
+
+// logged waits for a record of TCP packets from one address to another's port, which an ENI accepted or not.
+func (w *walk) logged(ctx context.Context, claim, eniID, from, to string, port int, action string) error {
+	_, err := w.Await(ctx, 2*time.Minute, claim, contains(action), w.fresh,
+		"grep", "-m", "2", "-E", fmt.Sprintf("%s %s %s [0-9]+ %d 6 .* %s", eniID, from, to, port, action), w.lab.FlowLog())
 	return err
 }
 

@@ -9,12 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
-	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,27 +32,9 @@ const (
 func TestASelfManagedClusterOnContainerd2(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 11*time.Minute)
 	defer cancel()
-	out := t.Output()
-	l, err := lab.Up(ctx, lab.Options{
-		Dir: filepath.Join(t.TempDir(), "l"), Progress: out, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	w := inLab(t, ctx, lab.Options{
 		Controller: lab.Deployment, OneNode: true, Containerd2: true, AgentEnv: []string{"MAX_ENI=1"}, // nine addresses are soon given
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	ev, err := NewEvidence(filepath.Join(t.TempDir(), "evidence"), out, l.BinDir()+":/usr/sbin:/usr/bin:/sbin:/bin")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ev.changes = l.Changes
-	w := &walk{Evidence: ev, lab: l, began: time.Now(), node: l.Node, small: l.Node}
 	n, s := &newRuntime{walk: w}, &selfManaged{walk: w}
 	// containerd 2 is the first runtime that asks for STATUS, and whose answer makes a node unready.
 	ok := t.Run("containerd 2 runs the chain at CNI 1.1.0, and the node is Ready as STATUS says", func(t *testing.T) {
@@ -78,30 +56,10 @@ func TestASelfManagedClusterOnContainerd2(t *testing.T) {
 			{"9", "the controller's pod is deleted: another one goes on", s.replaced},
 			{"10", "the pods are deleted: their branch ENIs go after the cool-down", s.cooledDown},
 			{"11", "what iam-policy.json allows was enough", s.allowed},
-		}, func(context.Context) { s.explain() })
+		}, func(context.Context) { w.explain() })
 	})
 	if !ok {
 		t.Error("the walk did not come to its end")
-	}
-}
-
-// labStep is a step of such a walk.
-type labStep struct {
-	name, title string
-	run         func(context.Context) error
-}
-
-// play has the steps done one after the other, and tells what there is to know after a failure.
-func (w *walk) play(t *testing.T, ctx context.Context, steps []labStep, explain func(context.Context)) {
-	t.Helper()
-	for _, step := range steps {
-		began := time.Now()
-		w.Step(step.name, step.title)
-		if err := step.run(ctx); err != nil {
-			explain(ctx)
-			t.Fatalf("step %s (%s): %v", step.name, step.title, err)
-		}
-		w.Note("step %s took %.0f s", step.name, time.Since(began).Seconds())
 	}
 }
 
@@ -111,10 +69,6 @@ type selfManaged struct {
 	holder string    // of the Lease
 	alone  time.Time // from when on the instance's role has iam-policy.json and nothing else
 	enis   []string  // branch ENIs
-}
-
-func (s *selfManaged) system(argv ...string) []string {
-	return append([]string{"kubectl", "-n", "kube-system"}, argv...)
 }
 
 func (s *selfManaged) rolledOut(ctx context.Context) error {
@@ -137,18 +91,27 @@ func (s *selfManaged) rolledOut(ctx context.Context) error {
 		s.system("get", "secret", "branchline-webhook-certs", "-o", "jsonpath={.type}")...); err != nil {
 		return err
 	}
+	if err := s.forgedIsDenied(ctx); err != nil {
+		return err
+	}
+	var err error
+	s.holder, err = s.leader(ctx, "")
+	return err
+}
+
+// forgedIsDenied shows that the API server reaches the webhooks.
+func (w *walk) forgedIsDenied(ctx context.Context) error {
 	// The request of a webhook that can't be reached fails by another text: failurePolicy Fail.
-	o, err := s.Local(ctx, []string{"kubectl", "run", "forged", "--image=" + lab.PauseImage, "--annotations=" + resource + "=[]"})
+	o, err := w.Local(ctx, []string{"kubectl", "run", "forged", "--image=" + lab.PauseImage, "--annotations=" + resource + "=[]"})
 	if err != nil {
 		return err
 	}
-	s.keep(o)
+	w.keep(o)
 	if err := contains("vpod.vpc.k8s.aws", "denied the request")(o); err != nil || o.Code == 0 {
 		return fmt.Errorf("a pod with a forged annotation was not denied by the webhook: %w", err)
 	}
-	s.Seen("the API server reaches the webhooks by certificates that the controller made: a forged annotation is denied")
-	s.holder, err = s.leader(ctx, "")
-	return err
+	w.Seen("the API server reaches the webhooks by certificates that the controller made: a forged annotation is denied")
+	return nil
 }
 
 // leader waits for a holder of the Lease other than not.
@@ -367,27 +330,4 @@ func (s *selfManaged) allowed(context.Context) error {
 	}
 	s.Seen("every call was allowed by iam-policy.json alone, and each kind of call that changes something was made")
 	return nil
-}
-
-// explain shows what a person would look at first, after a failure.
-func (s *selfManaged) explain() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	s.diagnose(ctx)
-	for _, argv := range [][]string{
-		s.system("describe", "pods", "-l", controllerPod), s.system("logs", "-l", controllerPod, "--tail=40"),
-		s.system("logs", "-l", controllerPod, "--previous", "--tail=20"),
-	} {
-		o, err := s.Local(ctx, argv)
-		s.Note("%s: %v\n%s", strings.Join(argv, " "), err, o.All())
-	}
-	logs, err := filepath.Glob(filepath.Join(s.lab.Dir(), "i", "*", "logs", "*.log"))
-	if err != nil {
-		s.Note("%v", err)
-	}
-	for _, file := range logs {
-		b, err := os.ReadFile(file)
-		lines := strings.Split(string(b), "\n")
-		s.Note("%s: %v\n%s", file, err, strings.Join(slices.Clone(lines[max(0, len(lines)-12):]), "\n"))
-	}
 }
