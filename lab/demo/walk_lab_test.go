@@ -37,7 +37,11 @@ func inLab(t *testing.T, ctx context.Context, o lab.Options) *walk {
 		t.Fatal(err)
 	}
 	ev.changes = l.Changes
-	return &walk{Evidence: ev, lab: l, began: time.Now(), node: l.Node, small: l.SmallNode}
+	w := &walk{Evidence: ev, lab: l, began: time.Now(), node: l.Node, small: l.SmallNode}
+	if o.OneNode {
+		w.small = l.Node
+	}
+	return w
 }
 
 // labStep is a step of a walk in a lab that a test makes.
