@@ -19,7 +19,7 @@ import (
 	"github.com/branchline-cni/branchline/lab"
 )
 
-// churnPace is the time between two ends of pods, of which every third one is a branch pod's. Addresses and branch ENIs rest
+// churnPace is the least time between two ends of pods, of which every third one is a branch pod's. Addresses and branch ENIs rest
 // for half a minute: at this pace enough are left of the node's eighteen and nine.
 const churnPace = 2500 * time.Millisecond
 
@@ -314,6 +314,10 @@ func (c *churn) turn(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(churnPace):
+		}
+		// A slow machine has its time: no more pods are on their way, up or down, than it keeps up with.
+		if half := c.seenPods(func(p churnPod) bool { return !p.gone && (p.told || p.ran.IsZero()) }); len(half) > 1 {
+			continue
 		}
 		running := c.seenPods(func(p churnPod) bool { return p.regular() == (n%3 != 0) && !p.ran.IsZero() && !p.told })
 		if len(running) == 0 {
