@@ -381,7 +381,7 @@ func (c *churn) await(ctx context.Context, what string, ok func([]churnPod) bool
 	}
 }
 
-// churnYAML is a Deployment of pods that do nothing.
+// churnYAML is a Deployment of pods that do nothing and end when they are told to: nobody has to kill them.
 func churnYAML(name string, replicas int, app, node string) string {
 	labels := map[string]string{"churn": name, "step": modesLabel}
 	if app != "" {
@@ -402,7 +402,6 @@ spec:
     metadata: {labels: {%[2]s}}
     spec:
       nodeSelector: {kubernetes.io/hostname: %[3]s}
-      terminationGracePeriodSeconds: 1
       automountServiceAccountToken: false
       containers:
       - name: pause
