@@ -19,7 +19,7 @@ import (
 	"github.com/branchline-cni/branchline/lab"
 )
 
-// churnPace is the time between two ends of pods, of which every third one is a branch pod's. Addresses and branch ENIs rest
+// churnPace is the least time between two ends of pods, of which every third one is a branch pod's. Addresses and branch ENIs rest
 // for half a minute: at this pace enough are left of the node's eighteen and nine.
 const churnPace = 2500 * time.Millisecond
 
@@ -169,7 +169,7 @@ func (c *churn) judge(ctx context.Context, logged int64) error {
 	c.Seen("%d regular and %d branch pods came and went, and each ran with an address (churn-watch.json)", len(pods)-len(branch), len(branch))
 	if _, err := c.Await(ctx, 30*time.Second, "each of them was started, and no event says that its sandbox could not be made or ended", func(o Output) error {
 		return started(o.Stdout, pods)
-	}, c.Local, "kubectl", "get", "events", "-o", `jsonpath={range .items[?(@.involvedObject.kind=="Pod")]}{.involvedObject.name}{" "}{.reason}{"\n"}{end}`); err != nil {
+	}, c.Local, "kubectl", "get", "events", "-o", `jsonpath={range .items[?(@.involvedObject.kind=="Pod")]}{.involvedObject.name}{" "}{.reason}{" "}{.message}{"\n"}{end}`); err != nil {
 		return err
 	}
 	runtime := []string{"sh", "-c", fmt.Sprintf(`tail -c +%d "$0" | grep -E '(RunPodSandbox|StopPodSandbox) for '`, logged+1), c.lab.RuntimeLog(c.node)}
@@ -179,13 +179,19 @@ func (c *churn) judge(ctx context.Context, logged int64) error {
 	return err
 }
 
-// started compares the pods' events, a name and a reason in each line, with the pods that they should tell of.
+// started compares the pods' events, a name, a reason and a message in each line, with the pods that they should tell of. A
+// FailedKillPod that is about a container alone is no matter of the network: containerd 1.6 answers "ttrpc: closed" where a
+// container ends by itself while it is told to.
 func started(events string, pods []churnPod) error {
 	reasons := map[string]map[string]bool{}
 	for line := range strings.Lines(events) {
 		pod, reason, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if reasons[pod] == nil {
 			reasons[pod] = map[string]bool{}
+		}
+		reason, message, _ := strings.Cut(reason, " ")
+		if reason == "FailedKillPod" && strings.Contains(message, `"KillContainer"`) && !strings.Contains(message, "KillPodSandbox") {
+			continue
 		}
 		reasons[pod][reason] = true
 	}
@@ -315,6 +321,10 @@ func (c *churn) turn(ctx context.Context) error {
 			return nil
 		case <-time.After(churnPace):
 		}
+		// A slow machine has its time: no more pods are on their way, up or down, than it keeps up with.
+		if half := c.seenPods(func(p churnPod) bool { return !p.gone && (p.told || p.ran.IsZero()) }); len(half) > 1 {
+			continue
+		}
 		running := c.seenPods(func(p churnPod) bool { return p.regular() == (n%3 != 0) && !p.ran.IsZero() && !p.told })
 		if len(running) == 0 {
 			continue // it is on its way
@@ -377,7 +387,7 @@ func (c *churn) await(ctx context.Context, what string, ok func([]churnPod) bool
 	}
 }
 
-// churnYAML is a Deployment of pods that do nothing.
+// churnYAML is a Deployment of pods that do nothing and end when they are told to: nobody has to kill them.
 func churnYAML(name string, replicas int, app, node string) string {
 	labels := map[string]string{"churn": name, "step": modesLabel}
 	if app != "" {
@@ -398,7 +408,6 @@ spec:
     metadata: {labels: {%[2]s}}
     spec:
       nodeSelector: {kubernetes.io/hostname: %[3]s}
-      terminationGracePeriodSeconds: 1
       automountServiceAccountToken: false
       containers:
       - name: pause

@@ -62,11 +62,12 @@ func TestTheChurnIsUnderWayWithPodsOfBothKinds(t *testing.T) {
 
 func TestEventsOfFailedSandboxesAreSeen(t *testing.T) {
 	pods := []churnPod{{name: "churn-regular-1"}, {name: "churn-branch-2"}}
-	const good = "churn-regular-1 Scheduled\nchurn-regular-1 Started\nchurn-branch-2 Started\nother FailedCreatePodSandBox\n"
+	const good = "churn-regular-1 Scheduled Successfully assigned\nchurn-regular-1 Started Started container\nchurn-branch-2 Started\nother FailedCreatePodSandBox\n" +
+		"churn-branch-2 FailedKillPod error killing pod: failed to \"KillContainer\" for \"pause\": ttrpc: closed: unknown\n"
 	if err := started(good, pods); err != nil {
 		t.Error(err)
 	}
-	for _, bad := range []string{"churn-regular-1 Started\n", good + "churn-branch-2 FailedCreatePodSandBox\n", good + "churn-regular-1 FailedKillPod\n"} {
+	for _, bad := range []string{"churn-regular-1 Started\n", good + "churn-branch-2 FailedCreatePodSandBox\n", good + "churn-regular-1 FailedKillPod error killing pod: [failed to \"KillContainer\", failed to \"KillPodSandbox\"]\n", good + "churn-regular-1 FailedKillPod\n"} {
 		if started(bad, pods) == nil {
 			t.Errorf("not seen: %s", bad)
 		}
