@@ -230,14 +230,14 @@ func (a *Agent) giveUp(ctx context.Context, s pool.Step) (did bool, err error) {
 	if s.Kind == pool.Retire {
 		err := a.store.Retire(s.ENIID)
 		if errors.Is(err, store.ErrInUse) {
-			return true, nil // a pod came meanwhile
+			return false, nil // a pod came meanwhile, which has woken the pool
 		}
 		return true, err
 	}
 	defer a.metrics.doing("decreaseIPPool")()
 	leaving, err := a.store.Leave(s.ENIID, s.Units)
-	if err != nil || len(leaving) == 0 { // pods came meanwhile
-		return true, err
+	if err != nil || len(leaving) == 0 { // pods came meanwhile, which have woken the pool
+		return err != nil, err
 	}
 	return true, a.giveBack(ctx, s.ENIID, leaving)
 }

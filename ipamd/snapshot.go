@@ -127,6 +127,11 @@ func (a *Agent) cardSnapshot(now moment, card int, at placed) pool.Snapshot {
 				}
 			}
 		}
+		for _, c := range now.view.Cooling { // and so does what rests
+			if c.ENIID == e.ID && !e.Owns(c.Address) {
+				p.Units = append(p.Units, pool.Unit{Prefix: netip.PrefixFrom(c.Address, c.Address.BitLen()), Cooling: 1})
+			}
+		}
 		s.ENIs = append(s.ENIs, p)
 	}
 	return s
