@@ -53,7 +53,7 @@ func TestAProbeTakesTheFirstAnswerUnlessItWaits(t *testing.T) {
 	if err := probe(t, "-socket", socket, "-live"); err != nil {
 		t.Errorf("live: %v", err)
 	}
-	if err := probe(t, "-socket", socket, "-wait", "50ms"); err == nil || !strings.Contains(err.Error(), "NOT_SERVING") || !strings.Contains(err.Error(), "after 50ms") {
+	if err := probe(t, "-socket", socket, "-wait", "1s"); err == nil || !strings.Contains(err.Error(), "NOT_SERVING") || !strings.Contains(err.Error(), "after 1s") {
 		t.Errorf("waited in vain: %v", err)
 	}
 	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
