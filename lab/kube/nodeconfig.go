@@ -216,6 +216,8 @@ func (n *NodeConfig) argv(program string, args ...string) []string {
 		"/usr/bin/env",
 		// Memory is there, and an emulated CPU is slow: of what an idle node does a good part would be collections.
 		"GOGC=400",
+		// Nor does it need threads that look for work which another one could do: they spin.
+		"GOMAXPROCS=1",
 		"PATH=" + n.searchPath(),
 		"LD_LIBRARY_PATH=" + n.Programs.Runtime.LibraryPath() + ":" + n.Programs.Tools.LibraryPath(),
 		program,

@@ -199,12 +199,12 @@ func TestHeavyPartsLeaveALaneToLightOnes(t *testing.T) {
 		waiting, running []int
 		lanes, want      int
 	}{
-		{[]int{0, 1, 2, 3, 4}, nil, 3, 0},
-		{[]int{1, 2, 3, 4}, []int{0}, 3, 0},
-		{[]int{2, 3, 4}, []int{0, 1}, 3, 1},
-		{[]int{2, 4}, []int{0, 3}, 3, 0},
-		{[]int{2}, []int{0, 1}, 3, -1},
-		{[]int{2, 4}, []int{0, 1, 3}, 3, -1},
+		{[]int{0, 1, 2, 3, 4}, nil, 2, 0},
+		{[]int{1, 2, 3, 4}, []int{0}, 2, 2},
+		{[]int{1, 2, 4}, []int{0}, 3, 2},
+		{[]int{1, 2, 4}, []int{3}, 2, 0},
+		{[]int{1, 2}, []int{0}, 2, -1},
+		{[]int{1, 2, 4}, []int{0, 3}, 2, -1},
 	} {
 		if got := next(parts, c.waiting, c.running, c.lanes); got != c.want {
 			t.Errorf("of %v beside %v starts %d, want %d", c.waiting, c.running, got, c.want)

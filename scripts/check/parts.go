@@ -14,8 +14,7 @@ const (
 
 // allParts are the parts in the order in which they start: the artifacts, which
 // most of the others need, then the longest, and beside them, in the lane that
-// heavy parts leave, what fails fast. No long part is left to run by itself at
-// the end.
+// heavy parts leave, what fails fast.
 func allParts() []part {
 	return []part{
 		{

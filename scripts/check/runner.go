@@ -112,8 +112,9 @@ func (r *runner) runAll(ctx context.Context, parts []part) []result {
 // longer that part takes, the more it takes of everything.
 const givesWay = 5
 
-// heavyLanes is how many heavy parts may run at once: each may have a virtual machine and a cluster in memory.
-const heavyLanes = 2
+// heavyLanes is how many heavy parts may run at once. A virtual machine, whose CPU is emulated, uses a third of a core while it
+// waits: two at once on two cores take longer than one after the other, and what waits for them runs out of its time.
+const heavyLanes = 1
 
 // next returns which of the waiting parts may start beside the running ones, as
 // an index into waiting, or -1.
