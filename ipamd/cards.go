@@ -24,8 +24,19 @@ const burst = 50 * time.Millisecond
 
 // waiters are the pods that wait for an address of one network card.
 type waiters struct {
-	pods  int
-	since time.Time // when the first of them began to
+	sandboxes map[store.Key]bool
+	since     time.Time // when the first of them began to
+}
+
+// besides counts those that have no address yet: who has just got one is there until its ADD goes on, and would count twice.
+func (w waiters) besides(have []store.Allocation) int {
+	n := len(w.sandboxes)
+	for _, al := range have {
+		if w.sandboxes[al.Key] {
+			n--
+		}
+	}
+	return n
 }
 
 // several says whether the pod gets an interface on each network card. It fails where the pod asks for what it can't have.
@@ -146,30 +157,32 @@ func (a *Agent) severalCards() (cards []int, known bool) {
 	return cards, true
 }
 
-// wants notes that a pod waits for an address of each of the cards, and done that it does no more.
-func (a *Agent) wants(cards []int) (done func()) {
-	count := func(by int) {
+// wants notes that a sandbox waits for an address of each of the cards, and done that it does no more.
+func (a *Agent) wants(k store.Key, cards []int) (done func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, card := range cards {
+		w := a.waiting[card]
+		if len(w.sandboxes) == 0 {
+			w = waiters{sandboxes: map[store.Key]bool{}, since: a.opt.Now()}
+		}
+		w.sandboxes[k] = true
+		a.waiting[card] = w
+	}
+	return func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		for _, card := range cards {
-			w := a.waiting[card]
-			if w.pods == 0 {
-				w.since = a.opt.Now()
-			}
-			w.pods += by
-			a.waiting[card] = w
+			delete(a.waiting[card].sandboxes, k)
 		}
 	}
-	count(1)
-	return func() { count(-1) }
 }
 
-// gathers is how long the pool waits yet for more pods of a burst before it asks for addresses of the card; 0: no longer.
+// gathers is how long the pool waits yet for more pods of a burst before it asks for addresses of the card; 0: no longer. It is
+// called with the lock held.
 func (a *Agent) gathers(card int) time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	w := a.waiting[card]
-	if card == 0 || w.pods == 0 {
+	if card == 0 || len(w.sandboxes) == 0 {
 		return 0
 	}
 	return max(0, burst-a.opt.Now().Sub(w.since))

@@ -528,12 +528,13 @@ type world struct {
 	api         client.WithWatch
 	env         map[string]string
 	typ         string
-	noGet       atomic.Bool  // the API server answers no questions; watches go on
-	ledgers     atomic.Bool  // the API server knows branch ledgers
-	denied      atomic.Bool  // the agent's role has no policies
-	asked       atomic.Int64 // questions about pods: pods and accounts one by one, and policies of one namespace
-	starts      int          // how many agents there were
-	later       atomic.Int64 // how far the agent's clock is ahead
+	noGet       atomic.Bool               // the API server answers no questions; watches go on
+	ledgers     atomic.Bool               // the API server knows branch ledgers
+	denied      atomic.Bool               // the agent's role has no policies
+	asked       atomic.Int64              // questions about pods: pods and accounts one by one, and policies of one namespace
+	starts      int                       // how many agents there were
+	later       atomic.Int64              // how far the agent's clock is ahead
+	still       atomic.Pointer[time.Time] // what the clock says while it is stopped
 	join        time.Duration
 	noteReady   func() error
 	sweeper     Sweeper
@@ -552,7 +553,19 @@ func (w *world) checkpoint() string { return filepath.Join(w.dir, "ipam.json") }
 // pass moves the agent's clock.
 func (w *world) pass(d time.Duration) { w.later.Add(int64(d)) }
 
-func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.later.Load())) }
+func (w *world) now() time.Time {
+	if still := w.still.Load(); still != nil {
+		return *still
+	}
+	return time.Now().Add(time.Duration(w.later.Load()))
+}
+
+// stop keeps the agent's clock where it is until goOn.
+func (w *world) stop() (goOn func()) {
+	now := w.now()
+	w.still.Store(&now)
+	return func() { w.still.Store(nil) }
+}
 
 var noLedgers = apierrors.NewNotFound(schema.GroupResource{Group: "branchline.dev", Resource: "branchledgers"}, "")
 

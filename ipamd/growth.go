@@ -181,8 +181,8 @@ func (a *Agent) decide(pools []cardPool) (grow, shrink []cardStep) {
 		s := cardStep{steps[0], p.card, p.at}
 		if s.Kind == pool.Unassign || s.Kind == pool.Retire {
 			shrink = append(shrink, s)
-		} else if left := a.gathers(p.card); left > 0 {
-			a.heldFor = soonest(a.heldFor, left)
+		} else if p.gathers > 0 {
+			a.heldFor = soonest(a.heldFor, p.gathers)
 		} else {
 			grow = append(grow, s)
 		}

@@ -55,7 +55,7 @@ func (a *Agent) addRegular(ctx context.Context, k store.Key, network string, p s
 		}
 		if !slices.Equal(waiting, cards) {
 			done()
-			done, waiting = a.wants(cards), cards
+			done, waiting = a.wants(k, cards), cards
 			a.changed.Fire()
 			continue
 		}

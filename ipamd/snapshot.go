@@ -39,8 +39,9 @@ func (a *Agent) placedSnapshot() (pool.Snapshot, placed) {
 // cardPool is one network card's part of the pool.
 type cardPool struct {
 	pool.Snapshot
-	card int
-	at   placed
+	card    int
+	at      placed
+	gathers time.Duration // how long it waits yet for more pods, as of the snapshot
 }
 
 // cardPools are the parts of the pool, the first network card's first; of all cards where none is named.
@@ -55,7 +56,7 @@ func (a *Agent) cardPools(cards ...int) (out []cardPool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, card := range cards {
-		p := cardPool{card: card, at: a.cardPlace(at, card)}
+		p := cardPool{card: card, at: a.cardPlace(at, card), gathers: a.gathers(card)}
 		p.Snapshot = a.cardSnapshot(now, card, p.at)
 		out = append(out, p)
 	}
@@ -78,7 +79,7 @@ func (a *Agent) cardSnapshot(now moment, card int, at placed) pool.Snapshot {
 			WarmENIs: c.WarmENITarget, WarmPrefixes: c.WarmPrefixTarget, WarmIPs: c.WarmIPTarget, MinimumIPs: c.MinimumIPTarget, OnDemand: card != 0,
 			Places: max(0, a.limits().IPv4PerInterface-1), Prefixes: a.usesPrefixes(), IPv6: c.IPv6,
 		},
-		Waiting: a.waiting[card].pods, NoENI: at.Reason != placement.None, Settled: at.cordoned, Frozen: c.Frozen(),
+		Waiting: a.waiting[card].besides(now.view.Allocations), NoENI: at.Reason != placement.None, Settled: at.cordoned, Frozen: c.Frozen(),
 	}
 	noPrefix := func(subnetID string) bool { return a.opt.Now().Before(a.noPrefix[subnetID]) }
 	if len(at.Places) > 0 {
