@@ -7,7 +7,7 @@ GO ?= go
 demo: ## the walk-through: two pods, one gets into the database (about 35 minutes the first time, then 8)
 	$(GO) run ./cmd/vpclab demo
 
-test: ## everything that CI runs (about 60 minutes the first time, then 15 to 20)
+test: ## everything that CI runs (about 60 minutes the first time, then 20 to 25)
 	$(GO) run ./scripts/check
 
 build: ## executables for amd64 and arm64 into out/bin

@@ -24,12 +24,12 @@ func allParts() []part {
 		},
 		{
 			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
-			cold: 16 * minute, warm: 10 * minute, deadline: 40 * minute, after: []string{"artifacts"},
+			cold: 16 * minute, warm: 12 * minute, deadline: 45 * minute, after: []string{"artifacts"},
 			heavy: true, ahead: true, run: demo,
 		},
 		{
 			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
-			cold: 10 * minute, warm: 8 * minute, deadline: 30 * minute, after: []string{"artifacts"},
+			cold: 10 * minute, warm: 7 * minute, deadline: 40 * minute, after: []string{"artifacts"},
 			heavy: true, run: labTests,
 		},
 		{
@@ -65,7 +65,7 @@ func allParts() []part {
 		},
 		{
 			name: "fuzz", what: "each parser of outside input, a few seconds",
-			cold: 4 * minute, warm: 2 * minute, deadline: 15 * minute, run: fuzz,
+			cold: 8 * minute, warm: 2 * minute, deadline: 30 * minute, run: fuzz,
 		},
 	}
 }

@@ -154,7 +154,7 @@ func (w *work) tagged(ctx context.Context, tag string, env []string, where func(
 		for i, n := range p.names {
 			quoted[i] = regexp.QuoteMeta(n)
 		}
-		errs = append(errs, w.command(ctx, env, w.goTest, "go", "test", "-json", "-count=1", "-timeout", "12m", "-tags", tag,
+		errs = append(errs, w.command(ctx, env, w.goTest, "go", "test", "-json", "-count=1", "-timeout", "25m", "-tags", tag,
 			"-run", "^("+strings.Join(quoted, "|")+")$", "./"+p.dir))
 	}
 	if w.tests.passed == 0 {
