@@ -316,7 +316,7 @@ func checkNothingIsLeft(t *testing.T) {
 		for line := range strings.Lines(string(mounts)) {
 			all = append(all, "mount "+strings.Join(strings.Fields(line)[:2], " "))
 		}
-		for _, pattern := range []string{"/sys/fs/cgroup/i-0[ac]*", "/sys/fs/cgroup/*/*i-0[ac]*", "/run/containerd/*", "/var/lib/kubelet/*", "/etc/cni/net.d/*", "/opt/cni/bin/*"} {
+		for _, pattern := range []string{"/sys/fs/cgroup/i-0[ac]0000*", "/sys/fs/cgroup/*/*i-0[ac]0000*", "/run/containerd/*", "/var/lib/kubelet/*", "/etc/cni/net.d/*", "/opt/cni/bin/*"} {
 			found, err := filepath.Glob(pattern)
 			if err != nil {
 				t.Fatal(err)
