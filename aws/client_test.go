@@ -47,7 +47,7 @@ func client(t *testing.T, o aws.Options) *ec2.Client {
 func TestEachAttemptHasItsOwnTimeLimit(t *testing.T) {
 	r, url := region(t, lab.Config{})
 	reg := prometheus.NewRegistry()
-	c := client(t, aws.Options{Endpoint: url, Timeout: 200 * time.Millisecond, Metrics: reg})
+	c := client(t, aws.Options{Endpoint: url, Timeout: time.Second, Metrics: reg})
 	r.Faults().Add(lab.Fault{API: "DescribeVpcs", Delay: time.Hour})
 	if _, err := c.DescribeVpcs(t.Context(), &ec2.DescribeVpcsInput{}); err != nil {
 		t.Fatalf("the second attempt should have succeeded: %v", err)

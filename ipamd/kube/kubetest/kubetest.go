@@ -5,6 +5,7 @@ package kubetest
 import (
 	"context"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -40,7 +41,57 @@ func (a api) Watch(ctx context.Context, list runtime.Object, o metav1.ListOption
 	if err != nil {
 		return nil, err
 	}
-	return a.c.Watch(ctx, list.DeepCopyObject().(client.ObjectList), options...)
+	w, err := a.c.Watch(ctx, list.DeepCopyObject().(client.ObjectList), options...)
+	if err != nil {
+		return nil, err
+	}
+	// An API server's watch begins where the list before it ended, the fake's when it is asked for: what changed in between
+	// is told first.
+	now := list.DeepCopyObject().(client.ObjectList)
+	if err := a.c.List(ctx, now, options...); err != nil {
+		w.Stop()
+		return nil, err
+	}
+	objects, err := meta.ExtractList(now)
+	if err != nil {
+		w.Stop()
+		return nil, err
+	}
+	return caughtUp(w, objects), nil
+}
+
+// caughtUp is the watch, with the objects before all that it tells.
+func caughtUp(w watch.Interface, objects []runtime.Object) watch.Interface {
+	events := make(chan watch.Event)
+	out := watch.NewProxyWatcher(events)
+	send := func(e watch.Event) bool {
+		select {
+		case events <- e:
+			return true
+		case <-out.StopChan():
+			return false
+		}
+	}
+	go func() {
+		defer close(events)
+		defer w.Stop()
+		for _, o := range objects {
+			if !send(watch.Event{Type: watch.Modified, Object: o}) {
+				return
+			}
+		}
+		for {
+			select {
+			case e, ok := <-w.ResultChan():
+				if !ok || !send(e) {
+					return
+				}
+			case <-out.StopChan():
+				return
+			}
+		}
+	}()
+	return out
 }
 
 func (a api) Create(ctx context.Context, o kube.Object) error { return a.c.Create(ctx, o) }
