@@ -106,8 +106,9 @@ func FuzzParseVerdict(f *testing.F) {
 	for _, e := range asRead(singlesOf(map[netip.Prefix]int{netip.MustParsePrefix("10.0.0.1/32"): 15})) {
 		f.Add(e.Val)
 	}
+	f.Add([]byte("\x0e\x00\x02\x000000007000")) // of no number that a slot has
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if device, ok := parseVerdict(b); ok && markOf(device)&^ENIMask != 0 || slotOf(device).number() != device {
+		if device, ok := parseVerdict(b); ok && (markOf(device)&^ENIMask != 0 || slotOf(device).number() != device) {
 			t.Errorf("device %d", device)
 		}
 	})
