@@ -54,7 +54,7 @@ func main() {
 	flag.StringVar(&o.mutants, "mutants", "", "file that lists faults: each is seeded alone into aws-cni, and a test must fail")
 	flag.IntVar(&o.soak, "soak", 1, "how many times as much as usual the tests of interleavings and crashes try")
 	flag.BoolVar(&o.verbose, "v", false, "show all output, as it comes")
-	flag.DurationVar(&o.timeout, "timeout", 12*time.Minute, "time for each test binary")
+	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "time for each test binary")
 	flag.IntVar(&o.memoryMiB, "memory", 2560, "the VM's memory, MiB")
 	flag.IntVar(&o.cpus, "cpus", 2, "the VM's CPUs")
 	flag.Parse()
