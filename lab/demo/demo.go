@@ -86,7 +86,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		defer os.RemoveAll(o.StateDir)
 	}
 	fmt.Fprintf(o.Out, "The walk-through: real Kubernetes, containerd, PostgreSQL and kernel; EC2 and the VPC by the lab.\n"+
-		"It takes 10 to 15 minutes on 2 cores (and 10 to 20 more once, until Kubernetes is in the cache).\nEvidence: %s\n", o.EvidenceDir)
+		"It takes 10 to 20 minutes on 2 cores (and 10 to 20 more once, until Kubernetes is in the cache).\nEvidence: %s\n", o.EvidenceDir)
 	l, err := lab.Up(ctx, lab.Options{Dir: o.StateDir, Log: o.Log, Progress: o.Out, EvidenceDir: o.EvidenceDir})
 	if err != nil {
 		return err
