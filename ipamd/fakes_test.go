@@ -78,8 +78,9 @@ type cloud struct {
 	subnetsAsked int
 	types        []types.InstanceTypeInfo // that EC2 knows; nil: it doesn't answer
 	typesAsked   int
-	ipv6Late     bool        // IMDS does not show IPv6 prefixes
-	calls        map[int]int // creations of ENIs and assignments of addresses, by network card
+	ipv6Late     bool          // IMDS does not show IPv6 prefixes
+	attachHeld   chan struct{} // attachments take effect, and are answered once it is closed
+	calls        map[int]int   // creations of ENIs and assignments of addresses, by network card
 }
 
 type cloudENI struct {
@@ -318,7 +319,7 @@ func (c *cloud) CreateNetworkInterface(_ context.Context, in *ec2.CreateNetworkI
 	return &ec2.CreateNetworkInterfaceOutput{NetworkInterface: &types.NetworkInterface{NetworkInterfaceId: &e.id}}, nil
 }
 
-func (c *cloud) AttachNetworkInterface(_ context.Context, in *ec2.AttachNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.AttachNetworkInterfaceOutput, error) {
+func (c *cloud) AttachNetworkInterface(ctx context.Context, in *ec2.AttachNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.AttachNetworkInterfaceOutput, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.failed != nil {
@@ -329,6 +330,15 @@ func (c *cloud) AttachNetworkInterface(_ context.Context, in *ec2.AttachNetworkI
 	c.calls[e.card]++
 	if c.onENI != nil { // nobody watches the links yet
 		go c.onENI()
+	}
+	if held := c.attachHeld; held != nil {
+		c.mu.Unlock()
+		defer c.mu.Lock()
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	return &ec2.AttachNetworkInterfaceOutput{AttachmentId: &e.id}, nil
 }

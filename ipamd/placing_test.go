@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"time"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
@@ -109,6 +110,37 @@ func TestCustomNetworkingFollowsTheNodesENIConfig(t *testing.T) {
 	eventually(t, "it is gone", func() bool { return s.a.place().Reason == placement.NoConfig })
 	if len(s.a.candidates()) == 0 {
 		t.Error("the ENI that is there gives no addresses any more")
+	}
+}
+
+// TestAPodWaitsForAnENIThatIsBeingMade: the metadata service and the kernel may show an ENI before EC2 has answered that it is
+// attached. Until then nothing of it is given, and a pod is not told that all is full.
+func TestAPodWaitsForAnENIThatIsBeingMade(t *testing.T) {
+	w := newWorld(t, pod("a", "u1"), pod("b", "u2"))
+	w.env["WARM_IP_TARGET"], w.env["MAX_ENI"] = "1", "2"
+	held := make(chan struct{})
+	w.cloud.attachHeld = held
+	s, _ := w.start()
+	w.adds(s, 0, 9) // all that the primary ENI has
+	answered := make(chan error, 1)
+	go func() {
+		_, err := s.Add(t.Context(), addRequest("a", "u1", "s1"))
+		answered <- err
+	}()
+	eventually(t, "the new ENI is known, and not answered for", func() bool { return len(s.a.inventory.ENIs()) == 2 })
+	select {
+	case err := <-answered:
+		t.Fatalf("answered before the ENI was: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	close(held)
+	select {
+	case err := <-answered:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("no answer, and the ENI is there")
 	}
 }
 

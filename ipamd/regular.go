@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/branchline-cni/branchline/aws"
-	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/placement"
 	"github.com/branchline-cni/branchline/ipamd/podeni"
 	"github.com/branchline-cni/branchline/ipamd/pool"
@@ -94,19 +93,6 @@ func (a *Agent) routedStrictly() bool {
 	return a.strict
 }
 
-// expecting says whether an ENI is attached to the card whose addresses are not known yet: IMDS shows it late.
-func (a *Agent) expecting(card int) bool {
-	all := a.inventory.ENIs()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for id, j := range a.joining {
-		if j.card == card && !slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
-			return true
-		}
-	}
-	return false
-}
-
 // exhausted says why waiting for addresses of these network cards is useless; nil where it is not. One card that can't have
 // any is enough.
 func (a *Agent) exhausted(ctx context.Context, cards []int, several bool) error {
@@ -132,7 +118,7 @@ func (a *Agent) exhaustedOn(ctx context.Context, p cardPool) error {
 		return a.late()
 	case a.opt.Config.IPv6 && listed && pool.Free(s) == 0:
 		return a.exhaustedIPv6(s)
-	case at.Reason == placement.NotKnown || !listed || pool.Room(s) > 0 || pool.Free(s) > 0 || a.nextCooled() > 0 || a.expecting(p.card):
+	case at.Reason == placement.NotKnown || !listed || pool.Room(s) > 0 || pool.Free(s) > 0 || a.nextCooled() > 0 || p.coming:
 		return nil
 	case s.Frozen:
 		return errors.New("this node agent asks EC2 for none (DISABLE_NETWORK_RESOURCE_PROVISIONING or ENABLE_IMDS_ONLY_MODE) and every address that is attached is taken: attach more, or run fewer pods here")

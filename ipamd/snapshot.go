@@ -42,6 +42,9 @@ type cardPool struct {
 	card    int
 	at      placed
 	gathers time.Duration // how long it waits yet for more pods, as of the snapshot
+	// coming is set where room comes without a step: an ENI is attached whose addresses are not known yet, as IMDS shows it
+	// late; or one is on its way out, or being made, which the store says of both in the same way.
+	coming bool
 }
 
 // cardPools are the parts of the pool, the first network card's first; of all cards where none is named.
@@ -58,6 +61,7 @@ func (a *Agent) cardPools(cards ...int) (out []cardPool) {
 	for _, card := range cards {
 		p := cardPool{card: card, at: a.cardPlace(at, card), gathers: a.gathers(card)}
 		p.Snapshot = a.cardSnapshot(now, card, p.at)
+		p.coming = a.joiningBeside(now.all, card) || slices.ContainsFunc(p.ENIs, func(e pool.ENI) bool { return e.Retiring })
 		out = append(out, p)
 	}
 	return out
@@ -136,6 +140,16 @@ func (a *Agent) cardSnapshot(now moment, card int, at placed) pool.Snapshot {
 		s.ENIs = append(s.ENIs, p)
 	}
 	return s
+}
+
+// joiningBeside says whether an ENI is attached to the card that is not among those. It is called with the lock held.
+func (a *Agent) joiningBeside(all []enis.ENI, card int) bool {
+	for id, j := range a.joining {
+		if j.card == card && !slices.ContainsFunc(all, func(e enis.ENI) bool { return e.ID == id }) {
+			return true
+		}
+	}
+	return false
 }
 
 // totalENIs is how many ENIs all cards together may have.

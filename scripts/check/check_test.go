@@ -29,6 +29,8 @@ func TestGoTestEventsAreCounted(t *testing.T) {
 		`{"Action":"output","Package":"github.com/branchline-cni/branchline/policy","Test":"TestA","Output":"hello\n"}`,
 		`{"Action":"pass","Package":"github.com/branchline-cni/branchline/policy","Test":"TestA/x","Elapsed":0}`,
 		`{"Action":"pass","Package":"github.com/branchline-cni/branchline/policy","Test":"TestA","Elapsed":0}`,
+		`{"Action":"output","Package":"github.com/branchline-cni/branchline/policy","Test":"TestB","Output":"=== RUN   TestB\n"}`,
+		`{"Action":"output","Package":"github.com/branchline-cni/branchline/policy","Test":"TestB","Output":"    x_test.go:1: it is wrong\n"}`,
 		`{"Action":"fail","Package":"github.com/branchline-cni/branchline/policy","Test":"TestB","Elapsed":0}`,
 		`{"Action":"skip","Package":"github.com/branchline-cni/branchline/policy","Test":"TestC","Elapsed":0}`,
 		`{"Action":"fail","Package":"github.com/branchline-cni/branchline/policy","Elapsed":0}`,
@@ -40,7 +42,10 @@ func TestGoTestEventsAreCounted(t *testing.T) {
 	} {
 		w.goTest(line)
 	}
-	want := tally{passed: 2, failed: 1, skipped: []string{"policy.TestC"}, failures: []string{"policy.TestB", "broken"}}
+	want := tally{
+		passed: 2, failed: 1, skipped: []string{"policy.TestC"}, failures: []string{"policy.TestB", "broken"},
+		said: map[string][]string{"broken": {"syntax error"}, "policy.TestB": {"    x_test.go:1: it is wrong"}},
+	}
 	if d := cmp.Diff(want, w.tests, cmp.AllowUnexported(tally{})); d != "" {
 		t.Errorf("counted (-want +got):\n%s", d)
 	}
@@ -54,11 +59,15 @@ func TestGoTestEventsAreCounted(t *testing.T) {
 func TestVerboseOutputOfATestBinaryIsCounted(t *testing.T) {
 	var out bytes.Buffer
 	w := newWork(t, &out)
-	var pkg string
-	for line := range strings.Lines("=== PKG plugins/datapath\n=== RUN   TestA\n    --- PASS: TestA/x (0.00s)\n--- PASS: TestA (0.01s)\n--- FAIL: TestB (1.00s)\n--- SKIP: TestC (0.00s)\nFAIL\n") {
-		w.verbose(&pkg, strings.TrimSuffix(line, "\n"))
+	var at position
+	for line := range strings.Lines("=== PKG plugins/datapath\n=== RUN   TestA\n    --- PASS: TestA/x (0.00s)\n--- PASS: TestA (0.01s)\n=== RUN   TestB\n    b_test.go:1: no link\n--- FAIL: TestB (1.00s)\n--- SKIP: TestC (0.00s)\nFAIL\n") {
+		w.verbose(&at, strings.TrimSuffix(line, "\n"))
 	}
 	want := tally{passed: 2, failed: 1, skipped: []string{"plugins/datapath.TestC"}, failures: []string{"plugins/datapath.TestB"}}
+	if got := strings.Join(w.tests.reasons(), "\n"); !strings.Contains(got, "plugins/datapath.TestB:\n        b_test.go:1: no link") || strings.Contains(got, "TestA") {
+		t.Errorf("what the failed test says: %q", got)
+	}
+	w.tests.said = nil
 	if d := cmp.Diff(want, w.tests, cmp.AllowUnexported(tally{})); d != "" {
 		t.Errorf("counted (-want +got):\n%s", d)
 	}
@@ -123,6 +132,30 @@ func TestTheSummaryHasTheEndOfAFailedPartsLog(t *testing.T) {
 	}
 	if strings.Contains(table.String(), "110") || !strings.Contains(out.String(), "110") {
 		t.Errorf("the whole log is in the summary, or not in what was said before:\n%s\n%s", &table, &out)
+	}
+}
+
+// TestTheSummaryNamesTheTestsThatFailed: which command failed says little where it runs a hundred packages.
+func TestTheSummaryNamesTheTestsThatFailed(t *testing.T) {
+	var out, table bytes.Buffer
+	line := func(action, test, said string) string {
+		return fmt.Sprintf(`{"Action":%q,"Package":"%spolicy","Test":%q,"Output":%q}`, action, modulePrefix, test, said)
+	}
+	script := strings.Join([]string{
+		line("output", "TestA/x", "    a_test.go:7: seen 1, want 2\n"), line("fail", "TestA/x", ""), line("fail", "TestA", ""),
+		line("output", "TestB", "fine\n"), line("pass", "TestB", ""),
+	}, "\n")
+	results := runParts(t, t.Context(), &out, part{name: "a", run: func(ctx context.Context, w *work) error {
+		return w.command(ctx, []string{"SCRIPT=" + script}, w.goTest, "sh", "-c", `printf '%s\n' "$SCRIPT"; exit 1`)
+	}})
+	summarize(&table, results, nil, "logs", time.Minute)
+	for _, want := range []string{"a: failed: policy.TestA/x, policy.TestA (log", "policy.TestA/x:\n        a_test.go:7: seen 1, want 2", "1 passed, 2 failed"} {
+		if !strings.Contains(strings.ReplaceAll(table.String(), "\n  ", "\n"), want) {
+			t.Errorf("the summary lacks %q:\n%s", want, &table)
+		}
+	}
+	if strings.Contains(table.String(), "fine") {
+		t.Errorf("it shows what passed:\n%s", &table)
 	}
 }
 

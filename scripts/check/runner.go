@@ -51,7 +51,7 @@ type result struct {
 	cpu   time.Duration // of the programs that it ran, and of theirs
 	tests tally
 	notes []string
-	end   []string // last lines of its log, where it failed: who has only the end of a run's output must see why
+	end   []string // where it failed, what its tests say, or the last lines of its log: who has only the end of a run's output must see why
 }
 
 type runner struct {
@@ -179,15 +179,15 @@ func (r *runner) runOne(ctx context.Context, prefix string, p part) result {
 	close(ended)
 	wg.Wait()
 
-	if err == nil {
-		err = w.tests.verdict()
-	}
+	err = errors.Join(w.tests.verdict(), err) // which tests, before which command
 	res := result{part: p, err: err, took: time.Since(began), cpu: w.cpu, tests: w.tests, notes: w.notes}
 	if err != nil {
 		fmt.Fprintf(w.log, "%s: %v\n", p.name, err)
 		end := lastLines(path, 60)
 		fmt.Fprintf(r.out, "%s FAILED after %s; the end of %s:\n%s\n", prefix, res.took.Round(time.Second), path, strings.Join(end, "\n"))
-		res.end = end[max(0, len(end)-12):]
+		if res.end = w.tests.reasons(); res.end == nil {
+			res.end = end[max(0, len(end)-12):]
+		}
 	} else {
 		fmt.Fprintf(r.out, "%s passed in %s%s\n", prefix, res.took.Round(time.Second), w.tests.brief())
 	}
@@ -274,11 +274,7 @@ func (l *lineWriter) Write(b []byte) (int, error) {
 func (l *lineWriter) last() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	const most = 110
-	if r := []rune(l.line); len(r) > most {
-		return string(r[:most]) + "…"
-	}
-	return l.line
+	return cutTo(l.line, 110)
 }
 
 // splitter hands complete lines on.
@@ -314,13 +310,19 @@ func lastLines(path string, n int) []string {
 	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
 	lines = lines[max(0, len(lines)-n):]
 	for i, l := range lines {
-		const most = 1000
-		if len(l) > most {
-			l = l[:most] + "…"
-		}
-		lines[i] = "    " + l
+		lines[i] = "    " + cutTo(l, mostRunes)
 	}
 	return lines
+}
+
+// mostRunes is how much of a line a reader takes in.
+const mostRunes = 1000
+
+func cutTo(s string, most int) string {
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return s
 }
 
 // console lets several parts write to one place, a line of one never within a

@@ -60,11 +60,7 @@ func summarize(w io.Writer, results []result, left []string, logs string, took t
 
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
-	const most = 400
-	if len(line) > most {
-		line = line[:most] + "…"
-	}
-	return line
+	return cutTo(line, 400)
 }
 
 func orUnknown(reason string) string {

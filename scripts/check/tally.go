@@ -17,8 +17,47 @@ var allowedSkips = map[string]string{}
 // tally counts tests. Each test and each subtest counts as one.
 type tally struct {
 	passed, failed int
-	skipped        []string // package.Test
-	failures       []string // package.Test, or a package that did not build
+	skipped        []string            // package.Test
+	failures       []string            // package.Test, or a package that did not build
+	said           map[string][]string // the last lines of those that have not passed, by the same names
+}
+
+// mostSaid is how many lines of a test that fails the summary shows.
+const mostSaid = 12
+
+// say notes a line that a test printed.
+func (t *tally) say(pkg, test, line string) {
+	if line = strings.TrimRight(line, "\n"); strings.TrimSpace(line) == "" || strings.HasPrefix(line, "=== ") {
+		return
+	}
+	name := nameOf(pkg, test)
+	if t.said == nil {
+		t.said = map[string][]string{}
+	}
+	lines := append(t.said[name], cutTo(line, mostRunes))
+	t.said[name] = lines[max(0, len(lines)-mostSaid):]
+}
+
+// reasons are what the tests that failed have printed last. Of one that fails because a subtest does, that says why.
+func (t *tally) reasons() (out []string) {
+	for _, f := range t.failures {
+		if slices.ContainsFunc(t.failures, func(o string) bool { return strings.HasPrefix(o, f+"/") }) {
+			continue
+		}
+		out = append(out, "  "+f+":")
+		for _, l := range t.said[f] {
+			out = append(out, "    "+l)
+		}
+	}
+	return out
+}
+
+func nameOf(pkg, test string) string {
+	name := strings.TrimPrefix(pkg, modulePrefix)
+	if test != "" {
+		name += "." + test
+	}
+	return name
 }
 
 func (t *tally) brief() string {
@@ -47,15 +86,13 @@ func (t *tally) verdict() error {
 }
 
 func (t *tally) count(action, pkg, test string) {
-	name := strings.TrimPrefix(pkg, modulePrefix)
-	if test != "" {
-		name += "." + test
-	}
+	name := nameOf(pkg, test)
 	switch action {
 	case "pass":
 		if test != "" {
 			t.passed++
 		}
+		delete(t.said, name)
 	case "skip":
 		if test != "" { // a package without tests "skips" too
 			t.skipped = append(t.skipped, name)
@@ -89,8 +126,13 @@ func (w *work) goTest(line string) {
 		return
 	}
 	switch e.Action {
-	case "output", "build-output":
+	case "output":
 		fmt.Fprint(w.log, e.Output)
+		w.tests.say(e.Package, e.Test, e.Output)
+	case "build-output":
+		fmt.Fprint(w.log, e.Output)
+		pkg, _, _ := strings.Cut(e.ImportPath, " ")
+		w.tests.say(pkg, "", e.Output)
 	case "build-fail":
 		pkg, _, _ := strings.Cut(e.ImportPath, " ")
 		w.tests.count(e.Action, pkg, "")
@@ -105,16 +147,27 @@ var verboseLine = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \(`)
 // verbose reads one line of go test -v, which is what a test binary prints when
 // it runs without the go command. The runner of the kernel tests says which
 // package it is at with a line "=== PKG name".
-func (w *work) verbose(pkg *string, line string) {
+func (w *work) verbose(at *position, line string) {
 	fmt.Fprintln(w.log, line)
 	if name, ok := strings.CutPrefix(line, "=== PKG "); ok {
-		*pkg = strings.ReplaceAll(strings.TrimSpace(name), "__", "/")
+		*at = position{pkg: strings.ReplaceAll(strings.TrimSpace(name), "__", "/")}
 		return
 	}
+	if m := verboseTurn.FindStringSubmatch(line); m != nil {
+		at.test = m[1]
+		return
+	}
+	w.tests.say(at.pkg, at.test, line)
 	if m := verboseLine.FindStringSubmatch(line); m != nil {
-		w.tests.count(strings.ToLower(m[1]), *pkg, m[2])
+		w.tests.count(strings.ToLower(m[1]), at.pkg, m[2])
 	}
 }
+
+// position is whose lines a test binary prints.
+type position struct{ pkg, test string }
+
+// === RUN   TestX/sub, and CONT, NAME and PAUSE where tests take turns
+var verboseTurn = regexp.MustCompile(`^=== (?:RUN|CONT|NAME|PAUSE)\s+(\S+)`)
 
 func minutes(d time.Duration) string { return fmt.Sprintf("%.1f", d.Minutes()) }
 

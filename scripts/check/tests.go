@@ -126,8 +126,8 @@ func kernel(ctx context.Context, w *work) error {
 			return err
 		}
 	}
-	var pkg string
-	errs = append(errs, w.command(ctx, nil, func(l string) { w.verbose(&pkg, l) }, "go", "run", "./test/kernel", "-v", "-bins", bins))
+	var at position
+	errs = append(errs, w.command(ctx, nil, func(l string) { w.verbose(&at, l) }, "go", "run", "./test/kernel", "-v", "-bins", bins))
 	if w.tests.passed == 0 {
 		errs = append(errs, errors.New("no kernel test passed"))
 	}

@@ -89,7 +89,7 @@ func run(ctx context.Context, list, pkg, pattern, only, checks string, out io.Wr
 	return nil
 }
 
-var said = regexp.MustCompile(`(?m)(?:failed|panic|can not reproduce).*$`)
+var said = regexp.MustCompile(`(?m)(?:failed|panic|can not reproduce|_test\.go:\d+:).*$`)
 
 // try returns what the tests say of the fault; empty: nothing.
 func try(ctx context.Context, dir, pkg, pattern, checks string, f faults.Fault) (why string, err error) {

@@ -1,0 +1,110 @@
+package ipamd
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/branchline-cni/branchline/test/truth"
+)
+
+// TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes plays one case that the random ones come to too seldom: an
+// address leaves the second ENI, EC2 gives it to the first one, and the next agent starts while IMDS shows the time before
+// both. What is noted of the second ENI has to outlive what is said of the first.
+func TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var cloud *plain
+		s := newStage(t, dir, func(s *stage) provider {
+			cloud = newPlain(s).(*plain)
+			return cloud
+		})
+		defer func() {
+			s.kill()
+			s.requests.Wait()
+		}()
+		s.env["WARM_IP_TARGET"], s.env["BRANCHLINE_KEEP_SURPLUS"] = "1", "0"
+		s.settle()
+		run := func(names ...string) {
+			t.Helper()
+			for _, name := range names {
+				s.create(name)
+				s.add(name)
+				s.done()
+				if s.living(name) == nil {
+					t.Fatalf("pod %s has no address: %v", name, s.sandboxes[name].err)
+				}
+			}
+			s.pass(5 * time.Second)
+		}
+		secondary := func(id string) []netip.Addr { return slices.Clone(cloud.enis()[id].Addresses[1:]) }
+		var first []string // the pods of the first ENI
+		for i := range truth.AddressesPer - 1 {
+			first = append(first, fmt.Sprintf("a%d", i))
+		}
+		run(first...)
+		run("b0", "b1")
+		second := s.living("b0").grants[0].ENI
+		if second == "eni-1" || len(secondary("eni-1")) != truth.AddressesPer-1 || len(secondary(second)) != 3 {
+			t.Fatalf("the first ENI is not full, or the second has not two and one ahead: %v", cloud.enis())
+		}
+
+		// Pods of both end. What is too much then leaves the second ENI, and the first one has room again.
+		cloud.lateMetadata("", 20*time.Second)
+		before := secondary(second)
+		for _, name := range []string{first[0], first[1], "b1"} {
+			s.del(s.living(name), true)
+		}
+		s.pass(2*s.told.CoolDown + 2*time.Second)
+		var left []netip.Addr
+		for _, a := range before {
+			if !slices.Contains(secondary(second), a) {
+				left = append(left, a)
+			}
+		}
+		if len(left) == 0 || len(secondary("eni-1")) == truth.AddressesPer-1 {
+			t.Fatalf("nothing left the second ENI, or the first has no room: %v", cloud.enis())
+		}
+		// Somebody takes what else is free below it, so that EC2 gives the first ENI just that.
+		for {
+			e, err := cloud.vpc.Create(0, 0, "somebody's", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Addresses[0].Next().Compare(left[0]) >= 0 {
+				if e.Addresses[0] == left[0] {
+					if err := cloud.vpc.Delete(e.ID); err != nil {
+						t.Fatal(err)
+					}
+				}
+				break
+			}
+		}
+		s.create("c0")
+		s.add("c0")
+		s.pass(2 * time.Second)
+		came := slices.IndexFunc(left, func(a netip.Addr) bool { return slices.Contains(secondary("eni-1"), a) })
+		if came < 0 {
+			t.Fatalf("none of %v came to the first ENI: %v", left, cloud.enis())
+		}
+
+		s.kill()
+		cloud.lateMetadata("", 40*time.Second)
+		s.settle()
+		for i := range 2 { // settle compares what they are told with what the VPC has
+			s.create(fmt.Sprintf("d%d", i))
+			s.add(fmt.Sprintf("d%d", i))
+			s.pass(time.Second)
+		}
+		cloud.calm()
+		s.done()
+		for i := range 2 {
+			if s.living(fmt.Sprintf("d%d", i)) == nil {
+				t.Errorf("pod d%d has no address: %v", i, s.sandboxes[fmt.Sprintf("d%d", i)].err)
+			}
+		}
+	})
+}
