@@ -94,6 +94,8 @@ func (a *acts) play(most int) {
 	chosen := rapid.SampledFrom(a.targets).Draw(a.rt, "targets")
 	a.did("%v", chosen)
 	maps.Copy(a.env, chosen)
+	// What goes back as soon as it can is what may be believed to be here, or gone, too early.
+	a.env["BRANCHLINE_KEEP_SURPLUS"] = rapid.SampledFrom([]string{"0", "0", "0", "300"}).Draw(a.rt, "surplus is kept for")
 	for _, p := range a.pods {
 		a.create(p)
 	}

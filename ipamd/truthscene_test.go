@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,10 +12,8 @@ import (
 	"github.com/branchline-cni/branchline/test/truth"
 )
 
-// TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes plays one case that the random ones come to too seldom: an
-// address leaves the second ENI, EC2 gives it to the first one, and the next agent starts while IMDS shows the time before
-// both. What is noted of the second ENI has to outlive what is said of the first.
-func TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes(t *testing.T) {
+// inScene plays a case on an instance with one network card that keeps one address ahead, and no other for longer than it must.
+func inScene(t *testing.T, play func(t *testing.T, s *stage, cloud *plain)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		var cloud *plain
@@ -28,25 +27,68 @@ func TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes(t *testing.
 		}()
 		s.env["WARM_IP_TARGET"], s.env["BRANCHLINE_KEEP_SURPLUS"] = "1", "0"
 		s.settle()
-		run := func(names ...string) {
-			t.Helper()
-			for _, name := range names {
-				s.create(name)
-				s.add(name)
-				s.done()
-				if s.living(name) == nil {
-					t.Fatalf("pod %s has no address: %v", name, s.sandboxes[name].err)
-				}
-			}
-			s.pass(5 * time.Second)
+		play(t, s, cloud)
+	})
+}
+
+// run runs pods, one after the other.
+func (s *stage) run(names ...string) {
+	s.t.Helper()
+	for _, name := range names {
+		s.create(name)
+		s.add(name)
+		s.done()
+		if s.living(name) == nil {
+			s.t.Fatalf("pod %s has no address: %v", name, s.sandboxes[name].err)
 		}
+	}
+	s.pass(5 * time.Second)
+}
+
+// TestP5P50NothingIsGivenBackThatTheDiskDoesNotSay: the disk takes nothing at the moment when addresses are to be given back,
+// and the next agent starts while IMDS shows them yet.
+func TestP5P50NothingIsGivenBackThatTheDiskDoesNotSay(t *testing.T) {
+	inScene(t, func(t *testing.T, s *stage, cloud *plain) {
+		s.run("a0", "a1", "a2", "a3")
+		had := cloud.enis()["eni-1"].Addresses
+		for _, name := range []string{"a1", "a2", "a3"} {
+			s.del(s.living(name), true)
+		}
+		s.pass(s.told.CoolDown)
+		s.setDisk(syscall.ENOSPC)
+		s.pass(2 * s.told.CoolDown)
+		if now := cloud.enis()["eni-1"].Addresses; !slices.Equal(now, had) {
+			t.Errorf("EC2 was asked to take back %v of %v, which no disk says", now, had)
+		}
+		s.kill()
+		s.setDisk(nil)
+		cloud.lateMetadata("", time.Minute)
+		s.settle()
+		for i := range 3 { // settle compares what they are told with what the VPC has
+			s.create(fmt.Sprint("b", i))
+			s.add(fmt.Sprint("b", i))
+			s.pass(time.Second)
+		}
+		cloud.calm()
+		s.pass(3 * s.told.CoolDown)
+		if s.living("b0") == nil {
+			t.Errorf("a pod was not given what is there: %v", s.sandboxes["b0"].err)
+		}
+	})
+}
+
+// TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes plays one case that the random ones come to too seldom: an
+// address leaves the second ENI, EC2 gives it to the first one, and the next agent starts while IMDS shows the time before
+// both. What is noted of the second ENI has to outlive what is said of the first.
+func TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes(t *testing.T) {
+	inScene(t, func(t *testing.T, s *stage, cloud *plain) {
 		secondary := func(id string) []netip.Addr { return slices.Clone(cloud.enis()[id].Addresses[1:]) }
 		var first []string // the pods of the first ENI
 		for i := range truth.AddressesPer - 1 {
 			first = append(first, fmt.Sprintf("a%d", i))
 		}
-		run(first...)
-		run("b0", "b1")
+		s.run(first...)
+		s.run("b0", "b1")
 		second := s.living("b0").grants[0].ENI
 		if second == "eni-1" || len(secondary("eni-1")) != truth.AddressesPer-1 || len(secondary(second)) != 3 {
 			t.Fatalf("the first ENI is not full, or the second has not two and one ahead: %v", cloud.enis())

@@ -71,12 +71,6 @@ func (c *Cache) NodeTools(ctx context.Context) (Tree, error) {
 	return Tree{dir}, err
 }
 
-// Strace is Debian's strace, which tests kill and fail a program's system calls with.
-func (c *Cache) Strace(ctx context.Context) (Tree, error) {
-	dir, err := c.debianClosure(ctx, "strace", nil, "strace")
-	return Tree{dir}, err
-}
-
 // Busybox is one static executable with ping, nc, udhcpc, wget and nslookup: what
 // tests of the network look with, on machines that have none of them.
 func (c *Cache) Busybox(ctx context.Context) (path string, err error) {

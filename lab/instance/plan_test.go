@@ -27,6 +27,10 @@ func TestQEMUIsToldAboutEveryPart(t *testing.T) {
 			t.Errorf("no %q in %s", want, all)
 		}
 	}
+	p.hugeMemory = true
+	if huge := strings.Join(p.args(), " "); !strings.Contains(all, "memory-backend-memfd,") || !strings.Contains(huge, "memory-backend-file,mem-path=/proc/self/fd/5,") {
+		t.Errorf("the memory is not QEMU's own, or not the file with huge pages: %s, %s", all, huge)
+	}
 	if n := strings.Count(all, "pcie-root-port"); n != 15 {
 		t.Errorf("%d root ports, want 15", n)
 	}

@@ -187,8 +187,16 @@ func (v *vm) startProcesses(ctx context.Context) error {
 		return err
 	}
 	defer qmpFile.Close()
+	extra := []*os.File{agentFile, qmpFile} // in the order of agentFD, qmpFD, memoryFD
+	memory, err := hugeMemory(v.spec.MemoryMiB)
+	if v.plan.hugeMemory = err == nil; v.plan.hugeMemory {
+		defer memory.Close()
+		extra = append(extra, memory)
+	} else {
+		v.spec.Log.Warn("the VM's memory has no huge pages: it will be slower", "err", err)
+	}
 	cmd := exec.Command(qemuProgram, v.plan.args()...)
-	cmd.ExtraFiles = []*os.File{agentFile, qmpFile} // in the order of agentFD, qmpFD
+	cmd.ExtraFiles = extra
 	if v.qemu, err = v.spawner.start(cmd, v.spec.log("qemu")); err != nil {
 		qmpConn.Close()
 		return fmt.Errorf("%w (is the package qemu-system-x86 installed?)", err)

@@ -19,16 +19,18 @@ type vmPlan struct {
 	initramfs      string
 	runDir         string // sockets; short, for a unix socket's path has at most 107 bytes
 	consoleLogFile string
+	hugeMemory     bool // the memory is memoryFD; else QEMU makes it
 }
 
 func (p vmPlan) rootSocket() string  { return filepath.Join(p.runDir, "root.sock") }
 func (p vmPlan) stateSocket() string { return filepath.Join(p.runDir, "state.sock") }
 
-// File descriptors that QEMU inherits: its ends of two socket pairs. They exist before QEMU does, so the guest finds its
-// supervisor connected, and end with the supervisor.
+// File descriptors that QEMU inherits: its ends of two socket pairs, which exist before QEMU does, so that the guest finds its
+// supervisor connected, and end with the supervisor; and the guest's memory.
 const (
-	agentFD = 3
-	qmpFD   = 4
+	agentFD  = 3
+	qmpFD    = 4
+	memoryFD = 5
 )
 
 // kernelArguments leave out what costs an emulated CPU most and serves nobody here: hardening against what isn't there
@@ -42,11 +44,15 @@ func portID(n int) string { return "rp" + strconv.Itoa(n) }
 
 // args is QEMU's command line. TCG, because what the lab shows must not depend on whether the machine lends its KVM.
 func (p vmPlan) args() []string {
+	memory := "memory-backend-memfd"
+	if p.hugeMemory {
+		memory = fmt.Sprintf("memory-backend-file,mem-path=/proc/self/fd/%d", memoryFD)
+	}
 	args := []string{
 		"-name", p.name,
 		"-M", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", strconv.Itoa(p.cpus), "-m", strconv.Itoa(p.memoryMiB) + "M",
 		// virtiofs needs the guest's memory shared with its daemons
-		"-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", p.memoryMiB), "-numa", "node,memdev=mem",
+		"-object", fmt.Sprintf("%s,id=mem,size=%dM,share=on", memory, p.memoryMiB), "-numa", "node,memdev=mem",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "file:" + p.consoleLogFile,
 		"-kernel", p.image, "-initrd", p.initramfs,

@@ -200,22 +200,22 @@ func of(kinds ...string) func(string) bool {
 
 var parts = []part{
 	{"ADD is killed", nil, func(c *crashing, kind string) {
-		atEachSend(c.t, "signal=KILL", c.rounds(kind), func(x traced) { _ = c.runADD(x) }, c.repair, c.tidy)
+		atEachSend(c.t, killed, c.rounds(kind), func(x *harmed) { _ = c.runADD(x) }, c.repair, c.tidy)
 	}},
 	{"DEL is killed", nil, func(c *crashing, kind string) {
-		atEachSend(c.t, "signal=KILL", c.rounds(kind), func(x traced) { _ = c.runDEL(x) }, c.repair, c.tidy)
+		atEachSend(c.t, killed, c.rounds(kind), func(x *harmed) { _ = c.runDEL(x) }, c.repair, c.tidy)
 	}},
 	{"GC is killed", of("strict"), func(c *crashing, _ string) {
-		gc := func(x traced) {
+		gc := func(x *harmed) {
 			c.mustAdd(c.first)
 			_ = x.run(c.node, func() error { return c.gc() })
 		}
-		atEachSend(c.t, "signal=KILL", 1, gc, c.repair, c.tidy)
+		atEachSend(c.t, killed, 1, gc, c.repair, c.tidy)
 	}},
 	// What lacks memory is an error with a code, and the undo leaves nothing.
 	{"ADD fails", of("regular", "standard", "strict"), func(c *crashing, _ string) {
 		var failed error
-		atEachSend(c.t, "error=ENOBUFS", 1, func(x traced) { failed = c.runADD(x) }, func(_ int, when string) {
+		atEachSend(c.t, failing(unix.ENOBUFS), 1, func(x *harmed) { failed = c.runADD(x) }, func(_ int, when string) {
 			wantCode(c.t, failed, CodeWiring, goldenPod, "no buffer space")
 			c.tidy(when)
 		}, c.tidy)
@@ -223,7 +223,7 @@ var parts = []part{
 	// A runtime repeats a DEL that has failed, and one that has not is over.
 	{"DEL fails", of("regular", "standard", "strict"), func(c *crashing, _ string) {
 		var failed error
-		atEachSend(c.t, "error=ENOBUFS", 1, func(x traced) { failed = c.runDEL(x) }, func(i int, when string) {
+		atEachSend(c.t, failing(unix.ENOBUFS), 1, func(x *harmed) { failed = c.runDEL(x) }, func(i int, when string) {
 			wantCode(c.t, failed, CodeWiring, goldenPod, "no buffer space")
 			c.repair(i, when)
 		}, c.tidy)
@@ -231,7 +231,7 @@ var parts = []part{
 	// What is interrupted is done again.
 	{"ADD is interrupted", of("strict"), func(c *crashing, _ string) {
 		var failed error
-		atEachSend(c.t, "error=EINTR", 1, func(x traced) { failed = c.runADD(x) }, func(_ int, when string) {
+		atEachSend(c.t, failing(unix.EINTR), 1, func(x *harmed) { failed = c.runADD(x) }, func(_ int, when string) {
 			if failed != nil {
 				c.t.Errorf("%s: %v", when, failed)
 			}
@@ -242,7 +242,7 @@ var parts = []part{
 	}},
 	{"DEL is interrupted", of("strict"), func(c *crashing, _ string) {
 		var failed error
-		atEachSend(c.t, "error=EINTR", 1, func(x traced) { failed = c.runDEL(x) }, func(_ int, when string) {
+		atEachSend(c.t, failing(unix.EINTR), 1, func(x *harmed) { failed = c.runDEL(x) }, func(_ int, when string) {
 			if failed != nil {
 				c.t.Errorf("%s: %v", when, failed)
 			}
@@ -251,11 +251,11 @@ var parts = []part{
 	}},
 }
 
-func (c *crashing) runADD(x traced) error {
+func (c *crashing) runADD(x *harmed) error {
 	return x.run(c.node, func() error { _, err := c.add("1.0.0", c.first); return err })
 }
 
-func (c *crashing) runDEL(x traced) error {
+func (c *crashing) runDEL(x *harmed) error {
 	c.mustAdd(c.first)
 	return x.run(c.node, func() error { return c.del(c.first) })
 }

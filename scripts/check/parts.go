@@ -5,12 +5,21 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/branchline-cni/branchline/lab/artifacts/host"
 )
 
 const (
 	second = time.Second
 	minute = time.Minute
 )
+
+// twoMachinesFit says whether the virtual machine of the kernel tests, which do not mind to wait, fits beside that of a cluster.
+func twoMachinesFit() bool {
+	const twoMachines = 12 << 30 // their memory, the emulators' buffers, and all the rest
+	have, err := host.TotalMemory()
+	return err == nil && have >= twoMachines-512<<20 // the kernel keeps some
+}
 
 // allParts are the parts in the order in which they start: the artifacts, which
 // most of the others need, then the longest, and beside them, in the lane that
@@ -45,6 +54,11 @@ func allParts() []part {
 			cold: 6 * minute, warm: minute, deadline: 20 * minute, run: build,
 		},
 		{
+			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
+			cold: 6 * minute, warm: 5 * minute, deadline: 30 * minute, after: []string{"artifacts"},
+			heavy: !twoMachinesFit(), devices: true, run: kernel,
+		},
+		{
 			name: "unit", what: "plain tests, the product's with the race detector",
 			cold: 12 * minute, warm: 2 * minute, deadline: 25 * minute,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
@@ -53,11 +67,6 @@ func allParts() []part {
 			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
 			cold: 5 * minute, warm: 3 * minute, deadline: 20 * minute, after: []string{"artifacts"},
 			devices: true, run: agentTests,
-		},
-		{
-			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
-			cold: 6 * minute, warm: 5 * minute, deadline: 30 * minute, after: []string{"artifacts"},
-			heavy: true, run: kernel,
 		},
 		{
 			name: "envtest", what: "the control plane's code against a real API server and etcd",

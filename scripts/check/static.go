@@ -19,8 +19,7 @@ func makeArtifacts(ctx context.Context, w *work) error {
 			_, err2 := w.cache.NodeTools(ctx)
 			_, err3 := w.cache.PostgreSQL(ctx)
 			_, err4 := w.cache.AWSCLI(ctx)
-			_, err5 := w.cache.Strace(ctx)
-			return errors.Join(err, err2, err3, err4, err5)
+			return errors.Join(err, err2, err3, err4)
 		}},
 		{"kernel", func() error { _, err := w.cache.Kernel(ctx); return err }},
 		{"CoreDNS", func() error { _, err := w.cache.CoreDNS(ctx); return err }},

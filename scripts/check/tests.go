@@ -50,9 +50,9 @@ const stripped = "-ldflags=-s -w"
 // sometimes fails a target for the deadline itself ("context deadline exceeded").
 func inputs(dir string) string {
 	if dir == "plugins/eni" {
-		return "75000x"
+		return "30000x"
 	}
-	return "10000x"
+	return "5000x"
 }
 
 // fuzz runs each fuzz target. A package's targets share one executable: linking takes longer than most of them run.

@@ -90,10 +90,10 @@ func compile(ctx context.Context, patterns []string, dir string) ([]testBinary, 
 }
 
 // What tells a test binary where the CNI executable is, built as it ships, with the other executables of the chain beside
-// it; where Debian's strace is unpacked; and how much more than usual it is to try (see the command's flag -soak).
+// it; where the command is that harms it at its system calls; and how much more than usual it is to try (see the command's flag -soak).
 const (
 	executableVariable = "BRANCHLINE_AWS_CNI"
-	straceVariable     = "BRANCHLINE_STRACE"
+	harmVariable       = "BRANCHLINE_HARM"
 	soakVariable       = "BRANCHLINE_SOAK"
 )
 

@@ -7,8 +7,8 @@
 //	go run ./test/kernel -mutants FILE ./plugins/eni   show that the tests see each of the faults that FILE lists
 //
 // The CNI executables are built, too, unless the cache has them: aws-cni's path is given to each test binary in BRANCHLINE_AWS_CNI, the others of
-// the chain are in the same folder. PATH leads to what a node has beside them (iptables, nft, ip), BRANCHLINE_STRACE to
-// the folder that strace is unpacked in.
+// the chain are in the same folder. PATH leads to what a node has beside them (iptables, nft, ip), BRANCHLINE_HARM to
+// the command that harms it at its system calls (test/harm).
 //
 // It ends with one line that says what ran. A test that skips itself counts as failed: nothing is left out in silence.
 package main
@@ -104,7 +104,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	strace, err := cache.Strace(ctx)
+	harm, err := cache.Go(ctx, "harm", "./test/harm", "")
 	if err != nil {
 		return err
 	}
@@ -118,12 +118,12 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	vm, err := boot(ctx, cache, o, work, tests, bin, faulty, tools.Dir, strace.Dir)
+	vm, err := boot(ctx, cache, o, work, tests, bin, faulty, tools.Dir, filepath.Dir(harm))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, vm.Close()) }()
-	env := func(executable string) []string { return environment(executable, tools, strace, o.soak) }
+	env := func(executable string) []string { return environment(executable, harm, tools, o.soak) }
 	if mutants != nil {
 		return runMutants(ctx, vm, o, tests, mutants, seers(o.run), env, executable, os.Stdout)
 	}
@@ -142,9 +142,9 @@ func run(ctx context.Context, o options) (err error) {
 }
 
 // environment is what test binaries run with: seldom collections, for one, as the CPU is emulated.
-func environment(executable string, tools, strace artifacts.Tree, soak int) []string {
+func environment(executable, harm string, tools artifacts.Tree, soak int) []string {
 	return []string{
-		"TMPDIR=/tmp", "GOGC=400", executableVariable + "=" + executable, straceVariable + "=" + strace.Dir, fmt.Sprintf("%s=%d", soakVariable, soak),
+		"TMPDIR=/tmp", "GOGC=400", executableVariable + "=" + executable, harmVariable + "=" + harm, fmt.Sprintf("%s=%d", soakVariable, soak),
 		"PATH=" + tools.SearchPath() + ":" + os.Getenv("PATH"), "LD_LIBRARY_PATH=" + tools.LibraryPath(),
 		"XTABLES_LIBDIR=" + filepath.Join(tools.Dir, xtables),
 	}

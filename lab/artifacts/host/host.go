@@ -79,7 +79,7 @@ func (n Needs) Look() []Problem {
 			add(fmt.Sprintf("%d GB of free disk space in %s", n.FreeBytes/1e9, d), "there are %.1f; make room, or set BRANCHLINE_CACHE, GOCACHE or TMPDIR to another disk", float64(free)/1e9)
 		}
 	}
-	if have, err := totalMemory("/proc/meminfo"); err == nil && have < n.MemoryBytes {
+	if have, err := TotalMemory(); err == nil && have < n.MemoryBytes {
 		add(fmt.Sprintf("%.1f GiB of memory", float64(n.MemoryBytes)/(1<<30)), "there are %.1f", float64(have)/(1<<30))
 	}
 	return ps
@@ -224,6 +224,9 @@ func freeBytes(path string) (int64, error) {
 		path = filepath.Dir(path)
 	}
 }
+
+// TotalMemory is how much this machine has, in bytes.
+func TotalMemory() (int64, error) { return totalMemory("/proc/meminfo") }
 
 func totalMemory(meminfo string) (int64, error) {
 	f, err := os.Open(meminfo)
