@@ -48,14 +48,26 @@ type connection struct {
 	sources         [2]netip.Addr
 }
 
-// Forget deletes the connections of addresses that the kernel tracks, those that an address asked for and those that were
-// answered by it, whether it was called by its own name or by a Service's. It is for addresses that change hands: the next
+// Forget has the kernel forget what it knows of addresses that change hands: their connections, and the link-layer addresses that it has learned.
+// It returns
+// how many connections that were.
+func (k *Kernel) Forget(ctx context.Context, addresses []netip.Addr) (connections int, err error) {
+	if len(addresses) == 0 {
+		return 0, nil
+	}
+	err = k.forgetNeighbours(addresses)
+	connections, cerr := forgetConnections(ctx, addresses)
+	return connections, errors.Join(err, cerr)
+}
+
+// forgetConnections deletes the connections of addresses that the kernel tracks, those that an address asked for and those that were
+// answered by it, whether it was called by its own name or by a Service's. The next
 // pod's packets must not be taken for its predecessor's connections, whose translation and state they would inherit.
 //
 // For a single IPv4 address the kernel looks for them itself (before 5.8 it lists all, as for several). The table's walk
 // costs milliseconds all the same, so there is one for many addresses.
-func (k *Kernel) Forget(ctx context.Context, addresses []netip.Addr) (forgotten int, err error) {
-	if _, err := os.Stat(trackedConnections); errors.Is(err, fs.ErrNotExist) || len(addresses) == 0 {
+func forgetConnections(ctx context.Context, addresses []netip.Addr) (forgotten int, err error) {
+	if _, err := os.Stat(trackedConnections); errors.Is(err, fs.ErrNotExist) {
 		return 0, nil // this kernel tracks nothing
 	}
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
