@@ -259,6 +259,31 @@ func TestAPartThatHangsIsEndedAtItsDeadline(t *testing.T) {
 	}
 }
 
+func TestWhatAProgramLeavesRunningIsEnded(t *testing.T) {
+	if err := adoptOrphans(); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	pid := ""
+	results := runParts(t, t.Context(), &out, part{name: "a", run: func(ctx context.Context, w *work) error {
+		// It is in a session of its own, and its parent ends before it.
+		return w.command(ctx, nil, func(l string) { pid = l }, "sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!")
+	}})
+	if results[0].err != nil {
+		t.Fatal(results[0].err)
+	}
+	if _, err := os.Stat("/proc/" + pid); err != nil || pid == "" {
+		t.Fatalf("nothing is left running, process %q: %v", pid, err)
+	}
+	ended, err := endOrphans()
+	if err != nil || len(ended) != 1 {
+		t.Errorf("ended %q, %v; want one process", ended, err)
+	}
+	if _, err := os.Stat("/proc/" + pid); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("process %s runs on: %v", pid, err)
+	}
+}
+
 func TestInterruptionLeavesTheRestNotRun(t *testing.T) {
 	var out bytes.Buffer
 	ctx, cancel := context.WithCancel(t.Context())

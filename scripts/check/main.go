@@ -56,7 +56,7 @@ func run(ctx context.Context, only string, list bool, logs string, lanes int) in
 		fmt.Fprintln(os.Stderr, "check:", err)
 		return 2
 	}
-	parts, left, err := choose(allParts(), only)
+	parts, out, err := choose(allParts(), only)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "check:", err)
 		return 2
@@ -91,9 +91,20 @@ func run(ctx context.Context, only string, list bool, logs string, lanes int) in
 	if filepath.IsAbs(logs) {
 		r.logs = logs
 	}
+	if err := adoptOrphans(); err != nil {
+		fmt.Fprintln(os.Stderr, "check:", err)
+		return 2
+	}
 	began := time.Now()
 	results := r.runAll(ctx, parts)
-	ok := summarize(os.Stdout, results, left, r.logs, time.Since(began))
+	left, err := endOrphans()
+	if len(left) > 0 {
+		fmt.Fprintln(os.Stderr, "check: ended what its programs left running:", strings.Join(left, ", "))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "check:", err)
+	}
+	ok := summarize(os.Stdout, results, out, r.logs, time.Since(began))
 	if ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "check: interrupted")
 		return 130
