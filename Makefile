@@ -4,10 +4,10 @@ GO ?= go
 .DEFAULT_GOAL := help
 .PHONY: demo test build image lint generate bench packets mutants clean help
 
-demo: ## the walk-through: two pods, one gets into the database (about 35 minutes the first time, then 10 to 20)
+demo: ## the walk-through: two pods, one gets into the database (about 30 minutes the first time, then 8 to 13)
 	$(GO) run ./cmd/vpclab demo
 
-test: ## everything that CI runs (about 75 minutes the first time, then 30 to 40)
+test: ## everything that CI runs (50 to 60 minutes the first time, then 15 to 20)
 	$(GO) run ./scripts/check
 
 build: ## executables for amd64 and arm64 into out/bin

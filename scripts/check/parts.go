@@ -33,12 +33,12 @@ func allParts() []part {
 		},
 		{
 			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
-			cold: 16 * minute, warm: 12 * minute, deadline: 45 * minute, after: []string{"artifacts"},
+			cold: 12 * minute, warm: 9 * minute, deadline: 45 * minute, after: []string{"artifacts"},
 			heavy: true, ahead: true, run: demo,
 		},
 		{
 			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
-			cold: 10 * minute, warm: 7 * minute, deadline: 40 * minute, after: []string{"artifacts"},
+			cold: 8 * minute, warm: 5 * minute, deadline: 40 * minute, after: []string{"artifacts"},
 			heavy: true, run: labTests,
 		},
 		{
@@ -55,7 +55,7 @@ func allParts() []part {
 		},
 		{
 			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
-			cold: 6 * minute, warm: 5 * minute, deadline: 30 * minute, after: []string{"artifacts"},
+			cold: 6 * minute, warm: 4 * minute, deadline: 30 * minute, after: []string{"artifacts"},
 			heavy: !twoMachinesFit(), devices: true, run: kernel,
 		},
 		{

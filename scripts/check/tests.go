@@ -46,7 +46,7 @@ func unit(ctx context.Context, w *work) error {
 const stripped = "-ldflags=-s -w"
 
 // inputs is how many inputs a fuzz target gets from its one worker: what takes a
-// second, or ten for what a runtime hands to the CNI executable. With a time instead of a number, Go
+// second, or four for what a runtime hands to the CNI executable. With a time instead of a number, Go
 // sometimes fails a target for the deadline itself ("context deadline exceeded").
 func inputs(dir string) string {
 	if dir == "plugins/eni" {
