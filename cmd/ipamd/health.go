@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/branchline-cni/branchline/ipamd"
 	"github.com/branchline-cni/branchline/rpc"
@@ -75,7 +77,10 @@ func serving(ctx context.Context, client healthpb.HealthClient, request *healthp
 		if ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", context.Cause(ctx), last)
 		}
-		last = err
+		// The server knows of the time limit, too, and may have ended the stream a moment before it is over here.
+		if c := status.Code(err); c != codes.Canceled && c != codes.DeadlineExceeded {
+			last = err
+		}
 		select { // it ended, and may begin again
 		case <-ctx.Done():
 		case <-time.After(100 * time.Millisecond):
