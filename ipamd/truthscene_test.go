@@ -45,6 +45,17 @@ func (s *stage) run(names ...string) {
 	s.pass(5 * time.Second)
 }
 
+// come has pods ask, a second apart, and does not wait for their answers: what they are told meanwhile is compared with what
+// the VPC has.
+func (s *stage) come(names ...string) {
+	s.t.Helper()
+	for _, name := range names {
+		s.create(name)
+		s.add(name)
+		s.pass(time.Second)
+	}
+}
+
 // TestP5P50NothingIsGivenBackThatTheDiskDoesNotSay: the disk takes nothing at the moment when addresses are to be given back,
 // and the next agent starts while IMDS shows them yet.
 func TestP5P50NothingIsGivenBackThatTheDiskDoesNotSay(t *testing.T) {
@@ -64,11 +75,7 @@ func TestP5P50NothingIsGivenBackThatTheDiskDoesNotSay(t *testing.T) {
 		s.setDisk(nil)
 		cloud.lateMetadata("", time.Minute)
 		s.settle()
-		for i := range 3 { // settle compares what they are told with what the VPC has
-			s.create(fmt.Sprint("b", i))
-			s.add(fmt.Sprint("b", i))
-			s.pass(time.Second)
-		}
+		s.come("b0", "b1", "b2")
 		cloud.calm()
 		s.pass(3 * s.told.CoolDown)
 		if s.living("b0") == nil {
@@ -136,16 +143,12 @@ func TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes(t *testing.
 		s.kill()
 		cloud.lateMetadata("", 40*time.Second)
 		s.settle()
-		for i := range 2 { // settle compares what they are told with what the VPC has
-			s.create(fmt.Sprintf("d%d", i))
-			s.add(fmt.Sprintf("d%d", i))
-			s.pass(time.Second)
-		}
+		s.come("d0", "d1")
 		cloud.calm()
 		s.done()
-		for i := range 2 {
-			if s.living(fmt.Sprintf("d%d", i)) == nil {
-				t.Errorf("pod d%d has no address: %v", i, s.sandboxes[fmt.Sprintf("d%d", i)].err)
+		for _, name := range []string{"d0", "d1"} {
+			if s.living(name) == nil {
+				t.Errorf("pod %s has no address: %v", name, s.sandboxes[name].err)
 			}
 		}
 	})

@@ -48,9 +48,8 @@ type connection struct {
 	sources         [2]netip.Addr
 }
 
-// Forget has the kernel forget what it knows of addresses that change hands: their connections, and the link-layer addresses that it has learned.
-// It returns
-// how many connections that were.
+// Forget has the kernel forget what it knows of addresses that change hands: their connections, and the link-layer addresses
+// that it has learned. It returns how many connections that were.
 func (k *Kernel) Forget(ctx context.Context, addresses []netip.Addr) (connections int, err error) {
 	if len(addresses) == 0 {
 		return 0, nil
@@ -60,9 +59,9 @@ func (k *Kernel) Forget(ctx context.Context, addresses []netip.Addr) (connection
 	return connections, errors.Join(err, cerr)
 }
 
-// forgetConnections deletes the connections of addresses that the kernel tracks, those that an address asked for and those that were
-// answered by it, whether it was called by its own name or by a Service's. The next
-// pod's packets must not be taken for its predecessor's connections, whose translation and state they would inherit.
+// forgetConnections deletes the connections of addresses that the kernel tracks, those that an address asked for and those
+// that were answered by it, whether it was called by its own name or by a Service's. The next pod's packets must not be taken
+// for its predecessor's connections, whose translation and state they would inherit.
 //
 // For a single IPv4 address the kernel looks for them itself (before 5.8 it lists all, as for several). The table's walk
 // costs milliseconds all the same, so there is one for many addresses.

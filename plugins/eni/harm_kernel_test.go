@@ -178,8 +178,12 @@ func (x *harmed) hits(pid int, n notification) (bool, error) {
 	end := n.nr == unix.SYS_EXIT_GROUP
 	if !end {
 		netlink, err := isNetlink(pid, int(n.args[0]))
-		if err != nil || !netlink {
+		if err != nil {
 			return false, err
+		}
+		if !netlink {
+			x.note(errors.New("the executable talks to something else than netlink by sendto"))
+			return false, nil
 		}
 	}
 	x.mu.Lock()
