@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -259,25 +260,45 @@ func TestAPartThatHangsIsEndedAtItsDeadline(t *testing.T) {
 	}
 }
 
-func TestWhatAProgramLeavesRunningIsEnded(t *testing.T) {
-	if err := adoptOrphans(); err != nil {
-		t.Fatal(err)
+// The test plays all three: the process that attends, its child, and (as who started the first) the judge.
+func TestOrphansAreReapedAndThoseThatRunOnAreEnded(t *testing.T) {
+	const self = "-test.run=^TestOrphansAreReapedAndThoseThatRunOnAreEnded$"
+	const roleEnv = "BRANCHLINE_TEST_ATTEND"
+	if os.Getenv(roleEnv) != "" && os.Getenv(attendedEnv) == "" {
+		code, err := attend("/proc/self/exe", []string{"check", self}, os.Environ())
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(code)
 	}
-	var out bytes.Buffer
-	pid := ""
-	results := runParts(t, t.Context(), &out, part{name: "a", run: func(ctx context.Context, w *work) error {
-		// It is in a session of its own, and its parent ends before it.
-		return w.command(ctx, nil, func(l string) { pid = l }, "sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!")
-	}})
-	if results[0].err != nil {
-		t.Fatal(results[0].err)
+	if os.Getenv(roleEnv) != "" {
+		// Both are in sessions of their own, and their parent ends before them.
+		out, err := exec.Command("sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!; setsid sleep 0.1 >/dev/null 2>&1 & echo $!").Output()
+		pids := strings.Fields(string(out))
+		if err != nil || len(pids) != 2 {
+			t.Fatalf("%q, %v", out, err)
+		}
+		for gone := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if _, err := os.Stat("/proc/" + pids[1]); errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			if time.Now().After(gone) {
+				t.Fatalf("process %s ended and nobody reaps it", pids[1])
+			}
+		}
+		fmt.Println("left:", pids[0])
+		os.Exit(7)
 	}
-	if _, err := os.Stat("/proc/" + pid); err != nil || pid == "" {
-		t.Fatalf("nothing is left running, process %q: %v", pid, err)
+	cmd := exec.Command("/proc/self/exe", self)
+	cmd.Env = append(os.Environ(), roleEnv+"=1")
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 7 {
+		t.Fatalf("ended with %v, want its child's exit status 7:\n%s", err, out)
 	}
-	ended, err := endOrphans()
-	if err != nil || len(ended) != 1 {
-		t.Errorf("ended %q, %v; want one process", ended, err)
+	_, rest, _ := strings.Cut(string(out), "left: ")
+	pid, rest, _ := strings.Cut(rest, "\n")
+	if pid == "" || !strings.Contains(rest, "left running: sleep") {
+		t.Errorf("says:\n%s", out)
 	}
 	if _, err := os.Stat("/proc/" + pid); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("process %s runs on: %v", pid, err)

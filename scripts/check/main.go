@@ -30,6 +30,15 @@ What is built stays in %s; nothing else is left on this machine but the Debian p
 `
 
 func main() {
+	if os.Getenv(attendedEnv) == "" {
+		code, err := attendSelf()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "check:", err)
+			code = max(code, 2)
+		}
+		os.Exit(code)
+	}
+	os.Unsetenv(attendedEnv)
 	only := flag.String("only", "", "run just these parts, separated by commas, and what they need")
 	list := flag.Bool("list", false, "list the parts and end")
 	logs := flag.String("logs", "out/logs", "folder for the log of each part")
@@ -91,19 +100,8 @@ func run(ctx context.Context, only string, list bool, logs string, lanes int) in
 	if filepath.IsAbs(logs) {
 		r.logs = logs
 	}
-	if err := adoptOrphans(); err != nil {
-		fmt.Fprintln(os.Stderr, "check:", err)
-		return 2
-	}
 	began := time.Now()
 	results := r.runAll(ctx, parts)
-	left, err := endOrphans()
-	if len(left) > 0 {
-		fmt.Fprintln(os.Stderr, "check: ended what its programs left running:", strings.Join(left, ", "))
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "check:", err)
-	}
 	ok := summarize(os.Stdout, results, out, r.logs, time.Since(began))
 	if ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "check: interrupted")

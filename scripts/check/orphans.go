@@ -4,42 +4,106 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// adoptOrphans makes this process the parent of what its programs leave running when they end: a test that is interrupted
-// leaves its API server, which is in a process group of its own.
-func adoptOrphans() error {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("become the parent of orphans: %w", err)
+// attendedEnv is set for the process that does the work, below the one that attends it.
+const attendedEnv = "BRANCHLINE_CHECK_ATTENDED"
+
+// attendSelf is attend for this program as it was called.
+func attendSelf() (status int, err error) {
+	path, err := os.Executable() // by its name, and not /proc/self/exe: it is what ps shows
+	if err != nil {
+		return 2, err
 	}
-	return nil
+	return attend(path, os.Args, os.Environ())
 }
 
-// endOrphans kills what is left of this process's children, and of theirs. It is called when nothing is to run any more.
+// attend runs this program once more, as its child, and is for all that runs below what process 1 is for a system: it
+// reaps orphans as they end (a test may wait for one to be gone), and ends those that are left in the end: a test that
+// is interrupted leaves its API server, which is in a process group of its own. It returns the child's exit status.
+func attend(path string, args, env []string) (status int, err error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 2, fmt.Errorf("become the parent of orphans: %w", err)
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	runtime.LockOSThread() // Pdeathsig looks at the thread that started the child
+	child, err := os.StartProcess(path, args, &os.ProcAttr{
+		Env: append(env, attendedEnv+"=1"), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM},
+	})
+	if err != nil {
+		return 2, err
+	}
+	go func() {
+		for s := range signals {
+			_ = child.Signal(s) // it may have it already, from the terminal; the second does nothing more
+		}
+	}()
+	status, err = reapUntil(child.Pid)
+	left, endErr := endOrphans()
+	if len(left) > 0 {
+		fmt.Fprintln(os.Stderr, "check: ended what its programs left running:", strings.Join(left, ", "))
+	}
+	return status, errors.Join(err, endErr)
+}
+
+// reapUntil waits for whichever child ends, until it is this one.
+func reapUntil(pid int) (status int, err error) {
+	for {
+		var s unix.WaitStatus
+		ended, err := unix.Wait4(-1, &s, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 2, fmt.Errorf("wait for process %d: %w", pid, err)
+		case ended == pid && s.Signaled():
+			return 128 + int(s.Signal()), nil
+		case ended == pid:
+			return s.ExitStatus(), nil
+		}
+	}
+}
+
+// endOrphans kills this process's children, and theirs as they become its own, until there are none.
 func endOrphans() (ended []string, err error) {
 	for {
 		children, err := childrenOf(os.Getpid())
-		if err != nil || len(children) == 0 {
+		if err != nil {
 			return ended, err
 		}
+		names := map[int]string{}
 		for _, pid := range children {
 			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-			var status unix.WaitStatus
-			if done, err := unix.Wait4(pid, &status, unix.WNOHANG, nil); err != nil || done == pid {
-				continue // it had ended by itself
-			}
+			names[pid] = strings.TrimSpace(string(name))
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return ended, fmt.Errorf("end process %d (%s): %w", pid, strings.TrimSpace(string(name)), err)
+				return ended, fmt.Errorf("end process %d (%s): %w", pid, names[pid], err)
 			}
-			if _, err := unix.Wait4(pid, &status, 0, nil); err != nil && !errors.Is(err, unix.ECHILD) {
-				return ended, fmt.Errorf("wait for the end of process %d: %w", pid, err)
-			}
-			ended = append(ended, strings.TrimSpace(string(name)))
+		}
+		options := 0
+		if len(children) == 0 {
+			options = unix.WNOHANG // there is nobody to wait for, or nobody that was told to end
+		}
+		var s unix.WaitStatus
+		pid, err := unix.Wait4(-1, &s, options, nil)
+		switch {
+		case errors.Is(err, unix.ECHILD):
+			return ended, nil
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return ended, fmt.Errorf("wait for the end of what its programs left running: %w", err)
+		case pid == 0:
+			return ended, errors.New("its programs left something running that /proc doesn't name (a kernel without CONFIG_PROC_CHILDREN?)")
+		case s.Signaled(): // or it had ended by itself
+			ended = append(ended, names[pid])
 		}
 	}
 }
