@@ -48,12 +48,14 @@ type containerRuntime struct {
 	installed string // the executable
 }
 
-// install puts a release's executable in place as the init container does: by rename, whoever runs the old one.
+// install puts a release's executable in place as the init container does: by rename, whoever runs the old one, and in a
+// process of its own. If this one wrote it, an executable that it starts meanwhile would have the file open for a moment, and
+// who runs it then is told that it is busy.
 func (r *containerRuntime) install(from string) {
 	r.t.Helper()
-	b, err := os.ReadFile(from)
-	must(r.t, err)
-	must(r.t, os.WriteFile(r.installed+".new", b, 0o755))
+	if out, err := exec.Command("cp", "--", from, r.installed+".new").CombinedOutput(); err != nil {
+		r.t.Fatalf("copy %s: %v: %s", from, err, out)
+	}
 	must(r.t, os.Rename(r.installed+".new", r.installed))
 }
 
