@@ -42,7 +42,7 @@ func main() {
 	only := flag.String("only", "", "run just these parts, separated by commas, and what they need")
 	list := flag.Bool("list", false, "list the parts and end")
 	logs := flag.String("logs", "out/logs", "folder for the log of each part")
-	lanes := flag.Int("parallel", 2, "how many parts may run at once, one of them with a cluster")
+	lanes := flag.Int("parallel", 2, "how many parts may run at once")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, *only, *list, *logs, max(*lanes, 1))

@@ -26,8 +26,8 @@ type part struct {
 	deadline   time.Duration
 	after      []string // parts that must have passed
 	packages   []string // Debian packages that must be installed
-	heavy      bool     // needs root, memory and devices
-	devices    bool     // needs root and devices, as a heavy part does, and no more memory than others
+	heavy      bool     // needs root, devices, and what memory the smallest machine has
+	devices    bool     // needs root and devices, as a heavy part does
 	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
 	ahead      bool     // the others give way to it: it is what a run waits for in the end
 	run        func(ctx context.Context, w *work) error
@@ -112,8 +112,7 @@ func (r *runner) runAll(ctx context.Context, parts []part) []result {
 // longer that part takes, the more it takes of everything.
 const givesWay = 5
 
-// heavyLanes is how many heavy parts may run at once. A virtual machine, whose CPU is emulated, uses a third of a core while it
-// waits: two at once on two cores take longer than one after the other, and what waits for them runs out of its time.
+// heavyLanes is how many heavy parts may run at once: the smallest machine has memory for one virtual machine.
 const heavyLanes = 1
 
 // next returns which of the waiting parts may start beside the running ones, as
