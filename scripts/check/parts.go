@@ -14,12 +14,21 @@ const (
 	minute = time.Minute
 )
 
-// besideDemo is the memory that a machine needs for one more virtual machine beside that of the walk-through's cluster: the
-// kernel tests' one, or another cluster.
+// The memory that a machine needs for one more virtual machine beside that of the walk-through's cluster: the kernel tests'
+// one, another cluster, and both.
 const (
 	kernelBesideDemo  = 12 << 30
 	clusterBesideDemo = 16 << 30
+	bothBesideDemo    = 20 << 30
 )
+
+// defaultLanes is how many parts run at once: the more, the less a core waits for a part that waits.
+func defaultLanes() int {
+	if hasMemory(bothBesideDemo) {
+		return 3
+	}
+	return 2
+}
 
 func hasMemory(want int64) bool {
 	have, err := host.TotalMemory()

@@ -26,7 +26,7 @@ type part struct {
 	deadline   time.Duration
 	after      []string // parts that must have passed
 	packages   []string // Debian packages that must be installed
-	heavy      bool     // needs root, devices, and what memory the smallest machine has
+	heavy      bool     // needs root, devices, and all memory that the smallest machine has
 	devices    bool     // needs root and devices, as a heavy part does
 	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
 	ahead      bool     // the others give way to it: it is what a run waits for in the end
