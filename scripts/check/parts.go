@@ -14,21 +14,9 @@ const (
 	minute = time.Minute
 )
 
-// The memory that a machine needs for one more virtual machine beside that of the walk-through's cluster: the kernel tests'
-// one, another cluster, and both.
-const (
-	kernelBesideDemo  = 12 << 30
-	clusterBesideDemo = 16 << 30
-	bothBesideDemo    = 20 << 30
-)
-
-// defaultLanes is how many parts run at once: the more, the less a core waits for a part that waits.
-func defaultLanes() int {
-	if hasMemory(bothBesideDemo) {
-		return 3
-	}
-	return 2
-}
+// kernelBesideDemo is the memory that a machine needs for the kernel tests' virtual machine beside that of a cluster. These
+// tests don't mind to wait.
+const kernelBesideDemo = 12 << 30
 
 func hasMemory(want int64) bool {
 	have, err := host.TotalMemory()
@@ -53,7 +41,7 @@ func allParts() []part {
 		{
 			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
 			cold: 8 * minute, warm: 5 * minute, deadline: 40 * minute, after: []string{"artifacts"},
-			heavy: !hasMemory(clusterBesideDemo), devices: true, run: labTests,
+			heavy: true, run: labTests,
 		},
 		{
 			name: "generate", what: "the committed generated code is current",

@@ -26,8 +26,8 @@ type part struct {
 	deadline   time.Duration
 	after      []string // parts that must have passed
 	packages   []string // Debian packages that must be installed
-	heavy      bool     // needs root, devices, and all memory that the smallest machine has
-	devices    bool     // needs root and devices, as a heavy part does
+	heavy      bool     // needs root, devices and memory
+	devices    bool     // needs root and devices, as a heavy part does, and no more memory than others
 	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
 	ahead      bool     // the others give way to it: it is what a run waits for in the end
 	run        func(ctx context.Context, w *work) error
@@ -112,7 +112,8 @@ func (r *runner) runAll(ctx context.Context, parts []part) []result {
 // longer that part takes, the more it takes of everything.
 const givesWay = 5
 
-// heavyLanes is how many heavy parts may run at once: the smallest machine has memory for one virtual machine.
+// heavyLanes is how many heavy parts may run at once. Emulated CPUs of one machine wait for each other, and spin while the one that
+// they wait for has no core: with two clusters and the kernel tests at once two cores took a third more CPU time, and longer.
 const heavyLanes = 1
 
 // next returns which of the waiting parts may start beside the running ones, as
