@@ -45,8 +45,8 @@ type Routing interface {
 	Reconcile(ctx context.Context, d hostnet.Desired) (hostnet.Result, error)
 	// Pods returns the addresses that are wired, whoever remembers them.
 	Pods() ([]netip.Addr, error)
-	// Forget deletes the connections of addresses that the kernel tracks.
-	Forget(ctx context.Context, addresses []netip.Addr) (forgotten int, err error)
+	// Forget has the kernel forget addresses' connections, and the link-layer addresses that it has learned for them.
+	Forget(ctx context.Context, addresses []netip.Addr) (connections int, err error)
 	// Watch calls changed whenever somebody changed what Reconcile made, until ctx ends.
 	Watch(ctx context.Context, changed func())
 }

@@ -26,7 +26,7 @@ type past struct {
 	answered map[store.Key]bool
 }
 
-// runForget has the kernel forget the connections of addresses that are free again. That is done once their cool-down is
+// runForget has the kernel forget what it knows of addresses that are free again. That is done once their cool-down is
 // over, and not at their pods' end, as others go on calling them for a while.
 func (a *Agent) runForget(ctx context.Context) {
 	var retry backoff

@@ -65,7 +65,7 @@ func run(ctx context.Context, only string, list bool, logs string, lanes int) in
 		fmt.Fprintln(os.Stderr, "check:", err)
 		return 2
 	}
-	parts, out, err := choose(allParts(), only)
+	parts, left, err := choose(allParts(), only)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "check:", err)
 		return 2
@@ -102,7 +102,7 @@ func run(ctx context.Context, only string, list bool, logs string, lanes int) in
 	}
 	began := time.Now()
 	results := r.runAll(ctx, parts)
-	ok := summarize(os.Stdout, results, out, r.logs, time.Since(began))
+	ok := summarize(os.Stdout, results, left, r.logs, time.Since(began))
 	if ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "check: interrupted")
 		return 130

@@ -14,13 +14,11 @@ const (
 	minute = time.Minute
 )
 
-// kernelBesideDemo is the memory that a machine needs for the kernel tests' virtual machine beside that of a cluster. These
-// tests don't mind to wait.
-const kernelBesideDemo = 12 << 30
-
-func hasMemory(want int64) bool {
+// twoMachinesFit says whether the virtual machine of the kernel tests, which do not mind to wait, fits beside that of a cluster.
+func twoMachinesFit() bool {
+	const twoMachines = 12 << 30 // their memory, the emulators' buffers, and all the rest
 	have, err := host.TotalMemory()
-	return err == nil && have >= want-512<<20 // the kernel keeps some
+	return err == nil && have >= twoMachines-512<<20 // the kernel keeps some
 }
 
 // allParts are the parts in the order in which they start: the artifacts, which
@@ -58,7 +56,7 @@ func allParts() []part {
 		{
 			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
 			cold: 6 * minute, warm: 4 * minute, deadline: 30 * minute, after: []string{"artifacts"},
-			heavy: !hasMemory(kernelBesideDemo), devices: true, run: kernel,
+			heavy: !twoMachinesFit(), devices: true, run: kernel,
 		},
 		{
 			name: "unit", what: "plain tests, the product's with the race detector",

@@ -26,7 +26,7 @@ type part struct {
 	deadline   time.Duration
 	after      []string // parts that must have passed
 	packages   []string // Debian packages that must be installed
-	heavy      bool     // needs root, devices and memory
+	heavy      bool     // needs root, memory and devices
 	devices    bool     // needs root and devices, as a heavy part does, and no more memory than others
 	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
 	ahead      bool     // the others give way to it: it is what a run waits for in the end
