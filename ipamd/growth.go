@@ -20,9 +20,10 @@ const (
 	// Pauses between two sweeps for left-over ENIs, as long as they fail.
 	sweepFirst = 10 * time.Second
 	sweepMost  = 30 * time.Minute
-	// describedLate is how late EC2's descriptions are believed to be at most: the last sweep is so long after what may have left
-	// something.
+	// describedLate is how late EC2's descriptions are as a rule at most: one sweep is so long after what may have left something.
 	describedLate = time.Minute
+	// sweepAgain is how long after that comes the next, for what is shown later still, or was left in a way nobody thought of.
+	sweepAgain = time.Hour
 )
 
 // runPool brings the pool to its target, one EC2 step after the other.
@@ -69,16 +70,15 @@ func (a *Agent) runPool(ctx context.Context) {
 
 // sweeper remembers what the sweep for left-over ENIs has come to. The zero value is due.
 type sweeper struct {
-	done  bool
 	since time.Time // when something may have been left last; zero: before this run
 	next  time.Time
 	pause time.Duration
 }
 
-// sweep deletes what this node left detached, unless that is done or not due yet. It returns how long until it is tried again,
-// 0 for never. It runs between two steps, so that nothing of a step under way can be taken for a left-over.
+// sweep deletes what this node left detached, unless it is not due yet. It returns how long until it is, 0 for never. It runs
+// between two steps, so that nothing of a step under way can be taken for a left-over.
 func (a *Agent) sweep(ctx context.Context, s *sweeper) time.Duration {
-	if s.done || a.opt.Config.LeakSweepOff || a.opt.Config.Frozen() || a.opt.Config.IPv6 { // which makes no ENIs
+	if a.opt.Config.LeakSweepOff || a.opt.Config.Frozen() || a.opt.Config.IPv6 { // which makes no ENIs
 		return 0
 	}
 	if left := s.next.Sub(a.opt.Now()); left > 0 {
@@ -91,8 +91,11 @@ func (a *Agent) sweep(ctx context.Context, s *sweeper) time.Duration {
 	defer cancel()
 	_, err := a.provision.Sweep(call)
 	if err == nil {
-		left := max(0, describedLate-a.opt.Now().Sub(s.since))
-		*s = sweeper{done: left == 0, since: s.since, next: a.opt.Now().Add(left)}
+		left := describedLate - a.opt.Now().Sub(s.since)
+		if left <= 0 {
+			left = jittered(sweepAgain)
+		}
+		*s = sweeper{since: s.since, next: a.opt.Now().Add(left)}
 		return left
 	}
 	s.pause = min(max(2*s.pause, sweepFirst), sweepMost)

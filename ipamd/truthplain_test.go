@@ -270,8 +270,13 @@ func (r *plainReach) CreateNetworkInterface(ctx context.Context, in *ec2.CreateN
 	}
 	var n types.NetworkInterface
 	err := r.call(ctx, "CreateNetworkInterface", func() error {
+		if n.NetworkInterfaceId != nil { // who sends it again sends its client token again: EC2 answers as before
+			return nil
+		}
 		e, err := r.p.vpc.Create(int(awssdk.ToInt32(in.SecondaryPrivateIpAddressCount)), int(awssdk.ToInt32(in.Ipv4PrefixCount)), *in.Description, tags)
-		n = described(e)
+		if err == nil {
+			n = described(e)
+		}
 		return err
 	})
 	if err != nil {

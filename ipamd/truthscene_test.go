@@ -153,3 +153,35 @@ func TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes(t *testing.
 		}
 	})
 }
+
+// TestP28AnENIThatEC2ShowsLateIsDeletedAllTheSame: the answer to its creation is lost, and EC2's descriptions lack it for longer than
+// they are believed to.
+func TestP28AnENIThatEC2ShowsLateIsDeletedAllTheSame(t *testing.T) {
+	inScene(t, func(t *testing.T, s *stage, cloud *plain) {
+		s.pass(3 * describedLate) // nothing is looked for any more
+		cloud.lateDescribes(5 * describedLate)
+		cloud.fail(flaw{api: "CreateNetworkInterface", kind: lost, times: 1})
+		var names []string
+		for i := range truth.AddressesPer - 1 { // so that the one ahead needs a second ENI
+			names = append(names, fmt.Sprintf("a%d", i))
+		}
+		s.run(names...)
+		left := func() (ids []string) {
+			for id, e := range cloud.enis() {
+				if e.Device < 0 {
+					ids = append(ids, id)
+				}
+			}
+			return ids
+		}
+		s.pass(3 * describedLate)
+		if n := len(left()); n != 1 {
+			t.Fatalf("%d ENIs are of nobody, not the one whose creation was not answered: %v", n, cloud.enis())
+		}
+		cloud.calm()
+		s.pass(2 * sweepAgain)
+		if ids := left(); len(ids) > 0 {
+			t.Errorf("%v are left behind", ids)
+		}
+	})
+}
