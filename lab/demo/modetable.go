@@ -89,11 +89,12 @@ var (
 )
 
 // Ports of the node by which a pod is called: the first of its Service's with externalTrafficPolicy Cluster, the one with
-// Local, and the pod's hostPort.
+// Local, and the pod's hostPort. Those of the Services are of the lowest 86 of the range, which the API server keeps for ports that
+// are chosen: it gives them to no Service that names none.
 type nodePorts struct{ cluster, local, host uint16 }
 
 var nodePortsOf = map[string]nodePorts{
-	strictPod: {31100, 31110, 8190}, standardPod: {31120, 31130, 8191}, regularPod: {31140, 31150, 8192}, secondaryPod: {31160, 31170, 8193},
+	strictPod: {30000, 30010, 8190}, standardPod: {30020, 30030, 8191}, regularPod: {30040, 30050, 8192}, secondaryPod: {30060, 30070, 8193},
 }
 
 func to(pod, target string) []flow { return []flow{{from: pod, to: target, ports: direct}} }
