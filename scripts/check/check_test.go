@@ -160,20 +160,20 @@ func TestTheSummaryNamesTheTestsThatFailed(t *testing.T) {
 	}
 }
 
-func TestPartsGiveWayToTheOneThatIsAhead(t *testing.T) {
+func TestPartsGiveWay(t *testing.T) {
 	own, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	nice := 20 - own
-	for ahead, want := range map[bool]int{true: nice, false: min(nice+givesWay, 19)} {
+	for _, nice := range []int{0, 3} {
+		want := min(20-own+nice, 19)
 		var out bytes.Buffer
-		r := runParts(t, t.Context(), &out, part{name: "a", ahead: ahead, run: func(ctx context.Context, w *work) error {
+		r := runParts(t, t.Context(), &out, part{name: "a", nice: nice, run: func(ctx context.Context, w *work) error {
 			// It is told right after its start.
 			return w.command(ctx, nil, nil, "sh", "-c", fmt.Sprintf("n=0; until [ $(nice) = %d ]; do n=$((n+1)); [ $n -lt 1000 ] || exit 1; done", want))
 		}})
 		if r[0].err != nil {
-			t.Errorf("ahead %t: its programs do not have nice value %d: %v", ahead, want, r[0].err)
+			t.Errorf("nice %d: its programs do not have nice value %d: %v", nice, want, r[0].err)
 		}
 	}
 }
@@ -326,7 +326,7 @@ func TestOnlyTakesWhatThePartsNeed(t *testing.T) {
 	}
 	all := allParts()
 	chosen, left, err := choose(all, "kernel, lint")
-	if err != nil || names(chosen) != "artifacts lint kernel" || len(left) != len(all)-3 {
+	if err != nil || names(chosen) != "artifacts kernel lint" || len(left) != len(all)-3 {
 		t.Errorf("chose %q, left %d, %v", names(chosen), len(left), err)
 	}
 	if _, _, err := choose(all, "lunt"); err == nil || !strings.Contains(err.Error(), "lint") {

@@ -1,6 +1,6 @@
 // Command check runs everything that decides whether a change is good: what CI
 // runs, and what make test runs. It looks at the machine first, makes what is
-// missing, runs the parts, two at a time, and ends with a summary that says
+// missing, runs the parts, some of them beside each other, and ends with a summary that says
 // what ran, how long it took and what was left out.
 //
 // A part that cannot run here fails and says why. A skipped test fails its part,
@@ -42,7 +42,7 @@ func main() {
 	only := flag.String("only", "", "run just these parts, separated by commas, and what they need")
 	list := flag.Bool("list", false, "list the parts and end")
 	logs := flag.String("logs", "out/logs", "folder for the log of each part")
-	lanes := flag.Int("parallel", 2, "how many parts may run at once, one of them with a cluster")
+	lanes := flag.Int("parallel", lanesHere(), "how many parts may run at once, one of them with a cluster")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, *only, *list, *logs, max(*lanes, 1))

@@ -21,9 +21,24 @@ func twoMachinesFit() bool {
 	return err == nil && have >= twoMachines-512<<20 // the kernel keeps some
 }
 
+// Nice values. A run waits for the clusters in the end, and nodes of the lab use CPU while they wait: the longer they take, the more
+// they take of everything. Plain programs fill what emulated machines leave.
+const (
+	niceKernel = 5
+	nicePlain  = 10
+)
+
+// lanesHere is how many parts may run at once here: a cluster, the kernel tests' machine, and one in the time that those leave.
+func lanesHere() int {
+	if twoMachinesFit() {
+		return 3
+	}
+	return 2
+}
+
 // allParts are the parts in the order in which they start: the artifacts, which
-// most of the others need, then the longest, and beside them, in the lane that
-// heavy parts leave, what fails fast.
+// most of the others need, then those with emulated machines, and beside them,
+// in the lane that those leave, what fails fast.
 func allParts() []part {
 	return []part{
 		{
@@ -34,7 +49,7 @@ func allParts() []part {
 		{
 			name: "demo", what: "the walk-through with its counter-proofs and kills (make demo)",
 			cold: 12 * minute, warm: 9 * minute, deadline: 45 * minute, after: []string{"artifacts"},
-			heavy: true, ahead: true, run: demo,
+			heavy: true, run: demo,
 		},
 		{
 			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
@@ -42,39 +57,39 @@ func allParts() []part {
 			heavy: true, run: labTests,
 		},
 		{
+			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
+			cold: 6 * minute, warm: 4 * minute, deadline: 30 * minute, after: []string{"artifacts"},
+			heavy: !twoMachinesFit(), devices: true, nice: niceKernel, run: kernel,
+		},
+		{
 			name: "generate", what: "the committed generated code is current",
-			cold: 3 * minute, warm: 15 * second, deadline: 12 * minute, run: checkGenerated,
+			cold: 3 * minute, warm: 15 * second, deadline: 12 * minute, nice: nicePlain, run: checkGenerated,
 		},
 		{
 			name: "lint", what: "gofmt, go vet, staticcheck, with all build tags",
-			cold: 5 * minute, warm: minute, deadline: 15 * minute, run: lint,
+			cold: 5 * minute, warm: minute, deadline: 15 * minute, nice: nicePlain, run: lint,
 		},
 		{
 			name: "build", what: "amd64 and arm64 executables and images, size budgets, import rules",
-			cold: 6 * minute, warm: minute, deadline: 20 * minute, run: build,
-		},
-		{
-			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
-			cold: 6 * minute, warm: 4 * minute, deadline: 30 * minute, after: []string{"artifacts"},
-			heavy: !twoMachinesFit(), devices: true, run: kernel,
+			cold: 6 * minute, warm: minute, deadline: 20 * minute, nice: nicePlain, run: build,
 		},
 		{
 			name: "unit", what: "plain tests, the product's with the race detector",
-			cold: 12 * minute, warm: 2 * minute, deadline: 25 * minute,
+			cold: 12 * minute, warm: 2 * minute, deadline: 25 * minute, nice: nicePlain,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
 		},
 		{
 			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
 			cold: 5 * minute, warm: 3 * minute, deadline: 20 * minute, after: []string{"artifacts"},
-			devices: true, run: agentTests,
+			devices: true, nice: nicePlain, run: agentTests,
 		},
 		{
 			name: "envtest", what: "the control plane's code against a real API server and etcd",
-			cold: 3 * minute, warm: 2 * minute, deadline: 15 * minute, after: []string{"artifacts"}, run: envtest,
+			cold: 3 * minute, warm: 2 * minute, deadline: 15 * minute, after: []string{"artifacts"}, nice: nicePlain, run: envtest,
 		},
 		{
 			name: "fuzz", what: "each parser of outside input, a few seconds",
-			cold: 8 * minute, warm: 2 * minute, deadline: 30 * minute, run: fuzz,
+			cold: 8 * minute, warm: 2 * minute, deadline: 30 * minute, nice: nicePlain, run: fuzz,
 		},
 	}
 }

@@ -29,18 +29,18 @@ type part struct {
 	heavy      bool     // needs root, memory and devices
 	devices    bool     // needs root and devices, as a heavy part does, and no more memory than others
 	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
-	ahead      bool     // the others give way to it: it is what a run waits for in the end
+	nice       int      // of its programs: what a run does not wait for gives way to what it does
 	run        func(ctx context.Context, w *work) error
 }
 
 // work is what a part has in hand while it runs.
 type work struct {
 	*runner
+	part  part
 	log   *lineWriter
 	tests tally
 	notes []string // for the summary: what was left out, and why
 	cpu   time.Duration
-	nice  int // of its programs
 }
 
 // result is how a part ended.
@@ -108,10 +108,6 @@ func (r *runner) runAll(ctx context.Context, parts []part) []result {
 	return results
 }
 
-// givesWay is the nice value of parts beside the one that is ahead. Nodes of the lab use CPU while they wait, too: the
-// longer that part takes, the more it takes of everything.
-const givesWay = 5
-
 // heavyLanes is how many heavy parts may run at once. Emulated CPUs of one machine wait for each other, and spin while the one that
 // they wait for has no core: with two clusters and the kernel tests at once two cores took a third more CPU time, and longer.
 const heavyLanes = 1
@@ -151,10 +147,7 @@ func (r *runner) runOne(ctx context.Context, prefix string, p part) result {
 	}
 	defer f.Close()
 	fmt.Fprintf(r.out, "%s starts: %s\n", prefix, p.what)
-	w := &work{runner: r, log: &lineWriter{w: f}}
-	if !p.ahead {
-		w.nice = givesWay
-	}
+	w := &work{runner: r, part: p, log: &lineWriter{w: f}}
 
 	began, ended := time.Now(), make(chan struct{})
 	var wg sync.WaitGroup
@@ -241,8 +234,8 @@ func (w *work) commandIn(ctx context.Context, dir string, env []string, lines fu
 // giveWay sets the nice value of a program's group. That it has not worked is no reason to fail: it is a matter of minutes.
 func (w *work) giveWay(group int) {
 	own, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
-	if err == nil && w.nice > 0 {
-		_ = syscall.Setpriority(syscall.PRIO_PGRP, group, 20-own+w.nice) // the kernel tells 20 minus the nice value
+	if err == nil && w.part.nice > 0 {
+		_ = syscall.Setpriority(syscall.PRIO_PGRP, group, 20-own+w.part.nice) // the kernel tells 20 minus the nice value
 	}
 }
 
