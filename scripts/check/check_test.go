@@ -170,7 +170,9 @@ func TestPartsGiveWay(t *testing.T) {
 		var out bytes.Buffer
 		r := runParts(t, t.Context(), &out, part{name: "a", nice: nice, run: func(ctx context.Context, w *work) error {
 			// It is told right after its start.
-			return w.command(ctx, nil, nil, "sh", "-c", fmt.Sprintf("n=0; until [ $(nice) = %d ]; do n=$((n+1)); [ $n -lt 1000 ] || exit 1; done", want))
+			return w.command(ctx, nil, nil, "sh", "-c", fmt.Sprintf(`
+				group() { [ ! -e /proc/self/autogroup ] || case $(cat /proc/self/autogroup) in *" nice %d") ;; *) return 1 ;; esac; }
+				n=0; until [ $(nice) = %[1]d ] && group; do n=$((n+1)); [ $n -lt 1000 ] || exit 1; done`, want))
 		}})
 		if r[0].err != nil {
 			t.Errorf("nice %d: its programs do not have nice value %d: %v", nice, want, r[0].err)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -199,7 +200,7 @@ func (w *work) commandIn(ctx context.Context, dir string, env []string, lines fu
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a group of its own, for signals and for the scheduler
 	const grace = 30 * time.Second
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = grace
@@ -231,12 +232,17 @@ func (w *work) commandIn(ctx context.Context, dir string, env []string, lines fu
 	return nil
 }
 
-// giveWay sets the nice value of a program's group. That it has not worked is no reason to fail: it is a matter of minutes.
-func (w *work) giveWay(group int) {
+// giveWay sets the nice value of a program that leads a session, and of the session: where the kernel groups processes by session
+// (sched_autogroup_enabled), a process's own counts only within its group. That it has not worked is no reason to fail: it is a
+// matter of minutes.
+func (w *work) giveWay(leader int) {
 	own, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
-	if err == nil && w.part.nice > 0 {
-		_ = syscall.Setpriority(syscall.PRIO_PGRP, group, 20-own+w.part.nice) // the kernel tells 20 minus the nice value
+	if err != nil {
+		return
 	}
+	nice := min(20-own+w.part.nice, 19) // the kernel tells 20 minus the nice value
+	_ = syscall.Setpriority(syscall.PRIO_PGRP, leader, nice)
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", leader), []byte(strconv.Itoa(nice)), 0)
 }
 
 // output is command for a program whose whole output is wanted.

@@ -127,7 +127,7 @@ func kernel(ctx context.Context, w *work) error {
 		}
 	}
 	var at position
-	errs = append(errs, w.command(ctx, nil, func(l string) { w.verbose(&at, l) }, "go", "run", "./test/kernel", "-v", "-bins", bins))
+	errs = append(errs, w.command(ctx, nil, func(l string) { w.verbose(&at, l) }, "go", "run", "./test/kernel", "-v", "-cpus", "1", "-bins", bins))
 	if w.tests.passed == 0 {
 		errs = append(errs, errors.New("no kernel test passed"))
 	}
