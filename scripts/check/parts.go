@@ -24,8 +24,8 @@ func twoMachinesFit() bool {
 // Nice values. A run waits for the clusters in the end, and nodes of the lab use CPU while they wait: the longer they take, the more
 // they take of everything. Plain programs fill what emulated machines leave.
 const (
-	niceKernel = 5
-	nicePlain  = 10
+	niceKernel = 10
+	nicePlain  = 19
 )
 
 // lanesHere is how many parts may run at once here: a cluster, the kernel tests' machine, and one in the time that those leave.
@@ -36,10 +36,20 @@ func lanesHere() int {
 	return 2
 }
 
+// seldomCollected is the environment of plain parts: compilers, linkers and tests take a tenth less of the CPU where memory is ample.
+// Programs whose memory is measured are of no such part.
+func seldomCollected() []string {
+	if twoMachinesFit() {
+		return []string{"GOGC=400"}
+	}
+	return nil
+}
+
 // allParts are the parts in the order in which they start: the artifacts, which
 // most of the others need, then those with emulated machines, and beside them,
-// in the lane that those leave, what fails fast.
+// in the lane that those leave, first what fails fast, last what waits for servers.
 func allParts() []part {
+	plain := seldomCollected()
 	return []part{
 		{
 			name: "artifacts", what: "Kubernetes, CoreDNS, containerd 2, a kernel and Debian packages into the cache",
@@ -63,33 +73,33 @@ func allParts() []part {
 		},
 		{
 			name: "generate", what: "the committed generated code is current",
-			cold: 3 * minute, warm: 15 * second, deadline: 12 * minute, nice: nicePlain, run: checkGenerated,
+			cold: 3 * minute, warm: 15 * second, deadline: 12 * minute, nice: nicePlain, env: plain, run: checkGenerated,
 		},
 		{
 			name: "lint", what: "gofmt, go vet, staticcheck, with all build tags",
-			cold: 5 * minute, warm: minute, deadline: 15 * minute, nice: nicePlain, run: lint,
+			cold: 5 * minute, warm: minute, deadline: 15 * minute, nice: nicePlain, env: plain, run: lint,
 		},
 		{
 			name: "build", what: "amd64 and arm64 executables and images, size budgets, import rules",
-			cold: 6 * minute, warm: minute, deadline: 20 * minute, nice: nicePlain, run: build,
+			cold: 6 * minute, warm: minute, deadline: 20 * minute, nice: nicePlain, env: plain, run: build,
+		},
+		{
+			name: "fuzz", what: "each parser of outside input, a few seconds",
+			cold: 8 * minute, warm: 2 * minute, deadline: 30 * minute, nice: nicePlain, env: plain, run: fuzz,
 		},
 		{
 			name: "unit", what: "plain tests, the product's with the race detector",
-			cold: 12 * minute, warm: 2 * minute, deadline: 25 * minute, nice: nicePlain,
+			cold: 12 * minute, warm: 2 * minute, deadline: 25 * minute, nice: nicePlain, env: plain,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
 		},
 		{
 			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
 			cold: 5 * minute, warm: 3 * minute, deadline: 20 * minute, after: []string{"artifacts"},
-			devices: true, nice: nicePlain, run: agentTests,
+			devices: true, nice: nicePlain, env: plain, run: agentTests,
 		},
 		{
 			name: "envtest", what: "the control plane's code against a real API server and etcd",
-			cold: 3 * minute, warm: 2 * minute, deadline: 15 * minute, after: []string{"artifacts"}, nice: nicePlain, run: envtest,
-		},
-		{
-			name: "fuzz", what: "each parser of outside input, a few seconds",
-			cold: 8 * minute, warm: 2 * minute, deadline: 30 * minute, nice: nicePlain, run: fuzz,
+			cold: 3 * minute, warm: 2 * minute, deadline: 15 * minute, after: []string{"artifacts"}, nice: nicePlain, env: plain, run: envtest,
 		},
 	}
 }

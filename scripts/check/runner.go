@@ -31,6 +31,7 @@ type part struct {
 	devices    bool     // needs root and devices, as a heavy part does, and no more memory than others
 	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
 	nice       int      // of its programs: what a run does not wait for gives way to what it does
+	env        []string // of its programs, beside the check's
 	run        func(ctx context.Context, w *work) error
 }
 
@@ -199,7 +200,7 @@ func (w *work) command(ctx context.Context, env []string, lines func(string), ar
 func (w *work) commandIn(ctx context.Context, dir string, env []string, lines func(string), argv ...string) error {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = slices.Concat(os.Environ(), w.part.env, env)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a group of its own, for signals and for the scheduler
 	const grace = 30 * time.Second
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
