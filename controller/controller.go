@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -204,13 +206,18 @@ func run(ctx context.Context, o Options) error {
 	return nil
 }
 
-// alone returns admission.ErrHosted, and says so by an event, where the cluster has a hosted control plane.
+// alone returns admission.ErrHosted, and says so by an event, where the cluster has a hosted control plane. Our webhooks are taken away
+// there.
 func (o *Options) alone(ctx context.Context, c client.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	err := admission.Hosted(ctx, c)
 	var hosted *admission.HostedError
 	if errors.As(err, &hosted) {
+		// Those of an earlier run, which ended before it could, or that a backup has brought back.
+		if err := admission.Withdraw(ctx, c); err != nil {
+			return errors.Join(hosted, fmt.Errorf("take our webhook configurations away: %w", err))
+		}
 		if err := admission.TellHosted(ctx, c, hosted, o.Now()); err != nil {
 			o.Log.WarnContext(ctx, "nobody was told that this controller stands aside", "error", err)
 		}
@@ -230,12 +237,25 @@ func (o *Options) certificates(ctx context.Context, c client.Client) (*admission
 
 func (o *Options) serveWebhooks(ctx context.Context, mgr manager.Manager, certs *admission.Certificates) error {
 	// Replicas that don't lead serve too, so the policies are watched from the start, not by the reconcilers alone.
-	if _, err := mgr.GetCache().GetInformer(ctx, &v1beta1.SecurityGroupPolicy{}, cache.BlockUntilSynced(false)); err != nil {
+	policies, err := mgr.GetCache().GetInformer(ctx, &v1beta1.SecurityGroupPolicy{}, cache.BlockUntilSynced(false))
+	if err != nil {
 		return fmt.Errorf("watch policies: %w", err)
+	}
+	// Of all that is cached webhooks need these alone: pods of the whole cluster take longer, and who starts to lead watches more.
+	synced := func(ctx context.Context) bool {
+		return policies.HasSynced() || toolscache.WaitForCacheSync(ctx.Done(), policies.HasSynced)
+	}
+	if err := mgr.AddReadyzCheck("policies", func(*http.Request) error {
+		if !policies.HasSynced() {
+			return errors.New("the SecurityGroupPolicies are still being read")
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("add the readiness check: %w", err)
 	}
 	decoder := ctrladmission.NewDecoder(mgr.GetScheme())
 	s := mgr.GetWebhookServer()
-	s.Register(admission.PathMutatePod, admission.WhenSynced(mgr.GetCache().WaitForCacheSync, &webhook.Admission{Handler: &admission.MutatePod{
+	s.Register(admission.PathMutatePod, admission.WhenSynced(synced, &webhook.Admission{Handler: &admission.MutatePod{
 		Policies: mgr.GetClient(), Live: mgr.GetAPIReader(), Decoder: decoder, Log: o.Log,
 	}}))
 	s.Register(admission.PathValidatePod, &webhook.Admission{Handler: &admission.ValidatePod{Policies: mgr.GetClient(), Live: mgr.GetAPIReader(), Decoder: decoder}})

@@ -92,8 +92,13 @@ func TestItStandsAsideWhereAHostedControlPlaneIs(t *testing.T) {
 	h = hosted()
 	must(t, w.admin.Create(t.Context(), h))
 	for n := range 2 {
+		// Of a run that ended before it could take it away, or of a backup.
+		must(t, w.admin.Create(t.Context(), &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: admission.ValidatingName}}))
 		k, stop := start(t, 0, one)
 		standsAside(t, fmt.Sprint("restart ", n), k, stop)
+		if err := w.admin.Get(t.Context(), client.ObjectKey{Name: admission.ValidatingName}, &admissionregistrationv1.ValidatingWebhookConfiguration{}); client.IgnoreNotFound(err) != nil || err == nil {
+			t.Errorf("%s is there, and nobody answers for it: %v", admission.ValidatingName, err)
+		}
 		if calls := k.effects(); len(calls) > 0 {
 			t.Errorf("it acted before it stood aside: %v", calls)
 		}

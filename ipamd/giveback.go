@@ -11,11 +11,12 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/store"
 )
 
-// giveBack has EC2 take addresses back that the store says are leaving.
-func (a *Agent) giveBack(ctx context.Context, eniID string, units []netip.Prefix) error {
+// giveBack has EC2 take addresses back that the store says are leaving. first says that it was never asked to: then what it refuses
+// is as it was before.
+func (a *Agent) giveBack(ctx context.Context, eniID string, units []netip.Prefix, first bool) error {
 	certain, err := a.provision.Unassign(ctx, eniID, units)
 	if err != nil {
-		if certain {
+		if certain && first {
 			err = errors.Join(err, a.store.Left(eniID, units)) // nothing happened: they are as good as before
 		}
 		return err
@@ -62,14 +63,19 @@ func (a *Agent) resumeLeaving(ctx context.Context) (did bool, err error) {
 		}
 	}
 	for id, units := range owed {
-		return true, a.giveBack(ctx, id, units)
+		return true, a.giveBack(ctx, id, units, false)
 	}
 	return false, nil
 }
 
+// retireTimeout is how long an ENI's way out may hold the pool up. A detachment that hangs goes on with the next try.
+const retireTimeout = 30 * time.Second
+
 // resumeRetirement gives back one of the ENIs that the store says are on their way out, also of an earlier run. did says
 // that there was one: there may be more.
 func (a *Agent) resumeRetirement(ctx context.Context) (did bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, retireTimeout)
+	defer cancel()
 	retiring := a.store.View().Retiring
 	if len(retiring) == 0 {
 		return false, nil

@@ -134,21 +134,26 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 	if a.opt.Config.IPv6 {
 		return a.ipv6Step(ctx)
 	}
-	if did, err := a.resumeRetirement(ctx); did || err != nil {
-		return did, err
-	}
 	if !a.limitsKnown() {
-		return false, nil // what is attached stays as it is
+		return a.resumeRetirement(ctx) // what is attached else stays as it is
 	}
 	pools := a.cardPools()
 	if first := pools[0].at; first.Reason == placement.None && !a.subnetsTried() {
-		return false, nil // tags may say that it is not this ENI that is to have addresses
+		return a.resumeRetirement(ctx) // tags may say that it is not the first ENI that is to have addresses
 	}
 	grow, shrink := a.decide(pools)
+	// Giving back never keeps pods from getting addresses, also where EC2 doesn't take them. Where they get none it may help.
 	if len(grow) > 0 {
-		return a.grow(ctx, grow)
+		did, err := a.grow(ctx, grow)
+		if did && err == nil {
+			return true, nil
+		}
+		_, rerr := a.resumeRetirement(ctx)
+		return did, errors.Join(err, rerr)
 	}
-	// Giving back never keeps pods from getting addresses, also where EC2 doesn't take them.
+	if did, err := a.resumeRetirement(ctx); did || err != nil {
+		return did, err
+	}
 	if did, err := a.resumeLeaving(ctx); did || err != nil {
 		return did, err
 	}
@@ -242,7 +247,7 @@ func (a *Agent) giveUp(ctx context.Context, s pool.Step) (did bool, err error) {
 	if err != nil || len(leaving) == 0 { // pods came meanwhile, which have woken the pool
 		return err != nil, err
 	}
-	return true, a.giveBack(ctx, s.ENIID, leaving)
+	return true, a.giveBack(ctx, s.ENIID, leaving, true)
 }
 
 func (a *Agent) assign(ctx context.Context, s pool.Step) error {

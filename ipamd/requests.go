@@ -1,6 +1,7 @@
 package ipamd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -221,12 +222,10 @@ func (a *Agent) add(ctx context.Context, in *rpc.AddRequest) (al store.Allocatio
 	return al, kind, r, err
 }
 
-// identity is the UID that the runtime speaks of: a static pod's is not the one that its image in the API server has.
+// identity is the UID that the runtime speaks of: a static pod's is not the one that its image in the API server has, which changes when
+// somebody deletes that image.
 func identity(asked *rpc.Pod, found kube.Pod) string {
-	if asked.GetUid() != "" {
-		return asked.GetUid()
-	}
-	return found.UID
+	return cmp.Or(asked.GetUid(), found.MirrorOf, found.UID)
 }
 
 // guardRegular lets no pod through as a regular one that a policy gives security groups of its own.

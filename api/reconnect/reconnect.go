@@ -100,6 +100,7 @@ func again[T any](ctx context.Context, back <-chan struct{}, ask func() (T, erro
 		select {
 		case <-t.C:
 		case <-back: // another one, which was still under way, got through
+			back = nil // it says so once: a pause comes before each further try
 		case <-ctx.Done():
 		}
 		t.Stop()

@@ -165,3 +165,38 @@ func TestUnreachable(t *testing.T) {
 		}
 	}
 }
+
+// TestOneAnswerIsNoReasonToAskWithoutPauses: a request that was under way is answered, and others find nobody all the same: an API server
+// that flaps, or one of several that is dead.
+func TestOneAnswerIsNoReasonToAskWithoutPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{}
+		g := reconnect.New(slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		var watches sync.WaitGroup
+		watches.Go(func() {
+			lw := g.Wrap(&cache.ListWatch{ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
+				if s.asked.Load() > 1000 {
+					cancel() // in no time
+				}
+				return nil, s.do()
+			}})
+			if _, err := lw.ListWithContextFunc(ctx, metav1.ListOptions{}); err == nil {
+				t.Error("nobody answers, and it has an answer")
+			}
+		})
+		slow := g.Wrap(&cache.ListWatch{ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
+			time.Sleep(10 * time.Second)
+			return &corev1.PodList{}, nil
+		}})
+		if _, err := slow.ListWithContextFunc(t.Context(), metav1.ListOptions{}); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		if n := s.asked.Load(); n > 40 {
+			t.Errorf("asked %d times within some 70 s", n)
+		}
+		cancel()
+		watches.Wait()
+	})
+}

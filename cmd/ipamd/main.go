@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/branchline-cni/branchline/ipamd/config"
@@ -86,8 +87,8 @@ func parse(flags *flag.FlagSet, args []string) error {
 }
 
 // load reads the environment; each warning is logged.
-func load(log *slog.Logger) (*config.Config, error) {
-	c, warnings, err := config.Load(os.LookupEnv)
+func load(log *slog.Logger, lookup func(string) (string, bool)) (*config.Config, error) {
+	c, warnings, err := config.Load(lookup)
 	for _, w := range warnings {
 		log.Warn(w)
 	}
@@ -97,6 +98,21 @@ func load(log *slog.Logger) (*config.Config, error) {
 	return c, nil
 }
 
+// ofInit looks a variable of the init container up. Of the cluster's family manifests have ENABLE_IPv6 alone there: then the other one is
+// off where it is on.
+func ofInit(lookup func(string) (string, bool)) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		v, ok := lookup(name)
+		if name == "ENABLE_IPv4" && v == "" {
+			six, _ := lookup("ENABLE_IPv6")
+			if on, err := strconv.ParseBool(six); err == nil && on {
+				return "false", true
+			}
+		}
+		return v, ok
+	}
+}
+
 func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	source := flags.String("source", "/opt/branchline/bin", "`directory` with the executables to install")
 	hostRoot := flags.String("host-root", "/host-root", "`directory` of the host's file system, whose iptables removes legacy rules of another agent; none: they stay")
@@ -104,7 +120,7 @@ func installCommand(ctx context.Context, flags *flag.FlagSet, args []string) err
 		return err
 	}
 	log := logger(os.Stderr, slog.LevelInfo)
-	c, err := load(log)
+	c, err := load(log, ofInit(os.LookupEnv))
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func runCommand(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	if err := parse(flags, args); err != nil {
 		return err
 	}
-	c, err := load(logger(os.Stderr, slog.LevelInfo))
+	c, err := load(logger(os.Stderr, slog.LevelInfo), os.LookupEnv)
 	if err != nil {
 		return err
 	}

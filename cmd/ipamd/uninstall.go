@@ -19,7 +19,7 @@ func uninstallCommand(ctx context.Context, flags *flag.FlagSet, args []string) e
 		return err
 	}
 	log := logger(os.Stderr, slog.LevelInfo)
-	c, err := load(log)
+	c, err := load(log, os.LookupEnv)
 	if err != nil {
 		return err
 	}

@@ -77,6 +77,14 @@ func TellHosted(ctx context.Context, c client.Client, h *HostedError, now time.T
 	return nil
 }
 
+// Withdraw takes our own webhook configurations away. One of them fails closed: with nobody to answer, the hosted control plane could not
+// annotate a pod.
+func Withdraw(ctx context.Context, c client.Client) error {
+	return errors.Join(
+		client.IgnoreNotFound(c.Delete(ctx, &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: MutatingName}})),
+		client.IgnoreNotFound(c.Delete(ctx, &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: ValidatingName}})))
+}
+
 // StandAside ends this controller as soon as the hosted control plane's webhook configurations appear, replicas that do
 // not lead included, and takes our own away.
 type StandAside struct {
@@ -96,10 +104,7 @@ func (r *StandAside) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result
 		return ctrl.Result{}, err
 	}
 	r.Log.ErrorContext(ctx, "standing aside", "error", err)
-	err = errors.Join(
-		client.IgnoreNotFound(r.Client.Delete(ctx, &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: MutatingName}})),
-		client.IgnoreNotFound(r.Client.Delete(ctx, &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: ValidatingName}})))
-	if err != nil {
+	if err := Withdraw(ctx, r.Client); err != nil {
 		return ctrl.Result{}, err
 	}
 	if err := TellHosted(ctx, r.Client, hosted, r.Now()); err != nil {

@@ -136,7 +136,10 @@ func (r *Pods) lost(ctx context.Context, instanceID string, slot *ledgerv1.Slot,
 		}
 		return nil
 	})
-	return errors.Join(err, fmt.Errorf("%w: start over: %w", ledger.ErrMoved, cause))
+	if err != nil {
+		return errors.Join(err, cause) // nothing is written, and nobody's watch brings the pod back
+	}
+	return fmt.Errorf("%w: start over: %w", ledger.ErrMoved, cause)
 }
 
 // occupied learns that EC2 has another ENI on the slot's VLAN id. The pod's own ENI goes first: its tags name the VLAN id.

@@ -21,6 +21,18 @@ type trunk struct {
 	on        map[int32]string // branch ENIs by VLAN id
 	listings  int
 	unbounded bool
+	described error // what EC2 answers to who asks for the branch ENI; nil: it is there
+}
+
+func (e *trunk) DescribeNetworkInterfaces(_ context.Context, in *ec2.DescribeNetworkInterfacesInput, _ ...func(*ec2.Options)) (*ec2.DescribeNetworkInterfacesOutput, error) {
+	if e.described != nil {
+		return nil, e.described
+	}
+	out := &ec2.DescribeNetworkInterfacesOutput{}
+	for _, id := range in.NetworkInterfaceIds {
+		out.NetworkInterfaces = append(out.NetworkInterfaces, types.NetworkInterface{NetworkInterfaceId: &id})
+	}
+	return out, nil
 }
 
 func (e *trunk) AssociateTrunkInterface(context.Context, *ec2.AssociateTrunkInterfaceInput, ...func(*ec2.Options)) (*ec2.AssociateTrunkInterfaceOutput, error) {
@@ -56,19 +68,22 @@ func TestAFailedAssociationIsLookedUpOnlyWhereThatCanTellMore(t *testing.T) {
 		id       string
 		want     any
 		listings int
+		branch   error
 	}{
-		{"it is there already", refusal(400, "InvalidNetworkInterface.InUse"), mine, "of-eni-b", nil, 1},
-		{"another is there", refusal(400, "InvalidVlanId.Duplicate"), others, "", &VLANTakenError{}, 1},
-		{"refused for another reason", refusal(400, "InvalidParameterValue"), nil, "", nil, 1},
-		{"EC2 failed", refusal(500, "InternalError"), mine, "", nil, 0},
-		{"EC2 is not available", refusal(503, "Unavailable"), mine, "", nil, 0},
-		{"throttled", refusal(503, "RequestLimitExceeded"), mine, "", nil, 0},
-		{"throttled as a client's fault", refusal(400, "Throttling"), mine, "", nil, 0},
-		{"denied", refusal(403, "UnauthorizedOperation"), mine, "", nil, 0},
-		{"the branch ENI is gone", refusal(400, "InvalidNetworkInterfaceID.NotFound"), others, "", ErrENIGone, 0},
-		{"no answer", fmt.Errorf("connection reset"), mine, "", nil, 0},
+		{"it is there already", refusal(400, "InvalidNetworkInterface.InUse"), mine, "of-eni-b", nil, 1, nil},
+		{"another is there", refusal(400, "InvalidVlanId.Duplicate"), others, "", &VLANTakenError{}, 1, nil},
+		{"refused for another reason", refusal(400, "InvalidParameterValue"), nil, "", nil, 1, nil},
+		{"EC2 failed", refusal(500, "InternalError"), mine, "", nil, 0, nil},
+		{"EC2 is not available", refusal(503, "Unavailable"), mine, "", nil, 0, nil},
+		{"throttled", refusal(503, "RequestLimitExceeded"), mine, "", nil, 0, nil},
+		{"throttled as a client's fault", refusal(400, "Throttling"), mine, "", nil, 0, nil},
+		{"denied", refusal(403, "UnauthorizedOperation"), mine, "", nil, 0, nil},
+		{"the branch ENI is gone", refusal(400, "InvalidNetworkInterfaceID.NotFound"), others, "", ErrENIGone, 0, refusal(400, "InvalidNetworkInterfaceID.NotFound")},
+		{"the trunk is gone", refusal(400, "InvalidNetworkInterfaceID.NotFound"), nil, "", nil, 0, nil},
+		{"one of them is gone", refusal(400, "InvalidNetworkInterfaceID.NotFound"), nil, "", nil, 0, refusal(503, "RequestLimitExceeded")},
+		{"no answer", fmt.Errorf("connection reset"), mine, "", nil, 0, nil},
 	} {
-		e := &trunk{answer: tt.answer, on: tt.on}
+		e := &trunk{answer: tt.answer, on: tt.on, described: tt.branch}
 		id, err := (&Client{EC2: e, ClusterName: "demo"}).Associate(t.Context(), "eni-b", "eni-trunk", 7, "claim")
 		if id != tt.id || (err == nil) != (tt.id != "") || e.listings != tt.listings || e.unbounded {
 			t.Errorf("%s: %q, %v after %d listings (of more than the trunk: %t)", tt.name, id, err, e.listings, e.unbounded)

@@ -27,7 +27,7 @@ func (e *VLANTakenError) Error() string {
 }
 
 // Associate puts a branch ENI on a VLAN id of a trunk; one that is there already is a success. Errors: VLANTakenError,
-// ErrENIGone. A refusal may mean that it is there already, or that another is: that is looked up rather than guessed from
+// ErrENIGone, of the branch ENI. A refusal may mean that it is there already, or that another is: that is looked up rather than guessed from
 // codes, which do not tell a duplicate VLAN id apart. Without a clear refusal it is not: the claim makes the next attempt give
 // the same answer, and a look-up would only add to what EC2 suffers from.
 func (c *Client) Associate(ctx context.Context, branch, trunk string, vlan int32, claim string) (associationID string, err error) {
@@ -42,6 +42,10 @@ func (c *Client) Associate(ctx context.Context, branch, trunk string, vlan int32
 		return awssdk.ToString(out.InterfaceAssociation.AssociationId), nil
 	}
 	if aws.IsNotFound(err) {
+		// The trunk has the same code: it goes with its instance, and a branch ENI made anew would not help.
+		if there, lookErr := c.Exists(ctx, branch); lookErr != nil || there {
+			return "", err
+		}
 		return "", gone(err, branch)
 	}
 	if !aws.IsRefused(err) || aws.IsDenied(err) || aws.IsThrottled(err) {

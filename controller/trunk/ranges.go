@@ -14,10 +14,13 @@ import (
 // so EC2 is asked again after a while: once for each subnet, however many nodes are in it. It is safe for concurrent use.
 type ranges struct {
 	mu sync.Mutex
-	m  map[string]asked
+	m  map[string]*asked
 }
 
+// asked is what is known of one subnet.
 type asked struct {
+	mu   sync.Mutex // also held while EC2 is asked: who comes meanwhile wants to know the same
+	once bool
 	ipv6 string // empty: it has none, or EC2 did not answer
 	at   time.Time
 }
@@ -25,17 +28,27 @@ type asked struct {
 // of is the subnet's IPv6 range as of at most age before now; empty where it has none. A question that failed is not repeated
 // within that time.
 func (r *ranges) of(subnetID string, now time.Time, age time.Duration, ask func() (string, error)) (string, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock() // also while EC2 is asked: who comes meanwhile wants to know the same
-	if a, ok := r.m[subnetID]; ok && now.Sub(a.at) < age {
+	a := r.subnet(subnetID)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.once && now.Sub(a.at) < age {
 		return a.ipv6, nil
 	}
 	ipv6, err := ask()
-	if r.m == nil {
-		r.m = map[string]asked{}
-	}
-	r.m[subnetID] = asked{ipv6, now}
+	a.once, a.ipv6, a.at = true, ipv6, now
 	return ipv6, err
+}
+
+func (r *ranges) subnet(id string) *asked {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.m == nil {
+		r.m = map[string]*asked{}
+	}
+	if r.m[id] == nil {
+		r.m[id] = &asked{}
+	}
+	return r.m[id]
 }
 
 // catchUp writes the IPv6 ranges into a ledger that its subnets have got since it was made: branch ENIs have an address of

@@ -43,3 +43,25 @@ func TestASubnetsIPv6RangeIsAskedForOnceInAWhileHoweverManyNodesWantToKnow(t *te
 		}
 	}
 }
+
+// TestASubnetOfWhichEC2DoesNotAnswerHoldsNoOtherUp: each is asked for by itself.
+func TestASubnetOfWhichEC2DoesNotAnswerHoldsNoOtherUp(t *testing.T) {
+	var r ranges
+	asked, answered, done := make(chan bool), make(chan bool), make(chan error)
+	go func() {
+		_, err := r.of("a", time.Now(), time.Hour, func() (string, error) {
+			close(asked)
+			<-answered
+			return "", nil
+		})
+		done <- err
+	}()
+	<-asked
+	if got, err := r.of("b", time.Now(), time.Hour, func() (string, error) { return "2600::/64", nil }); got != "2600::/64" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	close(answered)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

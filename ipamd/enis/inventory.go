@@ -394,6 +394,16 @@ func (i *Inventory) classify(ctx context.Context, interfaces []aws.Interface) er
 		return nil
 	}
 	out, err := i.opt.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: unknown})
+	if aws.IsNotFound(err) && len(unknown) > 1 {
+		// One that is gone, or too new, hides all others: they are asked for one by one.
+		var errs []error
+		for _, f := range interfaces {
+			if slices.Contains(unknown, f.ENIID) {
+				errs = append(errs, i.classify(ctx, []aws.Interface{f}))
+			}
+		}
+		return errors.Join(errs...)
+	}
 	if err != nil {
 		return fmt.Errorf("ask EC2 what kind of ENIs %s are (ec2:DescribeNetworkInterfaces): %w", strings.Join(unknown, ", "), err)
 	}

@@ -120,8 +120,16 @@ func (p *Provisioner) Unassign(ctx context.Context, eniID string, back []netip.P
 	err = call()
 	if aws.Code(err) == "InvalidParameterValue" {
 		// It refuses all where one is not there: an earlier try may have come through without its answer.
-		if back, err = p.has(ctx, eniID, back); err == nil && len(back) > 0 {
+		there, herr := p.has(ctx, eniID, back)
+		if herr != nil && !aws.IsNotFound(herr) {
+			return false, fmt.Errorf("give %d addresses or prefixes of %s back (ec2:UnassignPrivateIpAddresses): %w, and which of them are there is not known: %w", len(back), eniID, err, herr)
+		}
+		back, err = there, nil
+		if len(back) > 0 {
 			err = call()
+		}
+		if aws.IsDenied(err) {
+			return false, fmt.Errorf("give %d addresses or prefixes of %s back (ec2:UnassignPrivateIpAddresses): %w", len(back), eniID, err)
 		}
 	}
 	if err == nil || aws.IsNotFound(err) {

@@ -14,7 +14,8 @@ const (
 	minute = time.Minute
 )
 
-// twoMachinesFit says whether the virtual machine of the kernel tests, which do not mind to wait, fits beside that of a cluster.
+// twoMachinesFit says whether the virtual machine of the kernel tests, which do not mind to wait, and a cluster without one fit beside
+// that of the walk-through.
 func twoMachinesFit() bool {
 	const twoMachines = 12 << 30 // their memory, the emulators' buffers, and all the rest
 	have, err := host.TotalMemory()
@@ -22,13 +23,15 @@ func twoMachinesFit() bool {
 }
 
 // Nice values. A run waits for the clusters in the end, and nodes of the lab use CPU while they wait: the longer they take, the more
-// they take of everything. Plain programs fill what emulated machines leave.
+// they take of everything. Plain programs fill what emulated machines leave: their deadlines allow for the time in which that is
+// little, while much is compiled for the first time.
 const (
-	niceKernel = 10
-	nicePlain  = 19
+	niceMachines = 10
+	nicePlain    = 15
 )
 
-// lanesHere is how many parts may run at once here: a cluster, the kernel tests' machine, and one in the time that those leave.
+// lanesHere is how many parts may run at once here: a cluster with an emulated machine, the kernel tests' machine, and one in the time
+// that those leave.
 func lanesHere() int {
 	if twoMachinesFit() {
 		return 3
@@ -62,44 +65,49 @@ func allParts() []part {
 			heavy: true, run: demo,
 		},
 		{
-			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours",
-			cold: 8 * minute, warm: 5 * minute, deadline: 40 * minute, after: []string{"artifacts"},
-			heavy: true, run: labTests,
+			name: "ipv6", what: "a whole IPv6 cluster",
+			cold: 5 * minute, warm: 3 * minute, deadline: 30 * minute, after: []string{"artifacts"},
+			heavy: true, run: ipv6Tests,
 		},
 		{
 			name: "kernel", what: "tests against a real kernel with 802.1Q, in one virtual machine",
 			cold: 6 * minute, warm: 4 * minute, deadline: 30 * minute, after: []string{"artifacts"},
-			heavy: !twoMachinesFit(), devices: true, nice: niceKernel, run: kernel,
+			heavy: !twoMachinesFit(), devices: true, nice: niceMachines, run: kernel,
 		},
 		{
 			name: "generate", what: "the committed generated code is current",
-			cold: 3 * minute, warm: 15 * second, deadline: 12 * minute, nice: nicePlain, env: plain, run: checkGenerated,
+			cold: 3 * minute, warm: 15 * second, deadline: 40 * minute, nice: nicePlain, env: plain, run: checkGenerated,
 		},
 		{
 			name: "lint", what: "gofmt, go vet, staticcheck, with all build tags",
-			cold: 5 * minute, warm: minute, deadline: 15 * minute, nice: nicePlain, env: plain, run: lint,
+			cold: 5 * minute, warm: minute, deadline: 40 * minute, nice: nicePlain, env: plain, run: lint,
 		},
 		{
 			name: "build", what: "amd64 and arm64 executables and images, size budgets, import rules",
-			cold: 6 * minute, warm: minute, deadline: 20 * minute, nice: nicePlain, env: plain, run: build,
+			cold: 6 * minute, warm: minute, deadline: 40 * minute, nice: nicePlain, env: plain, run: build,
+		},
+		{
+			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours; containerd 2",
+			cold: 6 * minute, warm: 4 * minute, deadline: 40 * minute, after: []string{"artifacts"},
+			heavy: !twoMachinesFit(), devices: true, nice: niceMachines, run: labTests,
 		},
 		{
 			name: "fuzz", what: "each parser of outside input, a few seconds",
-			cold: 8 * minute, warm: 2 * minute, deadline: 30 * minute, nice: nicePlain, env: plain, run: fuzz,
+			cold: 8 * minute, warm: 2 * minute, deadline: 40 * minute, nice: nicePlain, env: plain, run: fuzz,
 		},
 		{
 			name: "unit", what: "plain tests, the product's with the race detector",
-			cold: 12 * minute, warm: 2 * minute, deadline: 25 * minute, nice: nicePlain, env: plain,
+			cold: 12 * minute, warm: 2 * minute, deadline: 40 * minute, nice: nicePlain, env: plain,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
 		},
 		{
 			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
-			cold: 5 * minute, warm: 3 * minute, deadline: 20 * minute, after: []string{"artifacts"},
+			cold: 5 * minute, warm: 3 * minute, deadline: 40 * minute, after: []string{"artifacts"},
 			devices: true, nice: nicePlain, env: plain, run: agentTests,
 		},
 		{
 			name: "envtest", what: "the control plane's code against a real API server and etcd",
-			cold: 3 * minute, warm: 2 * minute, deadline: 15 * minute, after: []string{"artifacts"}, nice: nicePlain, env: plain, run: envtest,
+			cold: 3 * minute, warm: 2 * minute, deadline: 40 * minute, after: []string{"artifacts"}, nice: nicePlain, env: plain, run: envtest,
 		},
 	}
 }

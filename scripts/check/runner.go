@@ -27,7 +27,7 @@ type part struct {
 	deadline   time.Duration
 	after      []string // parts that must have passed
 	packages   []string // Debian packages that must be installed
-	heavy      bool     // needs root, memory and devices
+	heavy      bool     // needs root, devices, and the memory of an emulated machine
 	devices    bool     // needs root and devices, as a heavy part does, and no more memory than others
 	alone      bool     // keeps all cores busy for minutes: nothing runs beside it
 	nice       int      // of its programs: what a run does not wait for gives way to what it does

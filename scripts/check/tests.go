@@ -135,13 +135,16 @@ func kernel(ctx context.Context, w *work) error {
 }
 
 // tagged runs the tests behind one build tag: those in files with the suffix and
-// no others of their packages, which ran already. where says of a folder whether its tests are meant.
-func (w *work) tagged(ctx context.Context, tag string, env []string, where func(dir string) bool) error {
+// no others of their packages, which ran already. which says of a folder's test whether it is meant.
+func (w *work) tagged(ctx context.Context, tag string, env []string, which func(dir, test string) bool) error {
 	pkgs, err := findTests(w.root, "_"+tag+"_test.go", "Test")
 	if err != nil {
 		return err
 	}
-	pkgs = slices.DeleteFunc(pkgs, func(p testPackage) bool { return !where(p.dir) })
+	for i, p := range pkgs {
+		pkgs[i].names = slices.DeleteFunc(p.names, func(test string) bool { return !which(p.dir, test) })
+	}
+	pkgs = slices.DeleteFunc(pkgs, func(p testPackage) bool { return len(p.names) == 0 })
 	if len(pkgs) == 0 {
 		return fmt.Errorf("no package has %s tests (*_%s_test.go)", tag, tag)
 	}
@@ -179,19 +182,30 @@ func envtest(ctx context.Context, w *work) error {
 			return err
 		}
 	}
-	return w.tagged(ctx, "envtest", []string{"KUBEBUILDER_ASSETS=" + assets}, func(string) bool { return true })
+	return w.tagged(ctx, "envtest", []string{"KUBEBUILDER_ASSETS=" + assets}, func(string, string) bool { return true })
 }
 
-// agentRoom is where lab tests have no virtual machine and no cluster but an API server: they run beside those that have.
-const agentRoom = "ipamd"
-
-func labTests(ctx context.Context, w *work) error {
-	return w.tagged(ctx, "lab", nil, func(dir string) bool { return dir != agentRoom })
-}
+// Lab tests are of three parts: the node agent's, which have an API server and nothing else of a cluster; the one whose cluster has an
+// emulated machine, as the walk-through has; and all others.
+const (
+	agentRoom    = "ipamd"
+	emulatedRoom = "lab/demo"
+	emulatedTest = "TestAnIPv6Cluster"
+)
 
 func agentTests(ctx context.Context, w *work) error {
-	return w.tagged(ctx, "lab", nil, func(dir string) bool { return dir == agentRoom })
+	return w.tagged(ctx, "lab", nil, func(dir, _ string) bool { return dir == agentRoom })
 }
+
+func ipv6Tests(ctx context.Context, w *work) error {
+	return w.tagged(ctx, "lab", nil, emulated)
+}
+
+func labTests(ctx context.Context, w *work) error {
+	return w.tagged(ctx, "lab", nil, func(dir, test string) bool { return dir != agentRoom && !emulated(dir, test) })
+}
+
+func emulated(dir, test string) bool { return dir == emulatedRoom && test == emulatedTest }
 
 func demo(ctx context.Context, w *work) error {
 	err := w.command(ctx, nil, w.claim, "go", "run", "./cmd/vpclab", "demo", "--kills", "--evidence", filepath.Join(w.logs, "evidence"))
