@@ -5,10 +5,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/rpc"
 	"github.com/branchline-cni/branchline/test/truth"
 )
 
-// names of n pods.
+// podsNamed are the names of n pods.
 func podsNamed(with string, n int) (out []string) {
 	for i := range n {
 		out = append(out, fmt.Sprintf("%s%d", with, i))
@@ -16,7 +18,7 @@ func podsNamed(with string, n int) (out []string) {
 	return out
 }
 
-// end has pods end.
+// ends has pods end.
 func (s *stage) ends(names ...string) {
 	s.t.Helper()
 	for _, name := range names {
@@ -95,4 +97,18 @@ func TestP50WhatMayHaveGoneIsNotGivenWhereEC2WillNotSay(t *testing.T) {
 		s.come("b0", "b1", "b2", "b3")
 		s.done()
 	})
+}
+
+// TestAStaticPodIsKnownByTheKubeletsUID: the API object's changes when somebody deletes the mirror pod, and the pod runs on.
+func TestAStaticPodIsKnownByTheKubeletsUID(t *testing.T) {
+	for _, c := range []struct{ asked, api, mirrorOf, want string }{
+		{"", "api", "", "api"}, {"", "api", "kubelet", "kubelet"}, {"runtime", "api", "kubelet", "runtime"},
+	} {
+		if got := identity(&rpc.Pod{Uid: c.asked}, kube.Pod{UID: c.api, MirrorOf: c.mirrorOf}); got != c.want {
+			t.Errorf("%+v: %s", c, got)
+		}
+	}
+	if got := identity(nil, kube.Pod{UID: "api", MirrorOf: "kubelet"}); got != "kubelet" {
+		t.Errorf("without a pod: %s", got)
+	}
 }
