@@ -5,6 +5,7 @@ package controller_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,7 +100,10 @@ func TestItStandsAsideWhereAHostedControlPlaneIs(t *testing.T) {
 		if err := w.admin.Get(t.Context(), client.ObjectKey{Name: admission.ValidatingName}, &admissionregistrationv1.ValidatingWebhookConfiguration{}); client.IgnoreNotFound(err) != nil || err == nil {
 			t.Errorf("%s is there, and nobody answers for it: %v", admission.ValidatingName, err)
 		}
-		if calls := k.effects(); len(calls) > 0 {
+		calls := slices.DeleteFunc(k.effects(), func(c string) bool {
+			return strings.HasPrefix(c, "DELETE ") && (strings.HasSuffix(c, "/"+admission.MutatingName) || strings.HasSuffix(c, "/"+admission.ValidatingName))
+		})
+		if len(calls) > 0 {
 			t.Errorf("it acted before it stood aside: %v", calls)
 		}
 	}

@@ -119,11 +119,16 @@ type Agent struct {
 
 	started time.Time
 
-	formerNATGone bool                        // in this run; the routing's alone
-	takenBack     map[store.Leaving]time.Time // what is leaving and EC2 took back, in this run, and when it said so last; the pool's alone
-	unplaced      map[int]string              // why no ENI can be made, by network card, as it was said last; the pool's alone
-	patience      map[int]*pool.Patience      // by network card; the pool's alone
-	heldFor       time.Duration               // until it may give more back or ask for more, 0 for never; the pool's alone
+	formerNATGone bool // in this run; the routing's alone
+	// back is when what did not go back is tried again. The pool's alone.
+	back struct {
+		next  time.Time
+		pause backoff
+	}
+	takenBack map[store.Leaving]time.Time // what is leaving and EC2 took back, in this run, and when it said so last; the pool's alone
+	unplaced  map[int]string              // why no ENI can be made, by network card, as it was said last; the pool's alone
+	patience  map[int]*pool.Patience      // by network card; the pool's alone
+	heldFor   time.Duration               // until it may give more back or ask for more, 0 for never; the pool's alone
 
 	mu           sync.Mutex
 	asked        map[store.Key]time.Time // when an executable was last told of an allocation, in this run

@@ -57,13 +57,16 @@ func (a *Agent) runPool(ctx context.Context) {
 			sweeps = a.sweep(ctx, &sweep)
 		}
 		a.notePool(ctx, err)
+		_, back := err.(*backError) // alone: where growing failed, too, it is part of another
 		switch {
+		case back:
+			wait(ctx, soonest(a.nextBack(), joins, a.heldFor), channels...)
 		case err != nil:
 			wait(ctx, retry.next())
 		case did || lost:
 			retry = 0
 		default:
-			wait(ctx, soonest(a.nextCooled(), joins, sweeps, a.scarceUntil(), a.heldFor, a.nextAsked()), channels...)
+			wait(ctx, soonest(a.nextCooled(), joins, sweeps, a.scarceUntil(), a.heldFor, a.nextAsked(), a.nextBack()), channels...)
 		}
 	}
 }
@@ -111,6 +114,9 @@ func (a *Agent) sweep(ctx context.Context, s *sweeper) time.Duration {
 func (a *Agent) notePool(ctx context.Context, err error) {
 	a.mu.Lock()
 	a.poolErr = err
+	if _, back := err.(*backError); back {
+		a.poolErr = nil // no pod waits for it
+	}
 	a.mu.Unlock()
 	if err == nil || ctx.Err() != nil {
 		return
@@ -148,19 +154,46 @@ func (a *Agent) poolStep(ctx context.Context) (did bool, err error) {
 		if did && err == nil {
 			return true, nil
 		}
-		_, rerr := a.resumeRetirement(ctx)
-		return did, errors.Join(err, rerr)
+		if err != nil {
+			_, rerr := a.resumeRetirement(ctx)
+			return did, errors.Join(err, rerr)
+		}
+		shrink = nil // EC2's answer is waited for
 	}
+	if a.nextBack() > 0 {
+		return false, nil
+	}
+	did, err = a.shrink(ctx, shrink)
+	if err != nil {
+		a.back.next = a.opt.Now().Add(a.back.pause.next())
+		return false, &backError{err}
+	}
+	a.back.pause = 0
+	return did, nil
+}
+
+// backError is of what did not go back. Whatever its cause, the pool grows meanwhile.
+type backError struct{ error }
+
+func (e *backError) Unwrap() error { return e.error }
+
+// shrink goes on with what is on its way out, or gives back what is too much.
+func (a *Agent) shrink(ctx context.Context, steps []cardStep) (did bool, err error) {
 	if did, err := a.resumeRetirement(ctx); did || err != nil {
 		return did, err
 	}
 	if did, err := a.resumeLeaving(ctx); did || err != nil {
 		return did, err
 	}
-	if len(shrink) == 0 {
+	if len(steps) == 0 {
 		return false, nil
 	}
-	return a.giveUp(ctx, shrink[0].Step)
+	return a.giveUp(ctx, steps[0].Step)
+}
+
+// nextBack is how long until what did not go back is tried again; 0 where nothing is.
+func (a *Agent) nextBack() time.Duration {
+	return max(0, a.back.next.Sub(a.opt.Now()))
 }
 
 // cardStep is a step on one network card.
