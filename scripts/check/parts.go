@@ -56,7 +56,7 @@ func allParts() []part {
 	return []part{
 		{
 			name: "artifacts", what: "Kubernetes, CoreDNS, containerd 2, a kernel and Debian packages into the cache",
-			cold: 20 * minute, warm: 10 * second, deadline: 50 * minute, alone: true,
+			cold: 12 * minute, warm: 10 * second, deadline: 50 * minute, alone: true,
 			packages: []string{"kmod"}, run: makeArtifacts,
 		},
 		{
@@ -76,15 +76,15 @@ func allParts() []part {
 		},
 		{
 			name: "generate", what: "the committed generated code is current",
-			cold: 3 * minute, warm: 15 * second, deadline: 40 * minute, nice: nicePlain, env: plain, run: checkGenerated,
+			cold: 5 * minute, warm: 15 * second, deadline: 40 * minute, nice: nicePlain, env: plain, run: checkGenerated,
 		},
 		{
 			name: "lint", what: "gofmt, go vet, staticcheck, with all build tags",
-			cold: 5 * minute, warm: minute, deadline: 40 * minute, nice: nicePlain, env: plain, run: lint,
+			cold: 6 * minute, warm: 30 * second, deadline: 40 * minute, nice: nicePlain, env: plain, run: lint,
 		},
 		{
 			name: "build", what: "amd64 and arm64 executables and images, size budgets, import rules",
-			cold: 6 * minute, warm: minute, deadline: 40 * minute, nice: nicePlain, env: plain, run: build,
+			cold: 4 * minute, warm: minute, deadline: 40 * minute, nice: nicePlain, env: plain, run: build,
 		},
 		{
 			name: "lab", what: "the lab's parts: instances, ENIs, packets, programs that are not ours; containerd 2",
@@ -97,12 +97,12 @@ func allParts() []part {
 		},
 		{
 			name: "unit", what: "plain tests, the product's with the race detector",
-			cold: 12 * minute, warm: 2 * minute, deadline: 40 * minute, nice: nicePlain, env: plain,
+			cold: 10 * minute, warm: 2 * minute, deadline: 40 * minute, nice: nicePlain, env: plain,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
 		},
 		{
 			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
-			cold: 5 * minute, warm: 3 * minute, deadline: 40 * minute, after: []string{"artifacts"},
+			cold: 2 * minute, warm: minute, deadline: 40 * minute, after: []string{"artifacts"},
 			devices: true, nice: nicePlain, env: plain, run: agentTests,
 		},
 		{
