@@ -161,11 +161,7 @@ func TestP28AnENIThatEC2ShowsLateIsDeletedAllTheSame(t *testing.T) {
 		s.pass(3 * describedLate) // nothing is looked for any more
 		cloud.lateDescribes(5 * describedLate)
 		cloud.fail(flaw{api: "CreateNetworkInterface", kind: lost, times: 1})
-		var names []string
-		for i := range truth.AddressesPer - 1 { // so that the one ahead needs a second ENI
-			names = append(names, fmt.Sprintf("a%d", i))
-		}
-		s.run(names...)
+		s.run(podsNamed("a", truth.AddressesPer-1)...) // so that the one ahead needs a second ENI
 		left := func() (ids []string) {
 			for id, e := range cloud.enis() {
 				if e.Device < 0 {

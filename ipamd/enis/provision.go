@@ -118,25 +118,25 @@ func (p *Provisioner) Unassign(ctx context.Context, eniID string, back []netip.P
 		return err
 	}
 	err = call()
+	certain = aws.IsDenied(err) // what comes after a first answer tells nothing of what that one did
 	if aws.Code(err) == "InvalidParameterValue" {
 		// It refuses all where one is not there: an earlier try may have come through without its answer.
 		there, herr := p.has(ctx, eniID, back)
-		if herr != nil && !aws.IsNotFound(herr) {
-			return false, fmt.Errorf("give %d addresses or prefixes of %s back (ec2:UnassignPrivateIpAddresses): %w, and which of them are there is not known: %w", len(back), eniID, err, herr)
-		}
-		back, err = there, nil
-		if len(back) > 0 {
+		switch {
+		case herr != nil && !aws.IsNotFound(herr):
+			err = fmt.Errorf("%w, and which of them are there is not known: %w", err, herr)
+		case len(there) == 0:
+			back, err = nil, nil
+		default:
+			back = there
 			err = call()
-		}
-		if aws.IsDenied(err) {
-			return false, fmt.Errorf("give %d addresses or prefixes of %s back (ec2:UnassignPrivateIpAddresses): %w", len(back), eniID, err)
 		}
 	}
 	if err == nil || aws.IsNotFound(err) {
 		p.Log.Info("addresses given back", "eni", eniID, "units", len(back))
 		return true, nil
 	}
-	return aws.IsDenied(err), fmt.Errorf("give %d addresses or prefixes of %s back (ec2:UnassignPrivateIpAddresses): %w", len(back), eniID, err)
+	return certain, fmt.Errorf("give %d addresses or prefixes of %s back (ec2:UnassignPrivateIpAddresses): %w", len(back), eniID, err)
 }
 
 // has returns those of the addresses and prefixes that EC2 says the ENI has.

@@ -103,7 +103,7 @@ func allParts() []part {
 		{
 			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
 			cold: 2 * minute, warm: minute, deadline: 40 * minute, after: []string{"artifacts"},
-			devices: true, nice: nicePlain, env: plain, run: agentTests,
+			devices: true, nice: nicePlain, run: agentTests,
 		},
 		{
 			name: "envtest", what: "the control plane's code against a real API server and etcd",
