@@ -61,7 +61,7 @@ func (l *Lab) Usage() string {
   %s
 
 The VPC is %s; the nodes' subnet %s; the nodes' group %s. Images on the nodes: %s, %s.
-A table "welcome" is read by the image %s from the host in PGHOST.
+The image %s reads a table "welcome" of the PostgreSQL server in PGHOST; this lab has none of its own (the walk-through starts one).
 Evidence (flow log, recordings of every port, the API's audit log): %s
 Logs of every program: %s
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -69,11 +70,8 @@ func up(ctx context.Context, o settings) error {
 	if pid, running := holder(dir); running {
 		return fmt.Errorf("a lab runs already in %s (process %d): use it, or take it down with: go run ./cmd/vpclab down --dir %s", dir, pid, dir)
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove what an earlier lab left in %s: %w", dir, err)
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make the lab's folder: %w", err)
+	if err := emptied(dir); err != nil {
+		return err
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -124,6 +122,25 @@ func up(ctx context.Context, o settings) error {
 			}
 		}
 	}
+}
+
+// emptied makes the lab's folder. What an earlier lab has left in it goes, what anybody else has there does not.
+func emptied(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("look into the lab's folder: %w", err)
+	}
+	ours := func(e os.DirEntry) bool { return e.Name() == pidFile || e.Name() == outFile }
+	if len(entries) > 0 && !slices.ContainsFunc(entries, ours) {
+		return fmt.Errorf("%s is not empty and no lab has made it (%s is there): name another folder with --dir, or empty it yourself", dir, entries[0].Name())
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove what an earlier lab left in %s: %w", dir, err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make the lab's folder: %w", err)
+	}
+	return nil
 }
 
 func serveCommand() *cobra.Command {

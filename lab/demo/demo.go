@@ -48,32 +48,32 @@ type walk struct {
 // podInfo is what the walk-through remembers of a pod that it has seen.
 type podInfo struct {
 	name, ip, uid, node string
-	eniID               string
+	eniID, mac          string
 	vlanID              int
 }
 
-// step is one of the walk-through's. A kill may fall into those that say so.
+// step is one of the walk-through's. Kills fall into the time of that length after its start; 0: into others.
 type step struct {
 	name, title string
 	run         func(*walk, context.Context) error
-	kills       bool
+	kills       time.Duration
 }
 
 var steps = []step{
-	{"1", "a cluster in a VPC: one m5.large, one t3.medium", (*walk).cluster, false},
-	{"2", "security groups for the pods and the database", (*walk).groups, false},
-	{"3", "a PostgreSQL server with RDS_SG, outside the cluster", (*walk).database, false},
-	{"4", "the controller's role needs AmazonEKSVPCResourceController", (*walk).role, false},
-	{"5", "ENABLE_POD_ENI=true: a trunk ENI, a label, a capacity of 9", (*walk).enable, true},
-	{"6", "a SecurityGroupPolicy for app: green-pod", (*walk).policy, false},
-	{"6b", "strict and standard pods side by side: whose security groups apply to what", (*walk).modes, false},
-	{"7", "green reaches the database through its own security group, red is refused", (*walk).pods, true},
-	{"7b", "counter-proofs: the same packets with other rules", (*walk).counterProofs, false},
-	{"7c", "nine branch pods on an m5.large, the tenth waits and is told why", (*walk).tenth, false},
-	{"8", "clean-up: nothing leaks in EC2 or on the node", (*walk).cleanUp, true},
-	{"8a", "the end state is the expected one, with or without kills", (*walk).endState, false},
-	{"8b", "the instance is terminated: nothing of it is left", (*walk).terminate, false},
-	{"8c", "what is left after the termination is the expected state", (*walk).afterState, false},
+	{"1", "a cluster in a VPC: one m5.large, one t3.medium", (*walk).cluster, 0},
+	{"2", "security groups for the pods and the database", (*walk).groups, 0},
+	{"3", "a PostgreSQL server with RDS_SG, outside the cluster", (*walk).database, 0},
+	{"4", "the controller's role needs AmazonEKSVPCResourceController", (*walk).role, 0},
+	{"5", "ENABLE_POD_ENI=true: a trunk ENI, a label, a capacity of 9", (*walk).enable, rolloutTakes},
+	{"6", "a SecurityGroupPolicy for app: green-pod", (*walk).policy, 0},
+	{"6b", "strict and standard pods side by side: whose security groups apply to what", (*walk).modes, 0},
+	{"7", "green reaches the database through its own security group, red is refused", (*walk).pods, podsTake},
+	{"7b", "counter-proofs: the same packets with other rules", (*walk).counterProofs, 0},
+	{"7c", "nine branch pods on an m5.large, the tenth waits and is told why", (*walk).tenth, 0},
+	{"8", "clean-up: nothing leaks in EC2 or on the node", (*walk).cleanUp, cleanUpTakes},
+	{"8a", "the end state is the expected one, with or without kills", (*walk).endState, 0},
+	{"8b", "the instance is terminated: nothing of it is left", (*walk).terminate, 0},
+	{"8c", "what is left after the termination is the expected state", (*walk).afterState, 0},
 }
 
 // Run plays the walk-through in a lab of its own. It returns nil only if every claim of every step was seen.
@@ -86,7 +86,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		defer os.RemoveAll(o.StateDir)
 	}
 	fmt.Fprintf(o.Out, "The walk-through: real Kubernetes, containerd, PostgreSQL and kernel; EC2 and the VPC by the lab.\n"+
-		"It takes 10 to 20 minutes on 2 cores (and 10 to 20 more once, until Kubernetes is in the cache).\nEvidence: %s\n", o.EvidenceDir)
+		"It takes 8 to 15 minutes on 2 cores (and 10 to 20 more once, until Kubernetes is in the cache).\nEvidence: %s\n", o.EvidenceDir)
 	l, err := lab.Up(ctx, lab.Options{Dir: o.StateDir, Log: o.Log, Progress: o.Out, EvidenceDir: o.EvidenceDir})
 	if err != nil {
 		return err
@@ -112,8 +112,8 @@ func Run(ctx context.Context, o Options) (err error) {
 		at := time.Now()
 		w.Step(s.name, s.title)
 		finish := func() error { return nil }
-		if s.kills && o.Kills {
-			finish = w.scheduleKills(ctx)
+		if s.kills > 0 && o.Kills {
+			finish = w.scheduleKills(ctx, s.kills)
 		}
 		if err := s.run(w, ctx); err != nil {
 			_ = finish()

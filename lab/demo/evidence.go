@@ -267,6 +267,18 @@ func slug(s string) string {
 	return strings.Trim(b.String(), "-")
 }
 
+// oneLine wants a line that has all of the texts.
+func oneLine(texts ...string) func(Output) error {
+	return func(o Output) error {
+		for line := range strings.Lines(o.Stdout) {
+			if contains(texts...)(Output{Stdout: line}) == nil {
+				return nil
+			}
+		}
+		return fmt.Errorf("no line has all of %q", texts)
+	}
+}
+
 // contains is a check for an output that has all the words.
 func contains(words ...string) func(Output) error {
 	return func(o Output) error {

@@ -20,6 +20,7 @@ const (
 	trunkLabel    = "vpc.amazonaws.com/has-trunk-attached"
 	trunkLabelKey = `vpc\.amazonaws\.com/has-trunk-attached`
 	branches      = "9" // of an m5.large
+	lastDevice    = "2" // the highest device index of an m5.large, which has three interfaces
 )
 
 // enable waits for what ENABLE_POD_ENI=true brings.
@@ -50,8 +51,8 @@ func (w *walk) enable(ctx context.Context) error {
 func (w *walk) oneTrunk(ctx context.Context, claim string) error {
 	o, err := w.Await(ctx, 4*time.Minute, claim, func(o Output) error {
 		lines := strings.Split(strings.TrimSpace(o.Stdout), "\n")
-		if len(lines) != 1 || !strings.Contains(lines[0], w.node.ID) || !strings.Contains(lines[0], "aws-k8s-trunk-eni") || !strings.Contains(lines[0], "in-use") {
-			return fmt.Errorf("trunk ENIs are %q, want one that is in use on %s", lines, w.node.ID)
+		if len(lines) != 1 || !strings.Contains(lines[0], w.node.ID) || !strings.Contains(lines[0], "aws-k8s-trunk-eni") || !strings.Contains(lines[0], "in-use") || !strings.HasSuffix(lines[0], "\t"+lastDevice) {
+			return fmt.Errorf("trunk ENIs are %q, want one that is in use on %s at device index %s", lines, w.node.ID, lastDevice)
 		}
 		return nil
 	}, w.Local, "aws", "ec2", "describe-network-interfaces", "--filters", "Name=interface-type,Values=trunk", "--output", "text",
@@ -72,8 +73,6 @@ func (w *walk) smallLeftAlone(ctx context.Context) error {
 	if got := strings.TrimSpace(o.Stdout); got != "/" {
 		return fmt.Errorf("the t3.medium has label/capacity %q, want neither", got)
 	}
-	// Three interfaces is what the type has: the primary one, the warm one ahead of it, and a free slot that nobody
-	// kept back. A trunk would be among them.
 	o, err = w.Do(ctx, w.Local, "aws", "ec2", "describe-network-interfaces", "--filters", "Name=attachment.instance-id,Values="+w.small.ID,
 		"--output", "text", "--query", "NetworkInterfaces[].[NetworkInterfaceId,InterfaceType,Description,Attachment.DeviceIndex]")
 	if err != nil {
@@ -82,7 +81,7 @@ func (w *walk) smallLeftAlone(ctx context.Context) error {
 	if err := both(lacks("trunk"), contains("interface"))(o); err != nil {
 		return err
 	}
-	w.Seen("the t3.medium is left alone: no trunk, no label, no capacity, no slot lost")
+	w.Seen("the t3.medium is left alone: no trunk, no label, no capacity")
 	return nil
 }
 
@@ -216,6 +215,7 @@ func (w *walk) greenHasBranch(ctx context.Context) error {
 	}
 	var ann []struct {
 		ENIID     string `json:"eniId"`
+		MAC       string `json:"ifAddress"`
 		VLANID    int    `json:"vlanId"`
 		PrivateIP string `json:"privateIp"`
 		IPv6      string `json:"ipv6Addr"`
@@ -230,7 +230,7 @@ func (w *walk) greenHasBranch(ctx context.Context) error {
 	if address != w.green.ip {
 		return fmt.Errorf("the green pod has address %s, its annotation says %s", w.green.ip, address)
 	}
-	w.green.eniID, w.green.vlanID = ann[0].ENIID, ann[0].VLANID
+	w.green.eniID, w.green.mac, w.green.vlanID = ann[0].ENIID, ann[0].MAC, ann[0].VLANID
 	w.Seen("the green pod's annotation shows its branch ENI, and its address is the ENI's")
 	_, err = w.Await(ctx, 30*time.Second, "that ENI holds POD_SG and nothing else", both(contains("branch"), func(o Output) error {
 		if f := strings.Fields(o.Stdout); len(f) == 0 || f[len(f)-1] != w.podGroup {
@@ -247,7 +247,7 @@ func (w *walk) greenWiring(ctx context.Context) error {
 	node := w.inside(w.node)
 	link := fmt.Sprintf("vlan.eth.%d", w.green.vlanID)
 	table := fmt.Sprint(100 + w.green.vlanID)
-	if _, err := w.Await(ctx, 30*time.Second, "the VLAN link is on the node's trunk", contains(link, "802.1Q", fmt.Sprintf("id %d", w.green.vlanID)),
+	if _, err := w.Await(ctx, 30*time.Second, "the VLAN link is there, with the branch ENI's MAC address", contains(link, "802.1Q", fmt.Sprintf("id %d", w.green.vlanID), w.green.mac),
 		node, "ip", "-d", "link", "show", link); err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func (w *walk) tenth(ctx context.Context) error {
 		return err
 	}
 	if _, err := w.Await(ctx, 2*time.Minute, "an event by our controller says which node has how many branch ENIs, and who uses them",
-		contains(w.node.Hostname(), "9 of 9", w.green.name), w.Local, "kubectl", "get", "events", "--field-selector", "involvedObject.kind=Pod,type=Warning",
+		oneLine(w.node.Hostname(), "9 of 9", w.green.name), w.Local, "kubectl", "get", "events", "--field-selector", "involvedObject.kind=Pod,type=Warning",
 		"-o", `jsonpath={range .items[?(@.source.component!="default-scheduler")]}{.involvedObject.name}{"\t"}{.reason}{"\t"}{.message}{"\n"}{end}`); err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (w *walk) tenth(ctx context.Context) error {
 			return fmt.Errorf("VLAN ids %v, want at least nine, all different", ids)
 		}
 		return nil
-	}, w.Local, "aws", "ec2", "describe-trunk-interface-associations", "--query", "InterfaceAssociations[].VlanId", "--output", "text")
+	}, w.Local, "aws", "ec2", "describe-trunk-interface-associations", "--query", "InterfaceAssociations[?TrunkInterfaceId=='"+w.trunk+"'].VlanId", "--output", "text")
 	return err
 }
 

@@ -140,12 +140,18 @@ func (w *walk) database(ctx context.Context) (err error) {
 	return err
 }
 
-// role first shows what a user sees without the policy, then attaches it.
+// role first shows what a user sees without the policy, then attaches it. The trunk is asked for here as the agent does in
+// step 5, in the CNINode, and not any more before the policy comes: all that step 5 brings is step 5's.
 func (w *walk) role(ctx context.Context) error {
 	if _, err := w.Do(ctx, w.Local, "aws", "iam", "list-attached-role-policies", "--role-name", lab.ClusterRole, "--output", "text"); err != nil {
 		return err
 	}
-	if err := w.setPodENI(ctx, true); err != nil {
+	wish := func(claim, features string) error {
+		_, err := w.Await(ctx, time.Minute, claim, contains("patched"), w.Local,
+			"kubectl", "patch", "cninode", w.node.Hostname(), "--type=merge", "-p", `{"spec":{"features":[`+features+`]}}`)
+		return err
+	}
+	if err := wish("a trunk is asked for", `{"name":"SecurityGroupsForPods"}`); err != nil {
 		return err
 	}
 	if _, err := w.Await(ctx, 4*time.Minute, "without the policy an event on the node names the missing action and what it was for",
@@ -154,11 +160,18 @@ func (w *walk) role(ctx context.Context) error {
 		"-o", `jsonpath={range .items[*]}{.involvedObject.name}{"\t"}{.reason}{"\t"}{.message}{"\n"}{end}`); err != nil {
 		return err
 	}
+	if err := wish("it is asked for no more", ""); err != nil {
+		return err
+	}
 	if _, err := w.Do(ctx, w.Local, "aws", "iam", "attach-role-policy", "--role-name", lab.ClusterRole, "--policy-arn", lab.ControllerPolicyARN); err != nil {
 		return err
 	}
-	_, err := w.Await(ctx, 30*time.Second, "the role holds AmazonEKSVPCResourceController", contains("AmazonEKSVPCResourceController"), w.Local,
-		"aws", "iam", "list-attached-role-policies", "--role-name", lab.ClusterRole, "--output", "text")
+	if _, err := w.Await(ctx, 30*time.Second, "the role holds AmazonEKSVPCResourceController", contains("AmazonEKSVPCResourceController"), w.Local,
+		"aws", "iam", "list-attached-role-policies", "--role-name", lab.ClusterRole, "--output", "text"); err != nil {
+		return err
+	}
+	_, err := w.Await(ctx, 30*time.Second, "EC2 has no trunk ENI yet", equals(""), w.Local,
+		"aws", "ec2", "describe-network-interfaces", "--filters", "Name=interface-type,Values=trunk", "--query", "NetworkInterfaces[].NetworkInterfaceId", "--output", "text")
 	return err
 }
 

@@ -5,8 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"syscall"
+
+	"github.com/branchline-cni/branchline/lab/artifacts/host"
 )
 
 // spawner starts processes that the kernel kills when this process ends, however it ends. Pdeathsig is sent when the
@@ -55,22 +56,13 @@ func (s *spawner) start(cmd *exec.Cmd, logFile string) (*child, error) {
 	if err := <-errc; err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	keepNice(cmd.Process.Pid)
+	host.GiveWay(cmd.Process.Pid, 0) // a session of its own has a nice value of its own
 	c := &child{cmd: cmd, ended: make(chan struct{})}
 	go func() {
 		c.err = cmd.Wait()
 		close(c.ended)
 	}()
 	return c, nil
-}
-
-// keepNice has a process that leads a session of its own give way as this one does. Where the kernel groups processes by
-// session (sched_autogroup_enabled), a nice value counts only within its group, and each group has one of its own.
-func keepNice(pid int) {
-	if n, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0); err == nil && n < 20 { // the kernel tells 20 minus the nice value
-		// Without such groups there is no such file, and the inherited value is enough.
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", pid), []byte(strconv.Itoa(20-n)), 0)
-	}
 }
 
 // kill ends the process and waits for its end.

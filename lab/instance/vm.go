@@ -262,6 +262,7 @@ func (v *vm) shutDown() error {
 	if err := os.RemoveAll(v.plan.runDir); err != nil {
 		return fmt.Errorf("remove sockets of VM %s: %w", v.spec.ID, err)
 	}
+	v.sayStall()
 	v.spec.Log.Info("VM ended")
 	return nil
 }

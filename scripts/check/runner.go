@@ -10,13 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/branchline-cni/branchline/lab/artifacts"
+	"github.com/branchline-cni/branchline/lab/artifacts/host"
 )
 
 // part is one line of the summary.
@@ -215,7 +215,7 @@ func (w *work) commandIn(ctx context.Context, dir string, env []string, lines fu
 	}
 	err := cmd.Start()
 	if err == nil {
-		w.giveWay(cmd.Process.Pid)
+		host.GiveWay(cmd.Process.Pid, w.part.nice)
 		err = cmd.Wait()
 	}
 	if cmd.ProcessState != nil {
@@ -231,19 +231,6 @@ func (w *work) commandIn(ctx context.Context, dir string, env []string, lines fu
 		return fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
 	}
 	return nil
-}
-
-// giveWay sets the nice value of a program that leads a session, and of the session: where the kernel groups processes by session
-// (sched_autogroup_enabled), a process's own counts only within its group. That it has not worked is no reason to fail: it is a
-// matter of minutes.
-func (w *work) giveWay(leader int) {
-	own, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
-	if err != nil {
-		return
-	}
-	nice := min(20-own+w.part.nice, 19) // the kernel tells 20 minus the nice value
-	_ = syscall.Setpriority(syscall.PRIO_PGRP, leader, nice)
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", leader), []byte(strconv.Itoa(nice)), 0)
 }
 
 // output is command for a program whose whole output is wanted.
