@@ -22,6 +22,7 @@ const (
 	CodeAttachmentLimitExceeded = "AttachmentLimitExceeded"
 	CodeAddressLimitExceeded    = "PrivateIpAddressLimitExceeded"
 	CodeInvalidParameterValue   = "InvalidParameterValue"
+	CodeIdempotentMismatch      = "IdempotentParameterMismatch"
 	// CodeDuplicateVLAN is not in the reference; it is what AssociateTrunkInterface is known to answer.
 	CodeDuplicateVLAN = "InvalidVlanId.Duplicate"
 )

@@ -259,6 +259,7 @@ func (o *Options) serveWebhooks(ctx context.Context, mgr manager.Manager, certs 
 		Policies: mgr.GetClient(), Live: mgr.GetAPIReader(), Decoder: decoder, Log: o.Log,
 	}}))
 	s.Register(admission.PathValidatePod, &webhook.Admission{Handler: &admission.ValidatePod{Policies: mgr.GetClient(), Live: mgr.GetAPIReader(), Decoder: decoder}})
+	s.Register(admission.PathValidateBind, &webhook.Admission{Handler: &admission.ValidateBinding{}})
 	s.Register(admission.PathValidateNode, &webhook.Admission{Handler: &admission.ValidateNode{}})
 	return watchConfigs(mgr, &admission.Configs{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), URL: o.Webhooks.URL, Service: o.Webhooks.Service, CA: certs.CA,

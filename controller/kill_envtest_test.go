@@ -24,7 +24,8 @@ func keyOf(namespace, name string) types.NamespacedName {
 
 // Each call of the controller that has an effect is a kill point: the call takes effect, its answer and the controller
 // are lost, a new controller takes over. The end is always the same: one branch ENI per live pod, none for the ended
-// one, one trunk, and nothing once the instance is gone.
+// one, one trunk, and nothing once the instance is gone. Events and leader election's lease are no kill points: nothing is read
+// from them. The webhooks' Secret and configurations have TestWebhookCertificatesOutliveTheControllerAndTheConfigurationsAreRestored.
 func TestKilledAtEveryCallItConverges(t *testing.T) {
 	for n := 1; ; n++ {
 		calls, killed := killedAt(t, n)
@@ -86,6 +87,9 @@ func killedAt(t *testing.T, n int) (calls []string, killed bool) {
 		t.Errorf("annotation changed from %s to %s", value, again)
 	}
 	remove(t, stays)
+	confirm(t, id, stays)
+	label(t, name, false) // ENABLE_POD_ENI is off again
+	capacity(t, name, 0)
 	must(t, w.admin.Delete(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}))
 	_, err := w.ec2.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{id}})
 	must(t, err)
@@ -111,10 +115,18 @@ func killedAt(t *testing.T, n int) (calls []string, killed bool) {
 	return calls, killed
 }
 
-// invariants: every bound slot has an ENI of its own, and EC2 has each on its VLAN id.
+// invariants: every bound slot has an ENI of its own, and EC2 has each on its VLAN id of this trunk, and no other there.
 func invariants(t *testing.T, id string) {
 	t.Helper()
 	l := ledgerOf(t, id)
+	out, err := w.ec2.DescribeTrunkInterfaceAssociations(t.Context(), &ec2.DescribeTrunkInterfaceAssociationsInput{})
+	must(t, err)
+	on := map[string]int32{}
+	for _, a := range out.InterfaceAssociations {
+		if *a.TrunkInterfaceId == l.Spec.TrunkENIID {
+			on[*a.BranchInterfaceId] = *a.VlanId
+		}
+	}
 	enis, pods := map[string]bool{}, map[types.UID]bool{}
 	for _, s := range l.Spec.Slots {
 		if s.State != ledgerv1.Bound {
@@ -123,6 +135,12 @@ func invariants(t *testing.T, id string) {
 		if s.ENIID == "" || s.AssociationID == "" || enis[s.ENIID] || pods[s.PodUID] {
 			t.Errorf("slot %+v", s)
 		}
+		if vlan, ok := on[s.ENIID]; !ok || vlan != s.VLANID {
+			t.Errorf("EC2 has %s on VLAN id %d (%v), slot %+v", s.ENIID, vlan, ok, s)
+		}
 		enis[s.ENIID], pods[s.PodUID] = true, true
+	}
+	if len(on) != len(enis) {
+		t.Errorf("EC2 has %v on the trunk, the ledger has %v", on, enis)
 	}
 }

@@ -61,6 +61,14 @@ func TestANodesTokenChangesOnlyItsOwnNodesObjects(t *testing.T) {
 		}
 	}
 	agent := agentOf(t, "mine")
+	// Tags are set by the controller's role.
+	own := &v1alpha1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: "mine"}}
+	must(t, w.admin.Patch(t.Context(), own.DeepCopy(), merge(`{"spec":{"tags":{"team":"shop"}}}`)))
+	for _, body := range []string{`{"spec":{"tags":{"team":"mine"}}}`, `{"spec":{"tags":null}}`, `{"spec":{"tags":{"other":"x"}}}`} {
+		if err := agent.Patch(t.Context(), own.DeepCopy(), merge(body)); err == nil || !strings.Contains(err.Error(), "spec.tags") {
+			t.Errorf("the agent changed the tags of its CNINode by %s: %v", body, err)
+		}
+	}
 	for what, err := range writes(agent, "mine") {
 		if err != nil {
 			t.Errorf("the agent can't write %s of its own node: %v", what, err)

@@ -214,8 +214,33 @@ func TestTheAnnotationIsTheControllersAlone(t *testing.T) {
 	must(t, annotatePod(impersonate(t, user, nil), p, policy.Resource, "by the ServiceAccount", ""))
 	must(t, annotatePod(impersonate(t, "eks:vpc-resource-controller", nil), p, policy.Resource, "by the user", ""))
 	refused("after")
+	bindings := func(c client.Client) map[string]func(annotations map[string]string) error {
+		binding := func(annotations map[string]string) *corev1.Binding {
+			return &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: "guard", Name: "p", Annotations: annotations}, Target: corev1.ObjectReference{Kind: "Node", Name: "anywhere"}}
+		}
+		return map[string]func(map[string]string) error{
+			"pods/binding": func(a map[string]string) error {
+				return c.SubResource("binding").Create(t.Context(), p.DeepCopy(), binding(a))
+			},
+			"bindings": func(a map[string]string) error { return c.Create(t.Context(), binding(a)) },
+		}
+	}
+	for _, key := range []string{policy.Resource, policy.StampKey, admission.FargateAnnotation} {
+		for by, bind := range bindings(w.admin) {
+			if err := bind(map[string]string{key: "[]", "example.com/other": "x"}); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), key) {
+				t.Errorf("%s by %s: %v", key, by, err)
+			}
+		}
+	}
 	must(t, stop())
 	refused("while the controller is away")
+	for by, bind := range bindings(w.admin) {
+		if err := bind(map[string]string{policy.Resource: "[]"}); err == nil {
+			t.Errorf("the annotation by %s while the controller is away", by)
+		}
+	}
+	// Scheduling does not depend on the webhook.
+	must(t, bindings(w.admin)["pods/binding"](nil))
 }
 
 func TestTheAgentsServiceAccountChangesOnlyItsLabelsOfANode(t *testing.T) {
@@ -268,10 +293,10 @@ func TestWebhookCertificatesOutliveTheControllerAndTheConfigurationsAreRestored(
 		if err := errors.Join(w.admin.Get(t.Context(), client.ObjectKey{Name: admission.MutatingName}, &m), w.admin.Get(t.Context(), client.ObjectKey{Name: admission.ValidatingName}, &v)); err != nil {
 			return err
 		}
-		if len(m.Webhooks) != 1 || len(v.Webhooks) != 2 {
+		if len(m.Webhooks) != 1 || len(v.Webhooks) != 3 {
 			return fmt.Errorf("%d and %d webhooks", len(m.Webhooks), len(v.Webhooks))
 		}
-		for _, b := range [][]byte{m.Webhooks[0].ClientConfig.CABundle, v.Webhooks[0].ClientConfig.CABundle, v.Webhooks[1].ClientConfig.CABundle} {
+		for _, b := range [][]byte{m.Webhooks[0].ClientConfig.CABundle, v.Webhooks[0].ClientConfig.CABundle, v.Webhooks[1].ClientConfig.CABundle, v.Webhooks[2].ClientConfig.CABundle} {
 			if !bytes.Equal(b, before["ca.crt"]) {
 				return fmt.Errorf("caBundle %.40q", b)
 			}

@@ -61,7 +61,8 @@ type CNINode struct {
 type CNINodeSpec struct {
 	// +optional
 	Features []Feature `json:"features,omitempty"`
-	// tags are on each ENI that the controller makes for the node.
+	// tags are on each ENI that the controller makes for the node from now on. Those that EC2 does not take (keys that begin
+	// with aws:, or are too long, more than 40) are left out.
 	// +optional
 	Tags map[string]string `json:"tags,omitempty"`
 }

@@ -30,6 +30,7 @@ const (
 	PathMutatePod    = "/mutate-v1-pod"
 	PathValidatePod  = "/validate-v1-pod"
 	PathValidateNode = "/validate-v1-node"
+	PathValidateBind = "/validate-v1-binding"
 )
 
 // Configs keeps our webhook configurations as they should be, whoever changes them.
@@ -107,14 +108,29 @@ func (r *Configs) validating() []admissionregistrationv1.ValidatingWebhook {
 			AdmissionReviewVersions: []string{"v1"}, MatchConditions: []admissionregistrationv1.MatchCondition{condition},
 		}
 	}
-	update := admissionregistrationv1.Update
-	// pods/status is there because an update of the status can change annotations too.
+	create, update := admissionregistrationv1.Create, admissionregistrationv1.Update
+	// pods/status is there because an update of the status can change annotations too. A binding's annotations are put on its
+	// pod; those that a scheduler sends have none, so that scheduling does not depend on the webhook.
 	return []admissionregistrationv1.ValidatingWebhook{
-		hook("vpod.vpc.k8s.aws", PathValidatePod, []string{"pods", "pods/status"}, []admissionregistrationv1.OperationType{admissionregistrationv1.Create, update},
+		hook("vpod.vpc.k8s.aws", PathValidatePod, []string{"pods", "pods/status"}, []admissionregistrationv1.OperationType{create, update},
 			admissionregistrationv1.MatchCondition{Name: "touches-a-guarded-annotation", Expression: touches()}),
+		hook("vbinding.branchline.dev", PathValidateBind, []string{"pods/binding", "bindings"}, []admissionregistrationv1.OperationType{create},
+			admissionregistrationv1.MatchCondition{Name: "carries-a-guarded-annotation", Expression: carries()}),
 		hook("vnode.vpc.k8s.aws", PathValidateNode, []string{"nodes"}, []admissionregistrationv1.OperationType{update},
 			admissionregistrationv1.MatchCondition{Name: "comes-from-the-agent", Expression: fmt.Sprintf("request.userInfo.username == '%s'", AgentUser)}),
 	}
+}
+
+// guarded are the annotations that are the control plane's.
+var guarded = []string{policy.Resource, policy.StampKey, FargateAnnotation}
+
+// carries is a CEL expression: the object has a guarded annotation.
+func carries() string {
+	each := make([]string, len(guarded))
+	for i, key := range guarded {
+		each[i] = fmt.Sprintf("'%s' in object.metadata.annotations", key)
+	}
+	return fmt.Sprintf("has(object.metadata.annotations) && (%s)", strings.Join(each, " || "))
 }
 
 // touches is a CEL expression: the request creates a pod with the annotation of a branch ENI or with a stamp (as the mutating

@@ -21,7 +21,7 @@ import (
 	"github.com/branchline-cni/branchline/api/v1beta1"
 )
 
-// hooks are the three webhooks as the API server reaches them, with one policy that selects every pod of namespace ns.
+// hooks are the webhooks as the API server reaches them, with one policy that selects every pod of namespace ns.
 func hooks(t testing.TB) map[string]http.Handler {
 	t.Helper()
 	s := runtime.NewScheme()
@@ -39,6 +39,7 @@ func hooks(t testing.TB) map[string]http.Handler {
 		PathMutatePod:    &webhook.Admission{Handler: &MutatePod{Policies: c, Live: c, Decoder: d, Log: slog.New(slog.DiscardHandler)}},
 		PathValidatePod:  &webhook.Admission{Handler: &ValidatePod{Policies: c, Live: c, Decoder: d}},
 		PathValidateNode: &webhook.Admission{Handler: &ValidateNode{}},
+		PathValidateBind: &webhook.Admission{Handler: &ValidateBinding{}},
 	}
 }
 
@@ -156,6 +157,26 @@ func TestP2NobodyButTheWebhookStampsAPod(t *testing.T) {
 	}
 	if r := ask(t, all[PathValidatePod], review("UPDATE", "me", `{"metadata":{},"spec":{"containers":[{}]}}`, pod(right, ""))); r.Allowed {
 		t.Error("a stamp was taken away")
+	}
+}
+
+// What a binding carries, the API server puts on the pod, past the webhook that guards updates of it.
+func TestABindingPutsNoAnnotationOfTheControlPlanesOnAPod(t *testing.T) {
+	h := hooks(t)[PathValidateBind]
+	for object, allowed := range map[string]bool{
+		`{"metadata":{"name":"p"},"target":{"kind":"Node","name":"n"}}`:                true,
+		`{"metadata":{"name":"p","annotations":{"a":"b"}}}`:                            true,
+		`{"metadata":{"annotations":{"a":"b","vpc.amazonaws.com/pod-eni":""}}}`:        false,
+		`{"metadata":{"annotations":{"branchline.dev/security-group-policies":"[]"}}}`: false,
+		`{"metadata":{"annotations":{"fargate.amazonaws.com/pod-sg":"sg-1"}}}`:         false,
+		`{"metadata":{"annotations":[]}}`:                                              false,
+		`1`:                                                                            false,
+	} {
+		for _, user := range []string{"system:kube-scheduler", "eks:vpc-resource-controller"} {
+			if r := ask(t, h, review("CREATE", user, object, "")); r.Allowed != allowed {
+				t.Errorf("%s by %s: allowed %v", object, user, r.Allowed)
+			}
+		}
 	}
 }
 

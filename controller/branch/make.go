@@ -10,6 +10,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
+	"github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/aws"
 	"github.com/branchline-cni/branchline/controller/cloud"
 	"github.com/branchline-cni/branchline/controller/ledger"
 )
@@ -72,10 +74,17 @@ func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledge
 	}
 	if eni == nil {
 		subnet := l.Spec.BranchSubnet()
+		tags, err := r.tags(ctx, l.Spec.NodeName)
+		if err != nil {
+			return nil, err
+		}
 		if eni, err = r.Cloud.CreateBranch(ctx, cloud.Branch{
 			InstanceID: l.Spec.InstanceID, SubnetID: subnet.ID, TrunkENIID: l.Spec.TrunkENIID, VLANID: slot.VLANID,
-			Claim: slot.Claim, PodUID: string(slot.PodUID), Groups: slot.SecurityGroups, At: slot.Since.Time, IPv6: subnet.IPv6CIDR != "",
-		}); err != nil {
+			Claim: slot.Claim, PodUID: string(slot.PodUID), Groups: slot.SecurityGroups, At: slot.Since.Time, IPv6: subnet.IPv6CIDR != "", Tags: tags,
+		}); aws.Code(err) == aws.CodeIdempotentMismatch {
+			// The tags were changed since an attempt of this name, whose ENI EC2 does not show, or no more.
+			return nil, r.lost(ctx, l.Name, slot, err)
+		} else if err != nil {
 			return nil, err
 		}
 	}
@@ -95,6 +104,18 @@ func (r *Pods) create(ctx context.Context, l *ledgerv1.BranchLedger, slot *ledge
 		return nil, err
 	}
 	return ledger.Slot(&stored.Spec, slot.VLANID), nil
+}
+
+// tags are what the node's CNINode says that its ENIs are to have.
+func (r *Pods) tags(ctx context.Context, node string) (map[string]string, error) {
+	var n v1alpha1.CNINode
+	if err := r.Client.Get(ctx, client.ObjectKey{Name: node}, &n); client.IgnoreNotFound(err) != nil {
+		return nil, fmt.Errorf("read the tags of CNINode %s: %w", node, err)
+	}
+	if keys := cloud.UnusableTags(n.Spec.Tags); len(keys) > 0 {
+		r.Log.WarnContext(ctx, "EC2 does not take some tags of the CNINode: the branch ENI is made without", "node", node, "tags", keys)
+	}
+	return n.Spec.Tags, nil
 }
 
 // subnetOf is the subnet that a branch ENI is in. That is the one in which they are made now, unless the node's ENIConfig has
@@ -128,7 +149,7 @@ func (r *Pods) unwanted(ctx context.Context, instanceID, claim, eniID string) er
 	return r.Cloud.Delete(ctx, eniID)
 }
 
-// lost sends a slot away whose ENI somebody else has deleted; the pod gets another one.
+// lost sends a slot away whose ENI can't be had any more, as somebody has deleted it; the pod gets another one.
 func (r *Pods) lost(ctx context.Context, instanceID string, slot *ledgerv1.Slot, cause error) error {
 	_, err := r.Ledgers.Update(ctx, instanceID, func(l *ledgerv1.BranchLedger) error {
 		if !ledger.End(&l.Spec, slot.PodUID, r.Now()) {

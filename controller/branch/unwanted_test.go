@@ -2,7 +2,9 @@ package branch
 
 import (
 	"context"
+	"errors"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -59,5 +61,23 @@ func TestAnENIThatAnotherLeaderTookOverIsNotDeleted(t *testing.T) {
 		if err := r.unwanted(t.Context(), "i-1", "c1", "eni-1"); err != nil || (len(d.of) == 1) != tt.deletes {
 			t.Errorf("%s: %v, deleted %v", tt.what, err, d.of)
 		}
+	}
+}
+
+// unreadable is an API server that does not answer.
+type unreadable struct{ client.Reader }
+
+var errAway = errors.New("the API server is away")
+
+func (unreadable) Get(context.Context, client.ObjectKey, client.Object, ...client.GetOption) error {
+	return errAway
+}
+
+// Where the ledger does not say so yet no watch brings the pod back: the work queue has to.
+func TestALossThatCanNotBeWrittenIsAnError(t *testing.T) {
+	r := &Pods{Ledgers: &ledger.Store{Reader: unreadable{}}, Now: time.Now}
+	err := r.lost(t.Context(), "i-1", &ledgerv1.Slot{VLANID: 1, PodUID: "u", ENIID: "eni-1"}, cloud.ErrENIGone)
+	if !errors.Is(err, errAway) || !errors.Is(err, cloud.ErrENIGone) || errors.Is(err, ledger.ErrMoved) {
+		t.Errorf("%v", err)
 	}
 }

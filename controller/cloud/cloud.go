@@ -8,7 +8,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
@@ -89,10 +93,30 @@ func call[I, O any](ctx context.Context, c *Client, action, resource string, f f
 	return out, nil
 }
 
+// mostTags is how many tags of others are set: EC2 takes 50 on a resource, and some are the controller's own.
+const mostTags = 40
+
+// UnusableTags are the keys of those tags that EC2 would not set, in order: with one of them it makes no ENI at all. What is
+// left is set.
+func UnusableTags(tags map[string]string) (keys []string) {
+	n := 0
+	for _, k := range slices.Sorted(maps.Keys(tags)) {
+		if n == mostTags || k == "" || strings.HasPrefix(strings.ToLower(k), "aws:") || utf8.RuneCountInString(k) > 128 || utf8.RuneCountInString(tags[k]) > 256 {
+			keys = append(keys, k)
+		} else {
+			n++
+		}
+	}
+	return keys
+}
+
 func (c *Client) tags(extra map[string]string, own map[string]string) []types.TagSpecification {
-	all := map[string]string{}
-	for k, v := range extra {
-		all[k] = v
+	all := maps.Clone(extra)
+	if all == nil {
+		all = map[string]string{}
+	}
+	for _, k := range UnusableTags(extra) {
+		delete(all, k)
 	}
 	for k, v := range own {
 		all[k] = v

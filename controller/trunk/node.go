@@ -334,6 +334,9 @@ func (r *Nodes) trunk(ctx context.Context, l *ledgerv1.BranchLedger, i *cloud.In
 		}
 	}
 	if eniID == "" {
+		if keys := cloud.UnusableTags(cninode.Spec.Tags); len(keys) > 0 {
+			r.Log.WarnContext(ctx, "EC2 does not take some tags of the CNINode: the trunk ENI is made without", "node", l.Spec.NodeName, "tags", keys)
+		}
 		e, err := r.Cloud.CreateTrunk(ctx, i, "trunk-"+string(l.UID), l.CreationTimestamp.Time, cninode.Spec.Tags)
 		if err != nil {
 			return "", err

@@ -32,7 +32,7 @@ import (
 // modules are what the tests may need and a kernel doesn't load by itself when asked by netlink.
 var modules = []string{
 	"8021q", "veth", "tun", "bridge", "dummy", "vrf", "nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_compat",
-	"nft_socket", "tcp_diag", "nft_fib_ipv4", "nft_fib_inet", "nft_reject_inet", "nf_conntrack", "nf_conntrack_netlink", "xt_comment", "xt_conntrack",
+	"iptable_nat", "iptable_mangle", "iptable_filter", "nft_socket", "tcp_diag", "nft_fib_ipv4", "nft_fib_inet", "nft_reject_inet", "nf_conntrack", "nf_conntrack_netlink", "xt_comment", "xt_conntrack",
 	"xt_mark", "xt_MASQUERADE", "xt_addrtype", "ip_vs", "ip_vs_rr", "ifb", "sch_tbf", "sch_ingress", "cls_u32", "act_mirred",
 }
 
