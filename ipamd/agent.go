@@ -130,6 +130,8 @@ type Agent struct {
 	patience  map[int]*pool.Patience      // by network card; the pool's alone
 	heldFor   time.Duration               // until it may give more back or ask for more, 0 for never; the pool's alone
 
+	notAttached map[int]bool // the card's last ENI was not attached; the pool's alone
+
 	mu           sync.Mutex
 	asked        map[store.Key]time.Time // when an executable was last told of an allocation, in this run
 	routed       map[string]hostnet.ENI  // ENIs whose routing is in place, for these addresses
@@ -165,7 +167,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		opt: o, events: o.Kube.Events(), started: o.Now(),
 		asked: map[store.Key]time.Time{}, routed: map[string]hostnet.ENI{}, joining: map[string]*joining{}, takenBack: map[store.Leaving]time.Time{}, noPrefix: map[string]time.Time{}, full: map[string]scarcity{},
-		patience: map[int]*pool.Patience{}, waiting: map[int]waiters{}, unplaced: map[int]string{},
+		patience: map[int]*pool.Patience{}, notAttached: map[int]bool{}, waiting: map[int]waiters{}, unplaced: map[int]string{},
 		inventory: enis.New(enis.Options{
 			Metadata: o.Metadata, EC2: describer(o), Rules: placement.Rules{InstanceID: o.Identity.InstanceID, Untagged: o.Config.ManageUntagged, Cards: o.Config.MultiNIC},
 			Links: o.Links, MTU: o.Config.ENIMTU, IPv6: o.Config.IPv6, Log: o.Log, Now: o.Now,
@@ -203,6 +205,9 @@ func New(o Options) (*Agent, error) {
 		a.guard = podeni.NewGuard(o.Kube, o.Kube.Changed.C, o.Now)
 	}
 	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, Guard: a.guard, IPv6: o.Config.IPv6, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
+	if o.Config.PodENI {
+		a.assigned.Groups = &podeni.BranchGroups{EC2: o.EC2, Now: o.Now, Denied: a.groupsDenied}
+	}
 	a.trunk = &podeni.TrunkRequest{Node: o.Kube, InstanceType: o.Identity.InstanceType, Unknown: !a.limitsKnown(), Warn: func(reason, format string, args ...any) {
 		a.metrics.failed(reason)
 		a.events.Node(reason, format, args...)
@@ -245,7 +250,7 @@ func orphans(r Routing, v store.View) (map[netip.Addr]bool, error) {
 // Run serves until ctx ends, or until something that can't be mended failed.
 func (a *Agent) Run(ctx context.Context) error {
 	a.opt.Log.Info("node agent starts", "version", a.opt.Version, "node", a.opt.Config.NodeName, "instance", a.opt.Identity.InstanceID,
-		"type", a.opt.Identity.InstanceType, "podENI", a.opt.Config.PodENI, "allocations", len(a.store.View().Allocations))
+		"type", a.opt.Identity.InstanceType, "podENI", a.opt.Config.PodENI, "pod", a.opt.Config.PodName, "manifest", a.opt.Config.ManifestVersion, "allocations", len(a.store.View().Allocations))
 	g, ctx := errgroup.WithContext(ctx)
 	background := func(f func(context.Context)) {
 		g.Go(func() error { f(ctx); return nil })

@@ -173,6 +173,9 @@ func TestP2BranchPodWithoutTheFeatureIsRefusedNeverWiredAsRegular(t *testing.T) 
 	_, err = add(t, s, addRequest("green", "u1", "s1"))
 	wantCode(t, err, codes.FailedPrecondition, "t3.medium")
 	eventually(t, "the node's event", func() bool { return len(w.events("TrunkUnsupported")) == 1 })
+	if n := s.counted("TrunkUnsupported"); n == 0 {
+		t.Error("no metric tells of it")
+	}
 	if w.labelled() || s.a.snapshot().KeepTrunkSlot {
 		t.Error("an unsupported type got a label or lost a slot")
 	}

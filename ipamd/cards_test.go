@@ -192,6 +192,29 @@ func TestAnAddressOfEveryCardOrNone(t *testing.T) {
 	}
 }
 
+// Each of three further cards wants an ENI at the same moment.
+func TestAllCardsTogetherHaveNoMoreENIsThanMAXENIAndTheTrunksSlotIsKept(t *testing.T) {
+	for _, tt := range []struct {
+		podENI, most string
+		want         int
+	}{{"false", "3", 3}, {"true", "4", 3}} {
+		w := severalWorld(t, "p4d.24xlarge", severalPod("a", "ua"))
+		w.env["MAX_ENI"], w.env["ENABLE_POD_ENI"], w.env["WARM_ENI_TARGET"] = tt.most, tt.podENI, "0"
+		s, kill := w.start()
+		eventually(t, "ready", s.a.ready.Load)
+		_, err := add(t, s, severalRequest("a", "ua", "sa"))
+		wantCode(t, err, codes.ResourceExhausted, "default/a", "network card 3", "MAX_ENI")
+		n := 0
+		for card := range 4 {
+			n += len(w.cloud.onCard(card))
+		}
+		if n > tt.want {
+			t.Errorf("MAX_ENI %s, ENABLE_POD_ENI %s: %d ENIs, want %d at most", tt.most, tt.podENI, n, tt.want)
+		}
+		kill()
+	}
+}
+
 func TestOnlyCardsThatCanHaveAnENIForPodsCount(t *testing.T) {
 	w := severalWorld(t, "p5.48xlarge", severalPod("a", "ua")) // 32 cards of two interfaces
 	efa := func(card, device int) {

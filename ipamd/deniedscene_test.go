@@ -18,14 +18,6 @@ func podsNamed(with string, n int) (out []string) {
 	return out
 }
 
-// ends has pods end.
-func (s *stage) ends(names ...string) {
-	s.t.Helper()
-	for _, name := range names {
-		s.del(s.living(name), true)
-	}
-}
-
 // TestP49AnENIThatCanNotGoKeepsNoPodFromAnAddress: the role may not detach ENIs, or EC2 does not, and one is on its way out.
 func TestP49AnENIThatCanNotGoKeepsNoPodFromAnAddress(t *testing.T) {
 	inScene(t, func(t *testing.T, s *stage, cloud *plain) {

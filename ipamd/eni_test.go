@@ -9,10 +9,12 @@ import (
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
 
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/ipamd/podeni"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -27,6 +29,26 @@ func (c *cloud) get(f func() bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return f()
+}
+
+// counted is how many errors of that name the agent's metrics tell of.
+func (s service) counted(name string) float64 {
+	r := prometheus.NewRegistry()
+	r.MustRegister(s.a.metrics.errors)
+	families, err := r.Gather()
+	if err != nil {
+		panic(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetValue() == name {
+					return m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return 0
 }
 
 // said says whether the agent has sent an event for this reason that holds the words.
@@ -65,6 +87,75 @@ func TestP28AFailedSweepIsRepeated(t *testing.T) {
 		s.a.changed.Fire()
 		return w.cloud.get(func() bool { return w.cloud.enis[left.id] == nil })
 	})
+}
+
+func TestLeftOversStayWhereTheirCleanUpIsTurnedOff(t *testing.T) {
+	w := newWorld(t)
+	w.env["DISABLE_LEAKED_ENI_CLEANUP"] = "true"
+	left := w.cloud.add(-1, 0, false)
+	left.description = "aws-K8S-" + instanceID
+	s, _ := w.start()
+	eventually(t, "ready", s.a.ready.Load)
+	for range 5 {
+		w.pass(time.Hour)
+		s.a.changed.Fire()
+		time.Sleep(20 * time.Millisecond)
+	}
+	w.cloud.do(func() {
+		if w.cloud.sweeps > 0 || w.cloud.enis[left.id] == nil {
+			t.Errorf("looked for %d times; there: %v", w.cloud.sweeps, w.cloud.enis[left.id] != nil)
+		}
+	})
+}
+
+// The instance type would have eight.
+func TestTheENIsOfOneCardAreNoMoreThanMAXENI(t *testing.T) {
+	for _, tt := range []struct {
+		podENI string
+		want   int // the trunk's slot is left out
+	}{{"false", 2}, {"true", 1}} {
+		w := newWorld(t)
+		w.typ, w.env["MAX_ENI"], w.env["ENABLE_POD_ENI"], w.env["WARM_ENI_TARGET"] = "m5.4xlarge", "2", tt.podENI, "5"
+		s, stop := w.start()
+		eventually(t, "ready", s.a.ready.Load)
+		eventually(t, "as many ENIs as may be", func() bool { return len(w.cloud.onCard(0)) == tt.want })
+		for range 3 {
+			w.pass(10 * time.Minute)
+			s.a.changed.Fire()
+			time.Sleep(20 * time.Millisecond)
+		}
+		if ids := w.cloud.onCard(0); len(ids) != tt.want {
+			t.Errorf("ENABLE_POD_ENI %s: %v, want %d", tt.podENI, ids, tt.want)
+		}
+		stop()
+	}
+}
+
+// TestAFullInstanceHasNoSlotForATrunkAndSaysSo: somebody else has attached what the type can have.
+func TestAFullInstanceHasNoSlotForATrunkAndSaysSo(t *testing.T) {
+	w := newWorld(t)
+	w.env["ENABLE_POD_ENI"] = "true"
+	var somebodys []string
+	for device := 1; device <= 2; device++ { // an m5.large has three
+		e := w.cloud.add(device, 0, false)
+		e.tags = []types.Tag{{Key: awssdk.String("node.k8s.amazonaws.com/no_manage"), Value: awssdk.String("true")}}
+		somebodys = append(somebodys, e.id)
+	}
+	if err := w.api.Create(context.Background(), &cninodev1.CNINode{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := w.start()
+	eventually(t, "ready", s.a.ready.Load)
+	eventually(t, "the node's event, with the remedy", func() bool { return w.said("NoSlotForTrunk", "m5.large", "detach an ENI", "MAX_ENI") })
+	if has, err := s.a.opt.Kube.HasFeature(podeni.Feature); has || err != nil {
+		t.Errorf("a trunk was asked for: %v, %v", has, err)
+	}
+	if n := s.counted("NoSlotForTrunk"); n == 0 {
+		t.Error("no metric tells of it")
+	}
+	w.cloud.do(func() { delete(w.cloud.enis, somebodys[1]) })
+	s.a.links.Fire()
+	eventually(t, "the trunk's request, once there is room", func() bool { has, _ := s.a.opt.Kube.HasFeature(podeni.Feature); return has })
 }
 
 // TestAnENIThatIsDetachedBeforeItIsSeenGivesItsSlotBack: an m5.large has room for two secondary ENIs.

@@ -1,6 +1,7 @@
 package ipamd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -206,6 +207,8 @@ type cardStep struct {
 // decide plans each network card's next step. Cards that have too little come before those that have too much.
 func (a *Agent) decide(pools []cardPool) (grow, shrink []cardStep) {
 	a.heldFor = 0
+	var attach []wanted
+	room := pools[0].room // each card's plan reckons with what the others have, not with what they are about to get
 	for _, p := range pools {
 		patience := a.patience[p.card]
 		if patience == nil {
@@ -224,11 +227,36 @@ func (a *Agent) decide(pools []cardPool) (grow, shrink []cardStep) {
 			shrink = append(shrink, s)
 		} else if p.gathers > 0 {
 			a.heldFor = soonest(a.heldFor, p.gathers)
+		} else if s.Kind == pool.Attach {
+			attach = append(attach, wanted{s, p.Waiting > 0, a.notAttached[p.card]})
 		} else {
 			grow = append(grow, s)
 		}
 	}
+	// Where there is not room for all, those go first for which pods wait, and of them those that did not fail the last time.
+	slices.SortStableFunc(attach, func(a, b wanted) int {
+		return cmp.Or(-compareBool(a.waits, b.waits), compareBool(a.failed, b.failed))
+	})
+	for _, w := range attach[:min(len(attach), max(0, room))] {
+		grow = append(grow, w.cardStep)
+	}
 	return grow, shrink
+}
+
+// wanted is an ENI that a card wants.
+type wanted struct {
+	cardStep
+	waits, failed bool
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
 }
 
 // cardsAtOnce bounds the calls that are made at the same time for several network cards.
@@ -238,7 +266,9 @@ const cardsAtOnce = 8
 func (a *Agent) grow(ctx context.Context, steps []cardStep) (did bool, err error) {
 	defer a.metrics.doing("increaseIPPool")()
 	if len(steps) == 1 {
-		return a.growOne(ctx, steps[0])
+		did, err = a.growOne(ctx, steps[0])
+		a.attached(steps[0], did, err)
+		return did, err
 	}
 	var all errgroup.Group
 	all.SetLimit(cardsAtOnce)
@@ -251,6 +281,7 @@ func (a *Agent) grow(ctx context.Context, steps []cardStep) (did bool, err error
 	}
 	_ = all.Wait() // each has its own error
 	for i, s := range steps {
+		a.attached(s, dids[i], errs[i])
 		errs[i] = onCard(s.card, true, errs[i])
 	}
 	return slices.Contains(dids, true), errors.Join(errs...)
@@ -264,6 +295,13 @@ func (a *Agent) growOne(ctx context.Context, s cardStep) (did bool, err error) {
 		return false, nil // the answer, or the metadata service's, wakes the pool
 	}
 	return true, a.attach(ctx, s)
+}
+
+// attached notes what has come of a step.
+func (a *Agent) attached(s cardStep, did bool, err error) {
+	if s.Kind == pool.Attach {
+		a.notAttached[s.card] = !did || err != nil
+	}
 }
 
 // giveUp does a step that gives something back.

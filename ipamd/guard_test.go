@@ -46,6 +46,7 @@ const stampOfGreen = `[{"uid":"u-policy","generation":1}]`
 func TestP2APodThatTheWebhookMissedIsRefusedAndWiredOnceItIsCreatedAgain(t *testing.T) {
 	w := newWorld(t, append(guarded("allow-db"), made(pod("green", "u1"), "green", ""), made(pod("red", "u3"), "red", ""))...)
 	w.env["ENABLE_POD_ENI"] = "true"
+	w.ledgers.Store(true)
 	s, _ := w.start()
 	eventually(t, "ready", s.a.ready.Load)
 	eventually(t, "the CNINode", s.a.opt.Kube.Stamps)
@@ -152,4 +153,7 @@ func TestP23ATrunkThatDoesNotComeIsSaidWithItsRemedy(t *testing.T) {
 		e := w.events("TrunkMissing")
 		return len(e) == 1 && strings.Contains(e[0].Message, "AmazonEKSVPCResourceController")
 	})
+	if n := s.counted("TrunkMissing"); n == 0 {
+		t.Error("no metric tells of it")
+	}
 }

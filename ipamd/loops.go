@@ -164,6 +164,13 @@ func (a *Agent) runReleases(ctx context.Context) {
 	}
 }
 
+// groupsDenied says that the role may not tell what branch ENIs of the hosted control plane have.
+func (a *Agent) groupsDenied(err error) {
+	a.metrics.failed("groups")
+	a.opt.Log.Warn("the security groups of branch ENIs can't be compared with the policies: the hosted control plane is trusted to have given all", "error", err)
+	a.events.Node("EC2Denied", "the node's role may not call ec2:DescribeNetworkInterfaces: add it to the role's policy (%s has it); until then the security groups of branch ENIs are not compared with the policies: %v", a.rolePolicy(), err)
+}
+
 // checkReady writes the conflist and turns health to serving as soon as the first pod can be wired.
 func (a *Agent) checkReady() error {
 	if a.ready.Load() {

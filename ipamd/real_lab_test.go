@@ -32,6 +32,7 @@ import (
 
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/api/v1beta1"
 	labec2 "github.com/branchline-cni/branchline/lab/ec2"
 	"github.com/branchline-cni/branchline/plugins/nstest"
 	"github.com/branchline-cni/branchline/rpc"
@@ -108,15 +109,19 @@ func (n *node) awaitReady() time.Duration {
 }
 
 // pod makes a pod on the node; with an annotation, or with "-", it asks for a branch ENI.
-func (n *node) pod(name, annotation string) *corev1.Pod {
+func (n *node) pod(name, annotation string, labels ...string) *corev1.Pod {
 	n.t.Helper()
 	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, Labels: map[string]string{}},
 		Spec:       corev1.PodSpec{NodeName: n.name, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 	}
 	if annotation != "" {
 		one := corev1.ResourceList{"vpc.amazonaws.com/pod-eni": resource.MustParse("1")}
 		p.Spec.Containers[0].Resources = corev1.ResourceRequirements{Limits: one, Requests: one}
+	}
+	for _, l := range labels {
+		key, value, _ := strings.Cut(l, "=")
+		p.Labels[key] = value
 	}
 	if len(annotation) > 1 {
 		p.Annotations = map[string]string{"vpc.amazonaws.com/pod-eni": annotation}
@@ -247,8 +252,28 @@ func TestOnRealParts(t *testing.T) {
 	n.event("bad", "PodNotWired", "vlanId")
 	n.wantRefused(n.pod("late", "-"), 2*time.Second, codes.DeadlineExceeded, "default/late", "vpc.amazonaws.com/pod-eni")
 
+	// The policies come while the agent runs, and at once they hold. EC2 tells what groups a branch ENI has.
+	_, err := envtest.InstallCRDs(w.cfg, envtest.CRDInstallOptions{Paths: []string{"../config/crd/vpcresources.k8s.aws_securitygrouppolicies.yaml"}})
+	must(t, err)
+	sg, err := w.ec2.CreateSecurityGroup(t.Context(), &ec2.CreateSecurityGroupInput{VpcId: &w.vpc, GroupName: awssdk.String("shop"), Description: awssdk.String("shop")})
+	must(t, err)
+	must(t, w.admin.Create(t.Context(), &v1beta1.SecurityGroupPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "shop"}, Spec: v1beta1.SecurityGroupPolicySpec{
+		PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "shop"}}, SecurityGroups: v1beta1.GroupIDs{Groups: []string{*sg.GroupId}},
+	}}))
+	n.wantRefused(n.pod("missed", "", "app=shop"), 20*time.Second, codes.FailedPrecondition, "default/missed", "default/shop")
+	e, err := w.ec2.CreateNetworkInterface(t.Context(), &ec2.CreateNetworkInterfaceInput{SubnetId: &n.subnet, Groups: []string{w.group}})
+	must(t, err)
+	eni := *e.NetworkInterface.NetworkInterfaceId
+	shop := n.pod("shop", strings.Replace(annotation(9), "eni-0b000000000000009", eni, 1), "app=shop")
+	n.wantRefused(shop, 6*time.Second, codes.DeadlineExceeded, "default/shop", *sg.GroupId)
+	_, err = w.ec2.ModifyNetworkInterfaceAttribute(t.Context(), &ec2.ModifyNetworkInterfaceAttributeInput{NetworkInterfaceId: &eni, Groups: []string{*sg.GroupId}})
+	must(t, err)
+	if r := n.mustAdd(shop, "s9"); r.GetBranch().GetVlanId() != 9 {
+		t.Errorf("answered %v", r)
+	}
+
 	// Our control plane is installed, the agent restarts: nothing is wired that the ledger does not confirm.
-	_, err := envtest.InstallCRDs(w.cfg, envtest.CRDInstallOptions{Paths: []string{"../config/crd/branchline.dev_branchledgers.yaml"}})
+	_, err = envtest.InstallCRDs(w.cfg, envtest.CRDInstallOptions{Paths: []string{"../config/crd/branchline.dev_branchledgers.yaml"}})
 	must(t, err)
 	n.kill()
 	l := &ledgerv1.BranchLedger{ObjectMeta: metav1.ObjectMeta{Name: n.id}, Spec: ledgerv1.BranchLedgerSpec{InstanceID: n.id, NodeName: n.name, Slots: []ledgerv1.Slot{}}}

@@ -6,6 +6,10 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
@@ -94,23 +98,38 @@ func TestAnAddressIsGivenOnlyOnceItsMarkIsThere(t *testing.T) {
 	}
 }
 
-func TestWhatSomebodyFlushesIsMendedByEvent(t *testing.T) {
-	w := newWorld(t)
-	s, _ := w.start()
-	eventually(t, "routing is in place", func() bool { return s.a.hasListed() && len(w.routing.devices()) > 0 })
-	for what, f := range map[string]func(*hostnet.Actual){
-		"nft flush ruleset": func(a *hostnet.Actual) { a.Marks = hostnet.Marks{} },
-		"ip rule flush": func(a *hostnet.Actual) {
-			a.Rules = slices.DeleteFunc(slices.Clone(a.Rules), func(r hostnet.Rule) bool { return r.Ours })
-		},
-	} {
+// Also who does it again at once: the agent pauses between two repairs.
+func TestWhatSomebodyFlushesIsMendedWithinASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.listener, w.resync = bufconn.Listen(1<<16), 1000*time.Hour
+		w.env["DISABLE_INTROSPECTION"], w.env["DISABLE_METRICS"] = "true", "true"
+		_, stop := w.start()
+		defer stop()
+		time.Sleep(time.Minute)
 		before := w.routing.state()
-		w.routing.meddle(f)
-		eventually(t, what+" is mended", func() bool {
+		if len(before.Marks.Devices) == 0 || before.Tables.Digests[hostnet.TableKey{Name: hostnet.NATTable}] == "" {
+			t.Fatalf("routing is not in place: %+v", before)
+		}
+		for what, f := range map[string]func(*hostnet.Actual){
+			"nft flush ruleset": func(a *hostnet.Actual) { a.Marks, a.Tables = hostnet.Marks{}, hostnet.Tables{} },
+			"ip rule flush": func(a *hostnet.Actual) {
+				a.Rules = slices.DeleteFunc(slices.Clone(a.Rules), func(r hostnet.Rule) bool { return r.Ours })
+			},
+			"ip route flush": func(a *hostnet.Actual) { a.Routes = nil },
+		} {
+			for range 5 {
+				w.routing.meddle(f)
+				time.Sleep(10 * time.Millisecond)
+			}
+			time.Sleep(time.Second - 10*time.Millisecond)
 			now := w.routing.state()
-			return len(now.Rules) == len(before.Rules) && maps.Equal(now.Marks.Devices, before.Marks.Devices)
-		})
-	}
+			if len(now.Rules) != len(before.Rules) || len(now.Routes) != len(before.Routes) || !maps.Equal(now.Marks.Devices, before.Marks.Devices) || !maps.Equal(now.Tables.Digests, before.Tables.Digests) {
+				t.Errorf("%s is not mended: %+v, want %+v", what, now, before)
+			}
+			time.Sleep(time.Minute)
+		}
+	})
 }
 
 func TestSourceNATFollowsTheConfigurationAcrossRestarts(t *testing.T) {

@@ -45,6 +45,7 @@ type cardPool struct {
 	// coming is set where room comes without a step: an ENI is attached whose addresses are not known yet, as IMDS shows it
 	// late; or one is on its way out, or being made, which the store says of both in the same way.
 	coming bool
+	room   int // how many ENIs may be attached to all cards together yet
 }
 
 // cardPools are the parts of the pool, the first network card's first; of all cards where none is named.
@@ -61,6 +62,7 @@ func (a *Agent) cardPools(cards ...int) (out []cardPool) {
 	for _, card := range cards {
 		p := cardPool{card: card, at: a.cardPlace(at, card), gathers: a.gathers(card)}
 		p.Snapshot = a.cardSnapshot(now, card, p.at)
+		p.room = a.roomForENIs(now)
 		p.coming = a.joiningBeside(now.all, card) || slices.ContainsFunc(p.ENIs, func(e pool.ENI) bool { return e.Retiring })
 		out = append(out, p)
 	}
@@ -106,7 +108,7 @@ func (a *Agent) cardSnapshot(now moment, card int, at placed) pool.Snapshot {
 			elsewhere++
 		}
 	}
-	trunkComes := a.opt.Config.PodENI && a.supported() && !now.trunk
+	trunkComes := a.trunkComes(now)
 	s.Attached, s.MaxENIs = here, a.slotsOn(card, elsewhere, trunkComes)
 	s.KeepTrunkSlot = trunkComes && card == 0 // on no other card there is a trunk
 	held, cooling := a.taken(now.view)
@@ -159,6 +161,25 @@ func (a *Agent) totalENIs() int {
 		n = min(n, limit)
 	}
 	return n
+}
+
+// trunkComes says whether a trunk is wanted and not there.
+func (a *Agent) trunkComes(now moment) bool {
+	return a.opt.Config.PodENI && a.supported() && !now.trunk
+}
+
+// roomForENIs is how many ENIs all cards together may have yet, the trunk's slot left out. It is called with the lock held.
+func (a *Agent) roomForENIs(now moment) int {
+	n := len(now.all)
+	for id := range a.joining {
+		if !slices.ContainsFunc(now.all, func(e enis.ENI) bool { return e.ID == id }) {
+			n++
+		}
+	}
+	if a.trunkComes(now) {
+		n++
+	}
+	return a.totalENIs() - n
 }
 
 // slotsOn is how many ENIs a card may have while others have so many. The trunk is on the first card.

@@ -45,6 +45,14 @@ func (s *stage) run(names ...string) {
 	s.pass(5 * time.Second)
 }
 
+// ends has pods end.
+func (s *stage) ends(names ...string) {
+	s.t.Helper()
+	for _, name := range names {
+		s.del(s.living(name), true)
+	}
+}
+
 // come has pods ask, a second apart, and does not wait for their answers: what they are told meanwhile is compared with what
 // the VPC has.
 func (s *stage) come(names ...string) {
@@ -62,9 +70,7 @@ func TestP5P50NothingIsGivenBackThatTheDiskDoesNotSay(t *testing.T) {
 	inScene(t, func(t *testing.T, s *stage, cloud *plain) {
 		s.run("a0", "a1", "a2", "a3")
 		had := cloud.enis()["eni-1"].Addresses
-		for _, name := range []string{"a1", "a2", "a3"} {
-			s.del(s.living(name), true)
-		}
+		s.ends("a1", "a2", "a3")
 		s.pass(s.told.CoolDown)
 		s.setDisk(syscall.ENOSPC)
 		s.pass(2 * s.told.CoolDown)
@@ -104,9 +110,7 @@ func TestP5P50WhatLeftOneENIAndCameToAnotherIsNotGivenAsTheFirstOnes(t *testing.
 		// Pods of both end. What is too much then leaves the second ENI, and the first one has room again.
 		cloud.lateMetadata("", 20*time.Second)
 		before := secondary(second)
-		for _, name := range []string{first[0], first[1], "b1"} {
-			s.del(s.living(name), true)
-		}
+		s.ends(first[0], first[1], "b1")
 		s.pass(2*s.told.CoolDown + 2*time.Second)
 		var left []netip.Addr
 		for _, a := range before {

@@ -84,7 +84,8 @@ type Answer struct {
 // Decide says whether the pod may be wired with what it has: by its branch ENI where it asks for one, as a regular pod
 // where it does not. A pod never gets fewer groups than the policies give it that were there, as they are, when it was
 // created: policies hold from a pod's creation, so one that changed later does not count. A pod that no policy selects is
-// never refused or delayed, nor is one that ran before.
+// never refused or delayed, nor is one that ran before. One whose request was taken away after the webhook had made it is
+// refused as long as such a policy selects it, edited or not.
 //
 // The label of Fargate's pods counts for nothing here: a pod that comes to a node is not on Fargate.
 func Decide(c Case) Answer {
@@ -99,14 +100,17 @@ func Decide(c Case) Answer {
 	var unmet, unread Answer
 	for i := range c.Policies {
 		p := &c.Policies[i]
-		if p.Namespace != c.Pod.Namespace || ignored(p) || c.younger(p, stamp, stamped) {
+		// The webhook had the pod ask for what this policy gave it then.
+		chosen := slices.ContainsFunc(stamp, func(r Ref) bool { return r.UID == p.UID })
+		stripped := chosen && !wants
+		if p.Namespace != c.Pod.Namespace || ignored(p) || !stripped && c.younger(p, stamp, stamped) {
 			continue
 		}
 		byAccount := p.Spec.ServiceAccountSelector != nil
 		ok, err := matches(p, c.Pod.Labels, c.Account)
-		if byAccount && (wants || stamped && c.settled(p)) {
+		if byAccount && (wants && c.Stamps || stamped && c.settled(p)) {
 			// Who decided had read the ServiceAccount then: the stamp says what came out.
-			ok = slices.ContainsFunc(stamp, func(r Ref) bool { return r.UID == p.UID })
+			ok = chosen
 		} else if byAccount && c.Account == nil {
 			if pods := p.Spec.PodSelector; pods != nil && err == nil {
 				ok, err = selects(pods, c.Pod.Labels)

@@ -70,6 +70,8 @@ func TestDecide(t *testing.T) {
 		"a stamp that contradicts the policy":  {Case{Pod: pod(none), Policies: green, Stamps: true}, Refuse, Unequal},
 		"the request was taken away":           {Case{Pod: pod(selected), Policies: green, Stamps: true}, Refuse, Stripped},
 		"an invented generation":               {Case{Pod: pod(older), Policies: green, Stamps: true}, Refuse, Stripped},
+		"taken away, the policy was changed":   {Case{Pod: pod(selected), Policies: edited, Stamps: true}, Refuse, Stripped},
+		"taken away, by another policy":        {Case{Pod: pod(`[{"uid":"uid-other","generation":1}]`), Policies: edited, Stamps: true}, Wire, NoCause},
 		"taken away, the policy is gone":       {Case{Pod: pod(selected), Stamps: true}, Wire, NoCause},
 		"stamped, the policy came later":       {Case{Pod: pod(none), Policies: later, Stamps: true}, Wire, NoCause},
 		"unstamped, the policy came later":     {Case{Pod: pod(""), Policies: later, Stamps: true}, Wire, NoCause},
@@ -97,7 +99,11 @@ func TestDecide(t *testing.T) {
 		"a branch pod with too few groups":     {Case{Pod: asking(pod(selected)), Policies: green, Stamps: true, Groups: []string{"sg-2"}}, Refuse, TooFew},
 		"a branch pod, the policy was changed": {Case{Pod: asking(pod(none)), Policies: edited, Stamps: true, Groups: []string{"sg-2"}}, Wire, NoCause},
 		"a branch pod by account, too few":     {Case{Pod: asking(pod(`[{"uid":"uid-till","generation":1}]`)), Policies: account, Stamps: true, Groups: []string{"sg-2"}}, Refuse, TooFew},
-		"a branch pod by account, hosted":      {Case{Pod: asking(pod("")), Policies: account, Groups: []string{"sg-2"}}, Wire, NoCause},
+		"a branch pod by account, hosted":      {Case{Pod: asking(pod("")), Policies: account, Groups: []string{"sg-2"}}, Wait, Unread},
+		"a branch pod by account, read":        {Case{Pod: asking(pod("")), Policies: account, Account: till, Groups: []string{"sg-2"}}, Refuse, TooFew},
+		"a branch pod by account, all groups":  {Case{Pod: asking(pod("")), Policies: account, Account: till, Groups: []string{"sg-1"}}, Wire, NoCause},
+		"a branch pod by another's account":    {Case{Pod: asking(pod("")), Policies: account, Account: map[string]string{}, Groups: []string{"sg-2"}}, Wire, NoCause},
+		"by account, stripped, then edited":    {Case{Pod: pod(`[{"uid":"uid-till","generation":1}]`), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 101, 2)), Stamps: true, Account: till}, Refuse, Stripped},
 	} {
 		got := Decide(tt.c)
 		if got.Verdict != tt.want || got.Cause != tt.why || (got.For > 0) != (tt.want == Wait && tt.why == Unasked) {
@@ -160,9 +166,10 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 	type made struct {
 		pod     *corev1.Pod
 		webhook bool // it answered
+		strip   bool // and somebody took away what it had the pod ask for
 		given   Decision
 	}
-	var wired, refused, waited, left int
+	var wired, refused, waited, left, stripped int
 	rapid.Check(t, func(t *rapid.T) {
 		w := cluster{accounts: labelled.Draw(t, "account"), stamps: rapid.Bool().Draw(t, "stamps")}
 		spec := func() v1beta1.SecurityGroupPolicySpec {
@@ -196,7 +203,8 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 					if s, ok := m.given.Stamp(); ok && w.stamps {
 						m.pod.Annotations = map[string]string{StampKey: s}
 					}
-					if len(m.given.Groups) > 0 {
+					m.strip = w.stamps && len(m.given.Groups) > 0 && rapid.IntRange(0, 3).Draw(t, "strip") == 0
+					if len(m.given.Groups) > 0 && !m.strip {
 						asking(m.pod)
 					}
 				}
@@ -228,11 +236,14 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 				t.Fatalf("waits for nothing: %+v", a)
 			case Refuse:
 				refused++
-				if len(now.Groups) == 0 || m.webhook && w.stamps && len(m.given.Groups) > 0 {
+				if m.strip {
+					stripped++
+				}
+				if len(now.Groups) == 0 || m.webhook && w.stamps && len(m.given.Groups) > 0 && !m.strip {
 					t.Fatalf("%+v was refused (%+v), policies %+v", m.pod, a, w.policies)
 				}
 				// What the webhook decided and nobody changed since holds, but for the one second that is both.
-				if m.webhook && !slices.ContainsFunc(w.policies, func(p v1beta1.SecurityGroupPolicy) bool {
+				if m.webhook && !m.strip && !slices.ContainsFunc(w.policies, func(p v1beta1.SecurityGroupPolicy) bool {
 					return LastChange(&p).Unix() == m.pod.CreationTimestamp.Unix() || p.CreationTimestamp.Unix() == m.pod.CreationTimestamp.Unix()
 				}) {
 					t.Fatalf("%+v passed the webhook and was refused (%+v), policies %+v", m.pod, a, w.policies)
@@ -244,7 +255,8 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 				wired++
 				for i := range w.policies {
 					p := &w.policies[i]
-					if LastChange(p).Unix() > m.pod.CreationTimestamp.Unix() {
+					was := slices.ContainsFunc(m.given.Selecting, func(r Ref) bool { return r.UID == p.UID })
+					if LastChange(p).Unix() > m.pod.CreationTimestamp.Unix() && !(m.strip && was) {
 						left++
 						continue
 					}
@@ -254,15 +266,18 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 				}
 			}
 			// A branch ENI with all groups will do, one with none will not, if a policy of then still selects the pod.
-			b := Case{Pod: asking(m.pod.DeepCopy()), Policies: w.policies, Stamps: w.stamps, Groups: append([]string{"sg-0"}, now.Groups...)}
+			b := Case{Pod: asking(m.pod.DeepCopy()), Policies: w.policies, Stamps: w.stamps, Groups: append([]string{"sg-0"}, now.Groups...), Account: w.accounts}
+			if b.Account == nil {
+				b.Account = map[string]string{}
+			}
 			if a := Decide(b); a.Verdict != Wire {
 				t.Fatalf("a branch ENI with %v will not do: %+v", now.Groups, a)
 			}
 		}
 	})
-	t.Logf("wired %d, refused %d, waited %d, left alone %d", wired, refused, waited, left)
-	if wired == 0 || refused == 0 || waited == 0 || left == 0 {
-		t.Errorf("wired %d, refused %d, waited %d, left alone %d", wired, refused, waited, left)
+	t.Logf("wired %d, refused %d (stripped %d), waited %d, left alone %d", wired, refused, stripped, waited, left)
+	if min(wired, refused, stripped, waited, left) == 0 {
+		t.Errorf("wired %d, refused %d (stripped %d), waited %d, left alone %d", wired, refused, stripped, waited, left)
 	}
 }
 

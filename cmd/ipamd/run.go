@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -67,9 +68,9 @@ func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, st
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	awsOptions := aws.Options{Endpoint: c.EC2Endpoint, Timeout: c.HTTPTimeout, Metrics: registry, UserAgent: "branchline-ipamd/" + rpc.Version, IPv6: c.IPv6}
 	imds := aws.NewIMDS(awsOptions)
-	identity, err := imds.Identity(ctx)
+	identity, err := identify(ctx, imds, log)
 	if err != nil {
-		return fmt.Errorf("find out which instance this is (is IMDS reachable from the host's network?): %w", err)
+		return err
 	}
 	kind, _ := aws.LookupInstanceType(identity.InstanceType) // the agent asks EC2 where the table lacks it
 	awsOptions.Region = identity.Region
@@ -118,6 +119,35 @@ func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, st
 		return err
 	}
 	return agent.Run(ctx)
+}
+
+// Pauses between two questions for what this instance is.
+const (
+	identifyFirst = time.Second
+	identifyMost  = 15 * time.Second
+)
+
+// identify waits for IMDS to say which instance this is: nothing can be done before. To end instead would only bring the kubelet's
+// pauses between two starts, which grow to five minutes.
+func identify(ctx context.Context, imds interface {
+	Identity(context.Context) (aws.Identity, error)
+}, log *slog.Logger) (aws.Identity, error) {
+	for pause := identifyFirst; ; pause = min(2*pause, identifyMost) {
+		identity, err := imds.Identity(ctx)
+		if err == nil {
+			return identity, nil
+		}
+		err = fmt.Errorf("find out which instance this is (is IMDS reachable from the host's network?): %w", err)
+		if ctx.Err() != nil {
+			return identity, err
+		}
+		log.Error("the node agent can't begin yet; it tries again", "error", err, "in", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return identity, err
+		}
+	}
 }
 
 func restConfig(kubeconfig, server string) (cfg *rest.Config, err error) {

@@ -74,6 +74,7 @@ type Config struct {
 	APIServer                string // URL, or empty for the in-cluster address
 	NodeName                 string
 	PodName                  string
+	ManifestVersion          string
 	EC2Endpoint              string // URL, or empty for AWS's own
 	HTTPTimeout              time.Duration
 	HostBinDir               string

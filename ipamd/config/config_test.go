@@ -39,7 +39,7 @@ func TestStockManifestStarts(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	env := maps.Clone(stock)
-	env["AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER"], env["ENABLE_NFTABLES"] = "false", "true"
+	env["AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER"], env["ENABLE_NFTABLES"] = "false", "yes please" // whatever it is
 	if _, warnings, err = load(env); err != nil || len(warnings) != 2 {
 		t.Errorf("deprecated: warnings %q, error %v", warnings, err)
 	}
@@ -52,6 +52,11 @@ func TestEveryErrorNamesVariableValueAndWhatIsAccepted(t *testing.T) {
 		"ENABLE_IPv6": "both", "ENABLE_IPv4": "v4", "ENABLE_PREFIX_DELEGATION": "28", "WARM_IP_TARGET": "-5", "AWS_EC2_ENDPOINT": "ftp://x",
 		"AWS_VPC_K8S_CNI_LOG_FILE": "here.log", "NETWORK_POLICY_ENFORCING_MODE": "lenient", "AWS_VPC_K8S_CNI_EXTERNALSNAT": "perhaps", "AWS_VPC_K8S_CNI_RANDOMIZESNAT": "dice", "AWS_EXTERNAL_SERVICE_CIDRS": "10.0.0.1",
 		"ENI_CONFIG_LABEL_DEF": "a label", "ENABLE_SUBNET_DISCOVERY": "0-1", "AWS_VPC_K8S_CNI_CONNMARK": "0x480", "INTROSPECTION_BIND_ADDRESS": "localhost", "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS": "10.0.0.0/8,::ffff:10.0.0.0/104",
+	}
+	for _, v := range Variables { // what none accepts that does not accept anything
+		if _, has := bad[v.Name]; !has && v.Accepted() != text.accepted {
+			bad[v.Name] = "?!"
+		}
 	}
 	_, _, err := load(bad)
 	if err == nil {

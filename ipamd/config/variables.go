@@ -31,7 +31,7 @@ func acted[T any](name, def string, k kind, field func(*Config) *T, meaning stri
 }
 
 func deprecated(name string, meaning string) Variable {
-	return Variable{Name: name, Meaning: meaning, Deprecated: true, kind: boolean}
+	return Variable{Name: name, Meaning: meaning, Deprecated: true, kind: text}
 }
 
 const keepSurplus = "BRANCHLINE_KEEP_SURPLUS"
@@ -95,7 +95,7 @@ var Variables = []Variable{
 	acted("CLUSTER_NAME", "", text, func(c *Config) *string { return &c.ClusterName }, "The cluster's name; tags the ENIs."),
 	acted("CLUSTER_ENDPOINT", "", endpoint, func(c *Config) *string { return &c.APIServer }, "The API server's URL, instead of the in-cluster service address."),
 	acted("MY_NODE_NAME", "", text, func(c *Config) *string { return &c.NodeName }, "This node's name (the downward API's spec.nodeName)."),
-	acted("MY_POD_NAME", "", text, func(c *Config) *string { return &c.PodName }, "The agent's pod (the downward API's metadata.name)."),
+	acted("MY_POD_NAME", "", text, func(c *Config) *string { return &c.PodName }, "The agent's pod (the downward API's metadata.name); shown in the log's first line."),
 	acted("AWS_EC2_ENDPOINT", "", endpoint, func(c *Config) *string { return &c.EC2Endpoint }, "URL of the EC2 API, instead of the region's own."),
 	acted("HTTP_TIMEOUT", "10", seconds(1, 600), func(c *Config) *time.Duration { return &c.HTTPTimeout }, "How long one call of EC2 may take."),
 	acted("ENABLE_BANDWIDTH_PLUGIN", "false", boolean, func(c *Config) *bool { return &c.Bandwidth }, "The bandwidth plugin is chained: pods' annotations kubernetes.io/ingress-bandwidth and egress-bandwidth are acted on."),
@@ -104,7 +104,7 @@ var Variables = []Variable{
 	acted("ENABLE_V6_EGRESS", "false", boolean, func(c *Config) *bool { return &c.V6Egress }, "In IPv4 clusters: pods reach IPv6 destinations from the node's address. Without effect in IPv6 clusters."),
 	acted("ENABLE_MULTI_NIC", "false", boolean, func(c *Config) *bool { return &c.MultiNIC }, "Pods with the annotation k8s.amazonaws.com/nicConfig=multi-nic-attachment get an interface on each network card of the instance. May be switched while pods run: they keep their interfaces. In IPv4 clusters."),
 	acted("ENABLE_IMDS_ONLY_MODE", "false", boolean, func(c *Config) *bool { return &c.IMDSOnly }, "EC2 is never asked: what IMDS shows is used, and nothing is asked for or given back. Not together with ENABLE_POD_ENI."),
-	{Name: "VPC_CNI_VERSION", Meaning: "The manifest's version; shown in the log only.", kind: text},
+	acted("VPC_CNI_VERSION", "", text, func(c *Config) *string { return &c.ManifestVersion }, "The manifest's version; shown in the log's first line."),
 	acted("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", absolutePath, func(c *Config) *string { return &c.HostBinDir }, "Where the init container puts the executables."),
 	acted("HOST_CNI_CONFDIR_PATH", "/host/etc/cni/net.d", absolutePath, func(c *Config) *string { return &c.HostConfDir }, "Where the agent writes 10-aws.conflist."),
 	acted("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", "/var/log/aws-routed-eni/egress-v4-plugin.log", pluginLog, func(c *Config) *string { return &c.V4EgressLog }, "Log of the IPv4 egress plugin, a path on the host."),
@@ -120,7 +120,7 @@ func MarkdownTable() string {
 	for _, v := range Variables {
 		accepted, def := v.Accepted(), v.Default
 		if v.Deprecated {
-			accepted = "anything boolean; deprecated, no effect"
+			accepted = "anything; deprecated, no effect"
 		}
 		if def != "" {
 			def = "`" + def + "`"

@@ -49,6 +49,39 @@ func TestWhatLeavesTheVPCHasTheAddressThatTheConfigurationSays(t *testing.T) {
 	}
 }
 
+// AWS_EXTERNAL_SERVICE_CIDRS: what is there is called by the primary ENI, whichever ENI the pod's address is of. So without source
+// NAT, EC2 does not let the packets of other ENIs' pods out there.
+func TestAnExternalServiceIsCalledByThePrimaryENI(t *testing.T) {
+	for _, family := range families() {
+		t.Run(family, func(t *testing.T) {
+			w := newNATWorld(t, isIPv6(family))
+			single := []netip.Prefix{netip.PrefixFrom(w.addr[external], w.addr[external].BitLen())}
+			call := func(what, pod string, seen ...netip.Addr) {
+				w.wantSeen(t, what+": "+pod, w.pods[pod], netip.Addr{}, w.addr[external], tellPort, seen...)
+			}
+			off := w.on()
+			off.Source = false
+			w.set(t, off)
+			call("not external, no source NAT", onSecondary, w.addr[onSecondary])
+			w.d.External = single
+			w.set(t, off)
+			call("external, no source NAT", onSecondary)
+			call("external, no source NAT", onPrimary, w.addr[onPrimary])
+			if w.ipv6 {
+				return // nothing is translated
+			}
+			w.set(t, w.on())
+			for _, pod := range []string{onPrimary, onSecondary} {
+				call("external, source NAT", pod, w.nodeAddr)
+			}
+			w.d.External = nil
+			off.Source = false
+			w.set(t, off)
+			call("no more external", onSecondary, w.addr[onSecondary])
+		})
+	}
+}
+
 func TestWhatIsNoPodsIsLeftAlone(t *testing.T) {
 	w := newNATWorld(t, false)
 	w.set(t, w.on())

@@ -42,6 +42,10 @@ func TestInstallReplacesExecutablesAndWritesSettings(t *testing.T) {
 	write(t, filepath.Join(src, "README"), "text", 0o644)
 	write(t, filepath.Join(dst, "aws-cni"), "old", 0o700)
 	write(t, filepath.Join(dst, "other"), "theirs", 0o755)
+	running := filepath.Join(t.TempDir(), "running") // who runs the old one goes on running it
+	if err := os.Link(filepath.Join(dst, "aws-cni"), running); err != nil {
+		t.Fatal(err)
+	}
 	c := cfg(t, map[string]string{"HOST_CNI_BIN_PATH": dst, "ENABLE_POD_ENI": "true"})
 	for _, s := range SettingsFor(c, false) {
 		write(t, filepath.Join(sys, s.Path), "9\n", 0o644)
@@ -57,6 +61,9 @@ func TestInstallReplacesExecutablesAndWritesSettings(t *testing.T) {
 		if err != nil || string(b) != want || info.Mode().Perm() != 0o755 {
 			t.Errorf("%s: %q, %v", name, b, err)
 		}
+	}
+	if b, err := os.ReadFile(running); err != nil || string(b) != "old" {
+		t.Errorf("the old executable is written over: %q, %v", b, err)
 	}
 	if entries, _ := os.ReadDir(dst); len(entries) != 3 {
 		t.Errorf("left behind: %v", entries)

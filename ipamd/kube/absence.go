@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/branchline-cni/branchline/ipamd/signal"
 )
 
 // absence knows of one resource whether this API server has it at all, from what it answers.
@@ -22,12 +24,38 @@ type absence struct {
 	mu      sync.Mutex
 	none    bool
 	missing int // how many answers in a row said so
+
+	answered time.Time     // when the last answer said whether
+	believe  time.Duration // for how long that is believed although something contradicts it
+	doubted  bool          // it is asked for because something did
+	early    signal.Signal
 }
+
+// Bounds of how long an answer is believed that something contradicts: longer each time that it was confirmed.
+const (
+	believedFirst = 5 * time.Second
+	believedMost  = 10 * time.Minute
+)
 
 func (a *absence) is() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.none
+}
+
+// doubt has it asked for at once, unless it was just now: something says that the resource is there. Until the answer nothing
+// is known. Only where it was known to be absent doubt does something, and says so.
+func (a *absence) doubt() bool {
+	a.mu.Lock()
+	doubted := a.none && time.Since(a.answered) > max(a.believe, believedFirst)
+	if doubted {
+		a.none, a.missing, a.doubted = false, 1, true
+	}
+	a.mu.Unlock()
+	if doubted {
+		a.early.Fire()
+	}
+	return doubted
 }
 
 // watch asks ever more rarely while the resource is not there: it may come, and thousands of nodes ask.
@@ -53,10 +81,11 @@ func (a *absence) watch(lw *cache.ListWatch) *cache.ListWatch {
 }
 
 func (a *absence) pause(ctx context.Context) error {
+	early := a.early.C()
 	a.mu.Lock()
-	missing := a.missing
+	missing, none := a.missing, a.none
 	a.mu.Unlock()
-	if missing == 0 {
+	if !none {
 		return nil
 	}
 	d := min(time.Second<<min(missing, 20), a.most)
@@ -64,6 +93,8 @@ func (a *absence) pause(ctx context.Context) error {
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return nil
+	case <-early:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -78,6 +109,14 @@ func (a *absence) saw(err error) {
 	}
 	a.mu.Lock()
 	changed := a.none != missing
+	a.answered = time.Now()
+	switch {
+	case !missing:
+		a.believe = 0
+	case a.doubted:
+		a.believe = min(2*max(a.believe, believedFirst), believedMost)
+	}
+	a.doubted = false
 	if a.none = missing; missing {
 		a.missing++
 	} else {

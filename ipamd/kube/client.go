@@ -21,6 +21,7 @@ import (
 	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/reconnect"
 	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
+	"github.com/branchline-cni/branchline/api/v1beta1"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 )
 
@@ -55,7 +56,9 @@ type Client struct {
 	policies cache.SharedIndexInformer // nil: not watched
 	current  atomic.Bool               // the watch of policies is up
 	denied   atomic.Pointer[error]     // why policies may not be read
-	accounts accounts
+
+	accounts questions[map[string]string]
+	live     questions[[]v1beta1.SecurityGroupPolicy]
 
 	noLedgers, noPolicies, noENIConfigs absence
 }

@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
@@ -87,8 +88,11 @@ func (c *Client) PoliciesKnown() bool {
 // Policies returns those of a namespace from memory. current is false while they may be out of date. They must not be
 // changed.
 func (c *Client) Policies(namespace string) (all []v1beta1.SecurityGroupPolicy, current bool, err error) {
-	if c.policies == nil || c.noPolicies.is() {
+	if c.policies == nil {
 		return nil, true, nil
+	}
+	if c.noPolicies.is() {
+		return nil, false, nil // it is asked for rarely: they may have come, and a policy with them
 	}
 	if !c.policies.HasSynced() {
 		return nil, false, fmt.Errorf("the SecurityGroupPolicies: %w", ErrNotSynced)
@@ -105,22 +109,31 @@ func (c *Client) Policies(namespace string) (all []v1beta1.SecurityGroupPolicy, 
 	return all, c.current.Load(), nil
 }
 
-// LivePolicies asks the API server for those of a namespace.
+// LivePolicies asks the API server for those of a namespace. Pods that come at once share the answer.
 func (c *Client) LivePolicies(ctx context.Context, namespace string) ([]v1beta1.SecurityGroupPolicy, error) {
-	var l v1beta1.SecurityGroupPolicyList
-	err := c.opt.API.List(ctx, namespace, &l, metav1.ListOptions{})
-	if unknownResource(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list the SecurityGroupPolicies of namespace %s: %w", namespace, err)
-	}
-	return l.Items, nil
+	return c.live.of(ctx, types.NamespacedName{Namespace: namespace}, func() ([]v1beta1.SecurityGroupPolicy, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), questionTimeout)
+		defer cancel()
+		var l v1beta1.SecurityGroupPolicyList
+		err := c.opt.API.List(ctx, namespace, &l, metav1.ListOptions{})
+		if unknownResource(err) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the SecurityGroupPolicies of namespace %s: %w", namespace, err)
+		}
+		c.noPolicies.doubt() // they are there by now
+		return l.Items, nil
+	})
 }
 
 // Stamps says whether the control plane of this cluster stamps its decisions on pods: ours says so on each CNINode. Until
-// that is known, and with EKS's, it does not.
+// that is known, and with EKS's, it does not; nor where the CNINode says so and nobody keeps ledgers: ours was here once.
 func (c *Client) Stamps() bool {
+	return c.saysStamps() && (!c.noLedgers.is() || c.noLedgers.doubt())
+}
+
+func (c *Client) saysStamps() bool {
 	for _, obj := range c.cninode.GetStore().List() {
 		if n, ok := obj.(*cninodev1.CNINode); ok && n.Name == c.opt.NodeName {
 			return n.Stamps()

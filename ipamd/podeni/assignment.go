@@ -24,16 +24,19 @@ type Assignments struct {
 	Pods    Pods
 	Ledgers Ledgers
 	Guard   *Guard // compares the branch ENI's groups with the policies; nil: nobody does
-	IPv6    bool   // pods have IPv6 addresses
-	Trunk   func() (enis.ENI, bool)
+	// Groups tells a branch ENI's groups where there is no ledger; nil: EC2 is never asked.
+	Groups *BranchGroups
+	IPv6   bool // pods have IPv6 addresses
+	Trunk  func() (enis.ENI, bool)
 	// PodsChanged and TrunkChanged are taken before the state is looked at.
 	PodsChanged, TrunkChanged func() <-chan struct{}
 }
 
 // Wait returns the branch ENI that is assigned to the pod, and the trunk that carries it, as soon as both are there and
-// the ledger, where there is one, says the same. A malformed annotation is refused at once (ErrRefused); what has not
-// come when ctx ends is ErrUnavailable (the trunk) or ErrLate, with the reason.
+// the ledger says the same; where there is none, EC2 is asked for the ENI's groups. A malformed annotation is refused at
+// once (ErrRefused); what has not come when ctx ends is ErrUnavailable (the trunk) or ErrLate, with the reason.
 func (a *Assignments) Wait(ctx context.Context, pod kube.Pod) (annotation.BranchENI, enis.ENI, error) {
+	compared := comparison{a: a, pod: pod}
 	seen := false
 	for {
 		podsChanged, trunkChanged := a.PodsChanged(), a.TrunkChanged()
@@ -44,20 +47,21 @@ func (a *Assignments) Wait(ctx context.Context, pod kube.Pod) (annotation.Branch
 		case seen && a.Pods.PodsSynced():
 			return annotation.BranchENI{}, enis.ENI{}, fmt.Errorf("%w: pod %s/%s (%s) is gone", ErrUnknown, pod.Namespace, pod.Name, pod.UID)
 		}
-		b, trunk, err := a.look(pod)
-		if err == nil || errors.Is(err, ErrRefused) {
+		b, trunk, err := a.look(ctx, pod, &compared)
+		if err == nil || errors.Is(err, ErrRefused) || compared.hopeless {
 			return b, trunk, err
 		}
 		select {
 		case <-podsChanged:
 		case <-trunkChanged:
+		case <-compared.again(err):
 		case <-ctx.Done():
 			return b, trunk, err
 		}
 	}
 }
 
-func (a *Assignments) look(pod kube.Pod) (b annotation.BranchENI, trunk enis.ENI, err error) {
+func (a *Assignments) look(ctx context.Context, pod kube.Pod, compared *comparison) (b annotation.BranchENI, trunk enis.ENI, err error) {
 	name := pod.Namespace + "/" + pod.Name
 	if pod.Annotation == "" {
 		return b, trunk, fmt.Errorf("%w: pod %s requests %s and has no annotation %s yet; the VPC resource controller writes it once the pod has its branch ENI: look at the pod's events and at the controller", ErrLate, name, annotation.Key, annotation.Key)
@@ -65,7 +69,9 @@ func (a *Assignments) look(pod kube.Pod) (b annotation.BranchENI, trunk enis.ENI
 	if b, err = annotation.Parse(pod.Annotation, a.IPv6); err != nil {
 		return b, trunk, fmt.Errorf("%w: pod %s: %w", ErrRefused, name, err)
 	}
-	if err := a.checkLedger(pod, b); err != nil {
+	err = a.checkLedger(pod, b)
+	noLedger := errors.Is(err, kube.ErrNoLedgers)
+	if err != nil && !noLedger {
 		return b, trunk, fmt.Errorf("pod %s: %w", name, err)
 	}
 	trunk, ok := a.Trunk()
@@ -75,16 +81,21 @@ func (a *Assignments) look(pod kube.Pod) (b annotation.BranchENI, trunk enis.ENI
 	case trunk.LinkIndex == 0 || !trunk.LinkUp:
 		return b, trunk, fmt.Errorf("%w: pod %s needs the trunk ENI %s, whose link (MAC %s) is not up on this node yet", ErrUnavailable, name, trunk.ID, trunk.MAC)
 	}
+	if noLedger && a.Guard != nil && a.Groups != nil {
+		if err := compared.check(ctx, b.ENIID); err != nil {
+			return b, trunk, fmt.Errorf("pod %s: %w", name, err)
+		}
+	}
 	return b, trunk, nil
 }
 
 // checkLedger compares the annotation with the durable truth. A mismatch may be one watch running ahead of the other,
-// so it is waited out, never wired.
+// so it is waited out, never wired. kube.ErrNoLedgers is as it is: where nobody keeps any there is nothing to compare with.
 func (a *Assignments) checkLedger(pod kube.Pod, b annotation.BranchENI) error {
 	l, err := a.Ledgers.Ledger()
 	switch {
 	case errors.Is(err, kube.ErrNoLedgers):
-		return nil
+		return err
 	case errors.Is(err, kube.ErrNoLedger):
 		return fmt.Errorf("%w: this cluster keeps branch ledgers and this instance has none, which the VPC resource controller makes with the trunk: look at the controller (where EKS runs it, remove the CustomResourceDefinition branchledgers.branchline.dev)", ErrUnavailable)
 	}

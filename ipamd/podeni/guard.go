@@ -121,8 +121,9 @@ func (g *Guard) Branch(pod kube.Pod, groups []string) error {
 	if c.Policies, _, err = g.Source.Policies(pod.Namespace); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	// Where a ServiceAccount's labels decide and nothing is stamped (policy.Wait), whoever chose the groups has read them.
 	c.Groups = groups
-	if a := policy.Decide(c); a.Verdict != policy.Wire {
+	if a := policy.Decide(c); a.Verdict == policy.Refuse {
 		return fmt.Errorf("%w: %s", ErrLate, a.Explain(pod.Object))
 	}
 	return nil
@@ -166,14 +167,14 @@ func (g *Guard) decide(ctx context.Context, c policy.Case, live bool) (a policy.
 }
 
 func (g *Guard) ask(ctx context.Context, question func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, askMost)
-	defer cancel()
 	select {
 	case g.live <- struct{}{}:
 		defer func() { <-g.live }()
 	case <-ctx.Done():
 		return fmt.Errorf("too many policies and ServiceAccounts are being asked for: %w", context.Cause(ctx))
 	}
+	ctx, cancel := context.WithTimeout(ctx, askMost) // of the question alone
+	defer cancel()
 	return question(ctx)
 }
 

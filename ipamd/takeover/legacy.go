@@ -25,7 +25,7 @@ var tools = []struct{ save, restore string }{{"iptables-legacy-save", "iptables-
 var toolDirs = []string{"/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"}
 
 // legacyNames lists the tables of iptables-legacy that this network namespace has.
-const legacyNames = "/proc/net/ip_tables_names"
+const legacyNames = "/proc/thread-self/net/ip_tables_names"
 
 // legacy names the tables of iptables-legacy in which upstream's rules may be. Which they have can't be read without it.
 func legacy() string {

@@ -62,6 +62,11 @@ func iptables(t *testing.T, ns *nstest.NS, stdin, command string, args ...string
 // apply makes the rules in one run of iptables, which takes its time in the virtual machine.
 func apply(t *testing.T, ns *nstest.NS, rules []string) {
 	t.Helper()
+	applyBy(t, ns, "iptables-nft-restore", rules)
+}
+
+func applyBy(t *testing.T, ns *nstest.NS, restore string, rules []string) {
+	t.Helper()
 	byTable := map[string]string{}
 	for _, r := range rules {
 		table, rule, _ := strings.Cut(strings.TrimPrefix(r, "-t "), " ")
@@ -71,12 +76,14 @@ func apply(t *testing.T, ns *nstest.NS, rules []string) {
 	for table, lines := range byTable {
 		all.WriteString("*" + table + "\n" + lines + "COMMIT\n")
 	}
-	iptables(t, ns, all.String(), "iptables-nft-restore", "--noflush")
+	iptables(t, ns, all.String(), restore, "--noflush")
 }
 
 // saved is iptables-save without counters and without what says when.
-func saved(t *testing.T, ns *nstest.NS) (out []string) {
-	for line := range strings.Lines(iptables(t, ns, "", "iptables-nft-save")) {
+func saved(t *testing.T, ns *nstest.NS) []string { return savedBy(t, ns, "iptables-nft-save") }
+
+func savedBy(t *testing.T, ns *nstest.NS, save string) (out []string) {
+	for line := range strings.Lines(iptables(t, ns, "", save)) {
 		if !strings.HasPrefix(line, "#") {
 			line, _, _ = strings.Cut(strings.TrimSpace(line), " [")
 			out = append(out, line)

@@ -15,7 +15,7 @@ import (
 // A burst is two questions: one that was under way, and one that is asked after the last of the others came.
 func TestPodsThatComeAtOnceShareAQuestionThatIsYoungerThanThey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var a accounts
+		var a questions[map[string]string]
 		began := time.Now()
 		asked := 0
 		ask := func() (map[string]string, error) {
