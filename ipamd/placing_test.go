@@ -145,7 +145,7 @@ func TestAPodWaitsForAnENIThatIsBeingMade(t *testing.T) {
 }
 
 func TestCustomNetworkingOnALiveNodeDrainsThePrimaryENI(t *testing.T) {
-	w := newWorld(t, pod("a", "u1"), pod("b", "u2"), eniConfig("default", "subnet-pods"))
+	w := newWorld(t, pod("a", "u1"), pod("b", "u2"), pod("c", "u3"), eniConfig("default", "subnet-pods"))
 	w.cloud.subnets = append(w.cloud.subnets, subnet("subnet-pods", 100))
 	w.env["IP_COOLDOWN_PERIOD"], w.env["WARM_ENI_TARGET"] = "0", "0"
 	s, kill := w.start()
@@ -155,14 +155,15 @@ func TestCustomNetworkingOnALiveNodeDrainsThePrimaryENI(t *testing.T) {
 	}
 	kill()
 	w.env["AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG"] = "true"
-	s, _ = w.start()
+	s, kill2 := w.start()
 	eventually(t, "the primary keeps its pod's address and gives the others back", func() bool {
 		return w.cloud.get(func() bool { return len(w.cloud.enis["eni-1"].addresses) == 2 })
 	})
 	if again := mustAdd(t, s, addRequest("a", "u1", "s1")).GetRegular().GetAddress(); again != addr {
 		t.Errorf("the pod had %s and has %s", addr, again)
 	}
-	if id := w.cloud.holder(mustAdd(t, s, addRequest("b", "u2", "s2")).GetRegular().GetAddress()); id == "eni-1" {
+	new := mustAdd(t, s, addRequest("b", "u2", "s2")).GetRegular().GetAddress()
+	if w.cloud.holder(new) == "eni-1" {
 		t.Error("a new pod has an address of the primary")
 	}
 	if _, err := s.Del(t.Context(), delRequest("s1")); err != nil {
@@ -171,6 +172,25 @@ func TestCustomNetworkingOnALiveNodeDrainsThePrimaryENI(t *testing.T) {
 	eventually(t, "and the last goes with its pod", func() bool {
 		return w.cloud.get(func() bool { return len(w.cloud.enis["eni-1"].addresses) == 1 })
 	})
+	kill2()
+	w.env["AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG"] = "false" // and back
+	s, _ = w.start()
+	eventually(t, "ready", s.a.ready.Load)
+	if again := mustAdd(t, s, addRequest("b", "u2", "s2")).GetRegular().GetAddress(); again != new {
+		t.Errorf("the pod had %s and has %s", new, again)
+	}
+	mustAdd(t, s, addRequest("c", "u3", "s3"))
+	eventually(t, "the primary serves again", func() bool { s.a.changed.Fire(); return !s.draining("eni-1") })
+}
+
+// draining says whether an ENI keeps its pods and gets no others.
+func (s service) draining(eni string) bool {
+	for _, e := range s.a.snapshot().ENIs {
+		if e.ID == eni {
+			return e.Draining
+		}
+	}
+	return true
 }
 
 func TestAnENIConfigOfAnotherZoneIsSaidAndNothingIsMade(t *testing.T) {

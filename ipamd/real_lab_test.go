@@ -6,7 +6,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -251,6 +253,28 @@ func TestOnRealParts(t *testing.T) {
 	n.wantRefused(n.pod("bad", `[{"eniId":"eni-1"}]`), 5*time.Second, codes.FailedPrecondition, "default/bad", "vlanId")
 	n.event("bad", "PodNotWired", "vlanId")
 	n.wantRefused(n.pod("late", "-"), 2*time.Second, codes.DeadlineExceeded, "default/late", "vpc.amazonaws.com/pod-eni")
+
+	n.ns.Do(t, func() error {
+		c, err := net.Dial("tcp", "127.0.0.1:61678")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "GET /metrics HTTP/1.0\r\n\r\n"); err != nil {
+			return err
+		}
+		answer, err := io.ReadAll(c)
+		if err != nil {
+			return err
+		}
+		metrics := string(answer)
+		for _, want := range []string{`awscni_aws_api_latency_ms_count{api="DescribeNetworkInterfaces",error="false",status="200"}`, "awscni_ready 1", "awscni_eni_allocated ", `awscni_wait_seconds_count{cause="annotation"}`} {
+			if !strings.Contains(metrics, want) {
+				t.Errorf("no %s in the executable's metrics", want)
+			}
+		}
+		return nil
+	})
 
 	// The policies come while the agent runs, and at once they hold. EC2 tells what groups a branch ENI has.
 	_, err := envtest.InstallCRDs(w.cfg, envtest.CRDInstallOptions{Paths: []string{"../config/crd/vpcresources.k8s.aws_securitygrouppolicies.yaml"}})

@@ -77,7 +77,7 @@ var Variables = []Variable{
 	acted("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "prng", oneOf("prng", "hashrandom", "none"), func(c *Config) *string { return &c.RandomizeSNAT }, "How source NAT chooses source ports: by the kernel's random numbers, by a keyed hash, or the pod's own where it is free."),
 	acted("AWS_VPC_CNI_NODE_PORT_SUPPORT", "true", boolean, func(c *Config) *bool { return &c.NodePort }, "Pods on secondary ENIs, and branch pods in standard mode, answer by the primary ENI what came in there for the node: NodePort, LoadBalancer and hostPort."),
 	acted("AWS_VPC_K8S_CNI_CONNMARK", "0x80", mark, func(c *Config) *uint32 { return &c.ConnMark }, "The mark of tracked connections that belong to the primary ENI; not 0, and clear of 0x400, which is the kubelet's here."),
-	acted("AWS_VPC_ENI_MTU", "9001", integer(576, 9001), func(c *Config) *int { return &c.ENIMTU }, "MTU of ENIs, and of pods where POD_MTU is not set."),
+	acted("AWS_VPC_ENI_MTU", "9001", integer(576, 9001), func(c *Config) *int { return &c.ENIMTU }, "MTU of the ENIs that the agent sets up (the primary one's is the host's), and of pods where POD_MTU is not set."),
 	acted("POD_MTU", "", integer(576, 9001), func(c *Config) *int { return &c.PodMTU }, "MTU of the pods' interfaces; at most AWS_VPC_ENI_MTU."),
 	acted("AWS_VPC_K8S_CNI_VETHPREFIX", "eni", vethPrefix, func(c *Config) *string { return &c.VethPrefix }, "Prefix of the host's side of a regular pod's veth pair."),
 	acted("AWS_VPC_K8S_CNI_LOGLEVEL", "DEBUG", logLevel, func(c *Config) *slog.Level { return &c.LogLevel }, "The agent's log level."),
