@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/branchline-cni/branchline/lab/artifacts"
 	"github.com/branchline-cni/branchline/lab/ec2"
@@ -53,6 +54,8 @@ type Spec struct {
 	Kernel  artifacts.Kernel
 	// Modules are kernel modules to load at boot.
 	Modules []string
+
+	firstBoot time.Duration // the constant of that name
 }
 
 // Instance is a running instance. All methods may be called concurrently.
@@ -170,6 +173,9 @@ func (s Spec) prepared() (Spec, error) {
 	}
 	if s.MaxENIs == 0 {
 		s.MaxENIs = 4
+	}
+	if s.firstBoot == 0 {
+		s.firstBoot = firstBoot
 	}
 	if s.MaxENIs < 0 || s.MaxENIs > 15 {
 		return s, fmt.Errorf("start instance %s: %d ENI slots; 1 to 15 are possible", s.ID, s.MaxENIs)

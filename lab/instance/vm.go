@@ -20,7 +20,6 @@ import (
 )
 
 const (
-	bootDeadline = 120 * time.Second
 	plugDeadline = 30 * time.Second
 	qemuProgram  = "qemu-system-x86_64"
 	// Where Debian's qemu-system-common puts it: it is no program for users, so not in PATH.
@@ -48,17 +47,10 @@ type vmENI struct {
 	link vpc.Link
 }
 
-// StartVM boots a virtual machine and returns when its agent answers. It takes about ten seconds.
-func StartVM(ctx context.Context, spec Spec) (_ Instance, err error) {
-	spec, err = spec.prepared()
-	if err != nil {
-		return nil, err
-	}
-	if spec.Kernel.Image == "" {
-		return nil, fmt.Errorf("start VM %s: no kernel given", spec.ID)
-	}
+// boot starts the machine once. errNotBooted: its agent did not answer within the time.
+func boot(ctx context.Context, spec Spec, within time.Duration) (_ *vm, err error) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, bootDeadline, fmt.Errorf("not booted within %v", bootDeadline))
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("%w within %v", errNotBooted, within))
 	defer cancel()
 	runDir, err := os.MkdirTemp("", "blvm-")
 	if err != nil {
@@ -89,7 +81,7 @@ func StartVM(ctx context.Context, spec Spec) (_ Instance, err error) {
 	case <-v.qemu.ended:
 		return nil, v.bootError(errors.New("QEMU ended"))
 	case <-ctx.Done():
-		return nil, v.bootError(context.Cause(ctx))
+		return nil, errors.Join(v.bootError(context.Cause(ctx)), v.registers())
 	}
 	if err := os.Remove(v.plan.initramfs); err != nil {
 		return nil, err

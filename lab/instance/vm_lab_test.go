@@ -5,7 +5,9 @@ package instance
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,9 +22,16 @@ func TestVMAndNamespaceOnTheFabric(t *testing.T) {
 	f := newFabric(t)
 	db := startNetns(t, p.spec(t, "i-db"))
 	plug(t, f, db, eniDB)
-	i, err := StartVM(within(t, bootDeadline+time.Minute), p.spec(t, "i-vm"))
+	var log strings.Builder
+	spec := p.spec(t, "i-vm")
+	spec.Log = slog.New(slog.NewTextHandler(&log, nil))
+	spec.firstBoot = time.Second // as if it hung
+	i, err := StartVM(within(t, bootDeadline+time.Minute), spec)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if said := log.String(); !containsAll(said, "booted again", "not booted within 1s", "RIP=", "VM booted") {
+		t.Errorf("a VM that hung in its boot: %s", said)
 	}
 	t.Cleanup(func() {
 		if err := i.Close(); err != nil {
