@@ -7,7 +7,7 @@ GO ?= go
 demo: ## the walk-through: two pods, one gets into the database (about 30 minutes the first time, then 8 to 13)
 	$(GO) run ./cmd/vpclab demo
 
-test: ## everything that CI runs (50 to 60 minutes the first time, then 15 to 20)
+test: ## everything that CI runs (50 to 60 minutes the first time, then 14 to 20)
 	$(GO) run ./scripts/check
 
 build: ## executables for amd64 and arm64 into out/bin

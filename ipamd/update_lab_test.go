@@ -228,6 +228,19 @@ func TestARollingUpdateUnderChurnFailsNoADDAndNoDEL(t *testing.T) {
 	comeAndGo()
 	close(stop)
 	wg.Wait()
+	// An executable and an agent of different releases understand each other, either way.
+	for _, c := range []struct{ agent, executable release }{{older, newer}, {newer, older}} {
+		if n.binary != c.agent.agent {
+			n.end(false)
+			n.binary = c.agent.agent
+			n.start()
+			n.awaitReady()
+		}
+		r.install(c.executable.cni)
+		s := sandboxOf(own)
+		must(t, add(s))
+		must(t, del(s))
+	}
 	if log, err := os.ReadFile(filepath.Join(n.dir, "log")); err != nil || bytes.Contains(log, []byte("can't be changed")) {
 		t.Errorf("an agent did not know what its predecessor had attached: %v\n%s", err, log)
 	}

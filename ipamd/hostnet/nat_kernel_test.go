@@ -141,6 +141,9 @@ func TestP35NodePortsAnswerLeavesByTheENIThatWasAsked(t *testing.T) {
 						w.wantSeen(t, name+": policy Cluster: "+caller+" to "+pod, w.vpc, w.addr[caller], w.nodeAddr, w.nodePort(pod, true), masqueraded...)
 					}
 				}
+				// A secondary ENI's own address is no address of the node: only the ENI's own pods answer there.
+				w.wantSeen(t, name+": by a secondary ENI's address to its pod", w.vpc, w.addr[inVPC], w.eniAddr, w.nodePort(onSecondary, false), w.addr[inVPC])
+				w.wantSeen(t, name+": by a secondary ENI's address to another's pod", w.vpc, w.addr[inVPC], w.eniAddr, w.nodePort(onPrimary, false))
 			}
 			off.NodePort = false
 			w.set(t, off)

@@ -22,7 +22,8 @@ type played struct {
 	since          map[string]time.Time   // what could go: since when it could
 }
 
-// anyNode is one in any state, as an agent that starts may find it.
+// anyNode is one with any pods and any ENIs of the agent's own, as an agent that starts may find it. Units of the other kind, and ENIs
+// that drain, or are somebody else's, are TestStepsAreSafeAndConverge's.
 func anyNode(t *rapid.T, coolDown, keep time.Duration) *played {
 	p := &played{
 		t: t, now: time.Unix(1000, 0), patience: NewPatience(coolDown, keep), coolDown: coolDown, keep: keep,

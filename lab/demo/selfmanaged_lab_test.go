@@ -82,7 +82,8 @@ func (s *selfManaged) rolledOut(ctx context.Context) error {
 		return err
 	}
 	if _, err := s.Await(ctx, time.Minute, "it made both webhook configurations, which name the Service and no URL",
-		equals("kube-system/vpc-resource-controller:443/mutate-v1-pod kube-system/vpc-resource-controller:443/validate-v1-pod kube-system/vpc-resource-controller:443/validate-v1-node"),
+		equals("kube-system/vpc-resource-controller:443/mutate-v1-pod kube-system/vpc-resource-controller:443/validate-v1-pod kube-system/vpc-resource-controller:443/validate-v1-binding "+
+			"kube-system/vpc-resource-controller:443/validate-v1-node"),
 		s.Local, "kubectl", "get", "mutatingwebhookconfigurations,validatingwebhookconfigurations", "-o",
 		`jsonpath={range .items[*].webhooks[*].clientConfig}{.service.namespace}/{.service.name}:{.service.port}{.service.path}{.url} {end}`); err != nil {
 		return err

@@ -25,7 +25,7 @@ import (
 
 const explanation = `Branchline's checks: linters, builds for amd64 and arm64, tests with the race detector, tests against a real
 kernel in one virtual machine, against a real API server, and the whole walk-through in the lab.
-The first run takes 50 to 60 minutes on 2 cores, as Kubernetes is built from source; later ones 15 to 20.
+The first run takes 50 to 60 minutes on 2 cores, as Kubernetes is built from source; later ones 14 to 20.
 What is built stays in %s; nothing else is left on this machine but the Debian packages named below.
 `
 
