@@ -60,7 +60,7 @@ func (c *scene) play(rt *rapid.T) {
 
 // TestP5P50TheAgentNeverLiesAboutAddresses plays random interleavings of ADD, DEL, kills of the agent at any of its disk's
 // steps, reboots, a lost memory, ENIs and addresses that come and go by its own hands and by others', with IMDS, EC2's
-// descriptions and its answers late, lost or repeated. After each step what sandboxes were told is compared with what the VPC
+// descriptions and its answers late, lost or repeated, and the kernel's late or refused. After each step what sandboxes were told is compared with what the VPC
 // has: no address is given twice, none that the VPC has not on that ENI, none before its cool-down, none is taken back while
 // it is held, and none is forgotten. In the end all that was in between is over, and nothing is left hidden or behind.
 func TestP5P50TheAgentNeverLiesAboutAddresses(t *testing.T) {
@@ -153,7 +153,7 @@ func (a *acts) one() {
 	a.rt.Helper()
 	switch what := rapid.SampledFrom([]string{
 		"add", "add", "add", "add", "many", "again", "del", "del", "del", "lost del", "all del", "tide", "replace", "recreate", "full disk", "pass", "pass", "pass", "kill", "cut", "cut", "reboot",
-		"late IMDS", "late IMDS", "late EC2", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm", "switch",
+		"late IMDS", "late IMDS", "late EC2", "netlink", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm", "switch",
 	}).Draw(a.rt, "what"); what {
 	default:
 		a.rt.Fatalf("nobody knows how to %s", what)
@@ -218,6 +218,10 @@ func (a *acts) one() {
 		by := time.Duration(rapid.SampledFrom([]int{0, 1, 5, 20}).Draw(a.rt, "seconds")) * time.Second
 		a.did("late EC2 %s", by)
 		a.cloud.lateDescribes(by)
+	case "netlink":
+		fails, late := rapid.IntRange(0, 4).Draw(a.rt, "questions to the kernel"), time.Duration(rapid.SampledFrom([]int{0, 1, 10, 40}).Draw(a.rt, "seconds"))*time.Second
+		a.did("the kernel refuses %d questions, and shows links %s late", fails, late)
+		a.badNetlink(fails, late)
 	case "flaw":
 		f := flaw{api: rapid.SampledFrom(apis).Draw(a.rt, "api"), kind: rapid.SampledFrom([]flawKind{refused, lost, lost, repeated}).Draw(a.rt, "kind"), times: rapid.IntRange(1, 3).Draw(a.rt, "times")}
 		if f.kind == refused {
@@ -241,6 +245,7 @@ func (a *acts) one() {
 		a.did("%s", what)
 		a.cloud.calm()
 		a.setDisk(nil)
+		a.badNetlink(0, 0)
 	}
 }
 
@@ -316,6 +321,7 @@ func (a *acts) end() {
 	a.did("the end")
 	a.cloud.calm()
 	a.setDisk(nil)
+	a.badNetlink(0, 0)
 	a.done()
 	a.pass(nobodyKnows)
 	for _, p := range a.pods {

@@ -109,7 +109,12 @@ type stage struct {
 	requests  sync.WaitGroup
 	made      int
 	away      bool // the API server
-	watches   []watch.Interface
+	netlink   struct {
+		fails int         // so many questions to the kernel
+		seen  []enis.Link // what it shows of links
+		until time.Time   // to this moment
+	}
+	watches []watch.Interface
 }
 
 // sandbox of a pod; guarded by the stage.
@@ -262,6 +267,9 @@ func (s *stage) boot() {
 	if errors.Is(err, store.ErrNotWritten) {
 		s.setDisk(nil) // a first start needs it; somebody frees it then
 		return
+	}
+	if errors.Is(err, syscall.EINTR) {
+		return // it ends, and the kubelet starts it again
 	}
 	if err != nil {
 		s.t.Fatalf("the agent does not start: %v", err)
@@ -472,8 +480,37 @@ func (h *hands) Rename(from, to string) error {
 
 func (h *hands) SyncDir(string) error { return h.step(func() {}) }
 
-// List are the links of the ENIs that are attached at this moment.
+// badNetlink has the kernel refuse so many questions, as it does where a dump is interrupted, and show links as they are now for
+// so long.
+func (s *stage) badNetlink(fails int, late time.Duration) {
+	now, _ := (&hands{s: s}).links()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.netlink.fails, s.netlink.seen, s.netlink.until = fails, now, time.Now().Add(late)
+}
+
+// asked is called with the stage's lock held.
+func (s *stage) asked() error {
+	if s.netlink.fails > 0 {
+		s.netlink.fails--
+		return syscall.EINTR
+	}
+	return nil
+}
+
+// List are the links of the ENIs that are attached at this moment, or were.
 func (h *hands) List(context.Context) (out []enis.Link, err error) {
+	h.s.mu.Lock()
+	err = h.s.asked()
+	late, seen := time.Now().Before(h.s.netlink.until), h.s.netlink.seen
+	h.s.mu.Unlock()
+	if err != nil || late {
+		return slices.Clone(seen), err
+	}
+	return h.links()
+}
+
+func (h *hands) links() (out []enis.Link, err error) {
 	all := h.s.cloud.enis()
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
@@ -539,6 +576,9 @@ func (routingOf) Forget(context.Context, []netip.Addr) (int, error) { return 0, 
 func (h *hands) Pods() (out []netip.Addr, err error) {
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
+	if err := h.s.asked(); err != nil {
+		return nil, err
+	}
 	for a := range h.s.wired {
 		out = append(out, a)
 	}

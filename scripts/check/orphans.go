@@ -28,11 +28,13 @@ func attendSelf() (status int, err error) {
 
 // attend runs this program once more, as its child, and is for all that runs below what process 1 is for a system: it
 // reaps orphans as they end (a test may wait for one to be gone), and ends those that are left in the end: a test that
-// is interrupted leaves its API server, which is in a process group of its own. It returns the child's exit status.
+// is interrupted leaves its API server, which is in a process group of its own, and its instances' cgroups. It returns the
+// child's exit status.
 func attend(path string, args, env []string) (status int, err error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 2, fmt.Errorf("become the parent of orphans: %w", err)
 	}
+	others := instanceCgroups(cgroupRoot)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	runtime.LockOSThread() // Pdeathsig looks at the thread that started the child
@@ -52,6 +54,10 @@ func attend(path string, args, env []string) (status int, err error) {
 	left, endErr := endOrphans()
 	if len(left) > 0 {
 		fmt.Fprintln(os.Stderr, "check: ended what its programs left running:", strings.Join(left, ", "))
+	}
+	// By now nobody runs in what this run's instances have left.
+	if n := removeIdle(slices.DeleteFunc(instanceCgroups(cgroupRoot), func(d string) bool { return slices.Contains(others, d) })); n > 0 {
+		fmt.Fprintln(os.Stderr, "check: removed cgroups that its instances left:", n)
 	}
 	return status, errors.Join(err, endErr)
 }
