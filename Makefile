@@ -4,7 +4,7 @@ GO ?= go
 .DEFAULT_GOAL := help
 .PHONY: demo test build image lint generate bench packets mutants clean help
 
-demo: ## the walk-through: two pods, one gets into the database (about 30 minutes the first time, then 8 to 13)
+demo: ## the walk-through: two pods, one gets into the database (about 30 minutes the first time, then 8 to 15)
 	$(GO) run ./cmd/vpclab demo
 
 test: ## everything that CI runs (50 to 60 minutes the first time, then 14 to 20)

@@ -185,3 +185,34 @@ func TestP28AnENIThatEC2ShowsLateIsDeletedAllTheSame(t *testing.T) {
 		}
 	})
 }
+
+// TestP50WhatIMDSLackedOnceAndShowsAgainIsNotGiven: IMDS is nearly two minutes late, and addresses were this ENI's for less. It lacks them
+// when EC2 has just taken them back, and shows them after that.
+func TestP50WhatIMDSLackedOnceAndShowsAgainIsNotGiven(t *testing.T) {
+	inScene(t, func(t *testing.T, s *stage, cloud *plain) {
+		s.run("a0")
+		s.pass(3 * time.Minute)
+		count := func() int { return len(cloud.enis()["eni-1"].Addresses) }
+		before := count()
+		cloud.lateMetadata("eni-1", 110*time.Second)
+		given := time.Now()
+		s.run("a1", "a2", "a3")
+		s.ends("a1", "a2", "a3")
+		for count() > before { // until EC2 has them back
+			if time.Since(given) > 105*time.Second {
+				t.Fatalf("nothing was given back in time: %v", cloud.enis())
+			}
+			s.pass(time.Second)
+		}
+		t.Logf("given back after %s: %v", time.Since(given), cloud.enis())
+		for time.Since(given) < 140*time.Second {
+			s.running().a.links.Fire() // IMDS is read again
+			s.pass(3 * time.Second)
+			if since := time.Since(given); since > 112*time.Second && since < 116*time.Second {
+				s.come("b1", "b2", "b3")
+			}
+		}
+		cloud.calm()
+		s.pass(10 * time.Minute)
+	})
+}
