@@ -213,6 +213,8 @@ func FuzzPrevResult(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.0.0","interfaces":[{"name":"enib5faff8a083"},{"name":"eth0","sandbox":"/x"},{"name":"vlan.eth.7"}],"ips":[{"address":"10.0.0.1/32"}]}`))
 	f.Add([]byte(`{"cniVersion":"1.1.0","interfaces":[{"name":"enib5faff8a083"},{"name":"eth0","sandbox":"/x"},{"name":"eni0123456789a"},{"name":"mNicIf1","sandbox":"/x"}],"ips":[{"address":"10.0.0.1/32","interface":1},{"address":"10.0.1.1/32","interface":3}]}`))
 	f.Add([]byte(`{"cniVersion":"1.1.0","interfaces":[{"name":"mNicIf1","sandbox":"/x"},{"name":"mNicIf1","sandbox":"/x"},null],"ips":[{"address":"10.0.1.1/32","interface":-1e300},{"address":"10.0.1.1/32","interface":1e300}]}`))
+	// An index that no int holds, where there is a further interface to give an address to.
+	f.Add([]byte(`{"interfaces":[{"name":"0"},{"name":"mNicIf1","sandbox":"0"}],"ips":[{"address":"10.0.1.1/32","interface":1e20},{"address":"10.0.1.1/32","interface":-1e20},{"address":"10.0.1.1/32","interface":1.5}]}`))
 	f.Add([]byte(`{"cniVersion":"0.3.1","interfaces":[null],"ips":[{"version":"4","address":"10.0.0.1/32"},null]}`))
 	f.Add([]byte(`{"ip4":{"ip":"10.0.0.1/32"}}`))
 	f.Add([]byte(`[]`))

@@ -134,7 +134,7 @@ func (p *previous) noteFurther() {
 // noteAddress gives a further interface its address.
 func (p *previous) noteAddress(index any, a netip.Addr) {
 	at, ok := index.(float64)
-	if !ok || len(p.further) == 0 || at < 0 || int(at) >= len(p.interfaces) {
+	if !ok || len(p.further) == 0 || at < 0 || at >= float64(len(p.interfaces)) { // as a float: an int may not hold it
 		return
 	}
 	i := p.interfaces[int(at)]
