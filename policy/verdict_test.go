@@ -265,6 +265,9 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 					}
 				}
 			}
+			if m.strip {
+				continue // it has no branch ENI: like that of a pod that asks, its stamp speaks of a branch ENI's groups
+			}
 			// A branch ENI with all groups will do, one with none will not, if a policy of then still selects the pod.
 			b := Case{Pod: asking(m.pod.DeepCopy()), Policies: w.policies, Stamps: w.stamps, Groups: append([]string{"sg-0"}, now.Groups...), Account: w.accounts}
 			if b.Account == nil {
