@@ -201,11 +201,10 @@ func New(o Options) (*Agent, error) {
 		a.events.Node("PodsOfAnotherAgent", "%d addresses of this node are routed to pods that this node agent did not wire (or has forgotten): they are left alone until those pods end; drain the node before switching from another CNI plugin", n)
 	}
 	a.lookup = podeni.NewLookup(o.Kube, o.Kube.Changed.C)
+	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, IPv6: o.Config.IPv6, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
 	if o.Config.PodENI {
 		a.guard = podeni.NewGuard(o.Kube, o.Kube.Changed.C, o.Now)
-	}
-	a.assigned = &podeni.Assignments{Pods: o.Kube, Ledgers: o.Kube, Guard: a.guard, IPv6: o.Config.IPv6, Trunk: a.inventory.Trunk, PodsChanged: o.Kube.Changed.C, TrunkChanged: a.inventory.Changed.C}
-	if o.Config.PodENI {
+		a.assigned.Guard = a.guard
 		a.assigned.Groups = &podeni.BranchGroups{EC2: o.EC2, Now: o.Now, Denied: a.groupsDenied}
 	}
 	a.trunk = &podeni.TrunkRequest{Node: o.Kube, InstanceType: o.Identity.InstanceType, Unknown: !a.limitsKnown(), Warn: func(reason, format string, args ...any) {

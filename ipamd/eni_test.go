@@ -31,6 +31,15 @@ func (c *cloud) get(f func() bool) bool {
 	return f()
 }
 
+// quiet lets time pass in steps in which nothing is to happen, and the agent look after each.
+func (w *world) quiet(s service, steps int, each time.Duration) {
+	for range steps {
+		w.pass(each)
+		s.a.changed.Fire()
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 // counted is how many errors of that name the agent's metrics tell of.
 func (s service) counted(name string) float64 {
 	r := prometheus.NewRegistry()
@@ -96,11 +105,7 @@ func TestLeftOversStayWhereTheirCleanUpIsTurnedOff(t *testing.T) {
 	left.description = "aws-K8S-" + instanceID
 	s, _ := w.start()
 	eventually(t, "ready", s.a.ready.Load)
-	for range 5 {
-		w.pass(time.Hour)
-		s.a.changed.Fire()
-		time.Sleep(20 * time.Millisecond)
-	}
+	w.quiet(s, 5, time.Hour)
 	w.cloud.do(func() {
 		if w.cloud.sweeps > 0 || w.cloud.enis[left.id] == nil {
 			t.Errorf("looked for %d times; there: %v", w.cloud.sweeps, w.cloud.enis[left.id] != nil)
@@ -119,11 +124,7 @@ func TestTheENIsOfOneCardAreNoMoreThanMAXENI(t *testing.T) {
 		s, stop := w.start()
 		eventually(t, "ready", s.a.ready.Load)
 		eventually(t, "as many ENIs as may be", func() bool { return len(w.cloud.onCard(0)) == tt.want })
-		for range 3 {
-			w.pass(10 * time.Minute)
-			s.a.changed.Fire()
-			time.Sleep(20 * time.Millisecond)
-		}
+		w.quiet(s, 3, 10*time.Minute)
 		if ids := w.cloud.onCard(0); len(ids) != tt.want {
 			t.Errorf("ENABLE_POD_ENI %s: %v, want %d", tt.podENI, ids, tt.want)
 		}

@@ -228,35 +228,33 @@ func (a *Agent) decide(pools []cardPool) (grow, shrink []cardStep) {
 		} else if p.gathers > 0 {
 			a.heldFor = soonest(a.heldFor, p.gathers)
 		} else if s.Kind == pool.Attach {
-			attach = append(attach, wanted{s, p.Waiting > 0, a.notAttached[p.card]})
+			attach = append(attach, wanted{s, a.urgency(p)})
 		} else {
 			grow = append(grow, s)
 		}
 	}
-	// Where there is not room for all, those go first for which pods wait, and of them those that did not fail the last time.
-	slices.SortStableFunc(attach, func(a, b wanted) int {
-		return cmp.Or(-compareBool(a.waits, b.waits), compareBool(a.failed, b.failed))
-	})
+	slices.SortStableFunc(attach, func(a, b wanted) int { return cmp.Compare(b.urgency, a.urgency) })
 	for _, w := range attach[:min(len(attach), max(0, room))] {
 		grow = append(grow, w.cardStep)
 	}
 	return grow, shrink
 }
 
-// wanted is an ENI that a card wants.
+// wanted is an ENI that a card wants. Where there is not room for all, the more urgent go first.
 type wanted struct {
 	cardStep
-	waits, failed bool
+	urgency int
 }
 
-func compareBool(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case a:
-		return 1
+// urgency puts cards for which pods wait before the others, and among either those whose ENI did not fail the last time.
+func (a *Agent) urgency(p cardPool) (n int) {
+	if p.Waiting > 0 {
+		n += 2
 	}
-	return -1
+	if !a.notAttached[p.card] {
+		n++
+	}
+	return n
 }
 
 // cardsAtOnce bounds the calls that are made at the same time for several network cards.

@@ -354,14 +354,7 @@ func TestENIsThatTheAgentDidNotMake(t *testing.T) {
 		s, kill := w.start()
 		eventually(t, "ready", s.a.ready.Load)
 		eventually(t, "EC2 explained it", func() bool { return w.cloud.described() > 0 })
-		used := func() bool {
-			for _, c := range s.a.candidates() {
-				if c.ENIID == "eni-2" {
-					return true
-				}
-			}
-			return false
-		}
+		used := func() bool { return s.uses("eni-2") }
 		if tc.used {
 			eventually(t, "it is used", used)
 		}

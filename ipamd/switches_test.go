@@ -54,9 +54,7 @@ func TestAPodKeepsItsAddressWhereItsENIIsNoMoreToBeManaged(t *testing.T) {
 	if _, err := s.Del(t.Context(), delRequest("s1")); err != nil {
 		t.Fatal(err)
 	}
-	w.pass(20 * time.Minute)
-	s.a.changed.Fire()
-	time.Sleep(50 * time.Millisecond)
+	w.quiet(s, 3, 20*time.Minute)
 	if w.cloud.get(func() bool { return w.cloud.enis["eni-2"] == nil || len(w.cloud.enis["eni-2"].addresses) < 4 }) {
 		t.Error("something of somebody's ENI was given back")
 	}

@@ -111,16 +111,12 @@ func UnusableTags(tags map[string]string) (keys []string) {
 }
 
 func (c *Client) tags(extra map[string]string, own map[string]string) []types.TagSpecification {
-	all := maps.Clone(extra)
-	if all == nil {
-		all = map[string]string{}
-	}
+	all := map[string]string{}
+	maps.Copy(all, extra)
 	for _, k := range UnusableTags(extra) {
 		delete(all, k)
 	}
-	for k, v := range own {
-		all[k] = v
-	}
+	maps.Copy(all, own)
 	all[tagOwner] = owner
 	all[tagCluster+c.ClusterName] = "owned"
 	return []types.TagSpecification{{ResourceType: types.ResourceTypeNetworkInterface, Tags: sorted(all)}}

@@ -23,8 +23,7 @@ var (
 // Ledger returns this instance's branch ledger from memory: ErrNotSynced while that is not known, ErrNoLedgers or
 // ErrNoLedger where there is none. It must not be changed.
 func (c *Client) Ledger() (*ledgerv1.BranchLedger, error) {
-	// Our controller stamps pods, and keeps ledgers.
-	if c.noLedgers.is() && !(c.saysStamps() && c.noLedgers.doubt()) {
+	if c.noLedgers.is() && !c.Stamps() { // which doubts it: our controller stamps pods, and keeps ledgers
 		return nil, ErrNoLedgers
 	}
 	if !c.ledger.HasSynced() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/branchline-cni/branchline/lab/artifacts/host"
 )
 
 // cgroups are the instance's own cgroups, one in each hierarchy that the machine has mounted (version 1, 2 or both).
@@ -46,7 +47,7 @@ func makeCgroups(name string, pid int) (*cgroups, error) {
 		if v2 {
 			delegate(top)
 		}
-		if err := removeTree(dir); err != nil {
+		if err := host.RemoveCgroup(dir); err != nil {
 			return c, fmt.Errorf("remove what an earlier instance of this id left (does it still run?): %w", err)
 		}
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -105,7 +106,7 @@ func (c *cgroups) remove(ctx context.Context) error {
 	defer tick.Stop()
 	for _, dir := range c.dirs {
 		for {
-			err := removeTree(dir)
+			err := host.RemoveCgroup(dir)
 			if err == nil {
 				break
 			}
@@ -117,28 +118,6 @@ func (c *cgroups) remove(ctx context.Context) error {
 			case <-ctx.Done():
 				return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 			}
-		}
-	}
-	return nil
-}
-
-func removeTree(dir string) error {
-	var dirs []string
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, path)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("list cgroup %s: %w", dir, err)
-	}
-	for _, d := range slices.Backward(dirs) {
-		if err := unix.Rmdir(d); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("remove cgroup %s: %w", d, err)
 		}
 	}
 	return nil

@@ -5,8 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"syscall"
+
+	"github.com/branchline-cni/branchline/lab/artifacts/host"
 )
 
 const cgroupRoot = "/sys/fs/cgroup"
@@ -24,24 +24,17 @@ func instanceCgroups(root string) (dirs []string) {
 // removeIdle removes those of the cgroups in which no process runs, and says how many. An instance that runs has processes.
 func removeIdle(dirs []string) (removed int) {
 	for _, dir := range dirs {
-		var below []string
 		busy := false
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || !d.IsDir() {
 				return err
 			}
-			below = append(below, path)
 			procs, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
 			busy = busy || err == nil && len(bytes.TrimSpace(procs)) > 0
 			return nil
 		})
-		if err != nil || busy {
-			continue // it changes: somebody is at work in it
-		}
-		for _, d := range slices.Backward(below) {
-			err = syscall.Rmdir(d)
-		}
-		if err == nil {
+		// Where it changes meanwhile, somebody is at work in it.
+		if err == nil && !busy && host.RemoveCgroup(dir) == nil {
 			removed++
 		}
 	}
