@@ -437,6 +437,7 @@ type routing struct {
 	pods    []netip.Addr
 	broken  error // what Reconcile answers with
 	failed  int
+	rounds  int   // reconciled without an error
 	noMarks error // what this host says of nftables
 	noNAT   error // and of source NAT
 	tracked map[netip.Addr]int
@@ -461,6 +462,7 @@ func (r *routing) Reconcile(_ context.Context, d hostnet.Desired) (hostnet.Resul
 		r.failed++
 		return hostnet.Result{}, r.broken
 	}
+	r.rounds++
 	ops := hostnet.Plan(d, r.actual)
 	r.actual = r.actual.Apply(ops)
 	return hostnet.Result{Ops: ops, Marks: r.noMarks, NAT: r.noNAT}, nil
