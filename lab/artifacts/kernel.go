@@ -27,7 +27,7 @@ var neededModules = []string{
 	"nft_chain_nat", "nft_compat", "nft_fib_ipv4", "nft_fib_ipv6", "nft_fib_inet", "nft_numgen", "nft_reject_ipv4",
 	"nf_conntrack", "nf_conntrack_netlink", "xt_addrtype", "xt_comment", "xt_conntrack", "xt_mark", "xt_MASQUERADE",
 	"xt_multiport", "xt_nat", "xt_physdev", "xt_statistic", "xt_tcpudp", "xt_set", "ip_set", "ip_tables", "iptable_nat",
-	"iptable_filter", "iptable_mangle",
+	"iptable_filter", "iptable_mangle", "ip6_tables", "ip6table_nat", "ip6table_filter", "ip6table_mangle",
 }
 
 // Kernel unpacks the newest linux-image-cloud-amd64 that the machine's Debian

@@ -19,7 +19,7 @@ import (
 // alone, as on EKS. The node with branch pods is a virtual machine, for they need a kernel with 802.1Q; the controller is a
 // Deployment, so that its webhooks are called at a node's IPv6 address.
 func TestAnIPv6Cluster(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	s := &ipv6Walk{walk: inLab(t, ctx, lab.Options{Controller: lab.Deployment, IPv6: true})}
 	s.play(t, ctx, []labStep{
@@ -30,8 +30,9 @@ func TestAnIPv6Cluster(t *testing.T) {
 		{"5", "regular pods reach each other, Services by name, and IPv4 by their node", s.regularPods},
 		{"6", "a branch pod reaches what its group allows, and others don't", s.branchPods},
 		{"7", "the agent is killed, and rolled out in standard mode", s.standardMode},
-		{"8", "pods are torn down", s.tornDown},
-		{"9", "the nodes' role needed no more than its two policies", s.permitted},
+		{"8", "Services, ports of the node and hostPorts in each of kube-proxy's modes", s.paths},
+		{"9", "pods are torn down", s.tornDown},
+		{"10", "the nodes' role needed no more than its two policies", s.permitted},
 	}, func(context.Context) { s.explain() })
 }
 
@@ -42,7 +43,8 @@ type ipv6Walk struct {
 	prefixes   map[string]netip.Prefix // of nodes, by name
 	web        map[string]string       // the web pod's address by node
 	blue       podInfo
-	later      podInfo // a green one, in standard mode
+	later      podInfo  // a green one, in standard mode
+	torn       []string // addresses of the pods of the table of paths
 }
 
 func (s *ipv6Walk) nodes(ctx context.Context) error {
@@ -131,6 +133,9 @@ func (s *ipv6Walk) tornDown(ctx context.Context) error {
 	if _, err := s.Do(ctx, s.Local, "kubectl", "delete", "--wait=false", "deployment/green-pod", "deployment/blue-pod", "deployment/red-pod", "daemonset/web"); err != nil {
 		return err
 	}
+	if _, err := s.Do(ctx, s.Local, "kubectl", "delete", "--wait=false", "pods,services", "-l", "step="+modesLabel); err != nil {
+		return err
+	}
 	if _, err := s.Await(ctx, 3*time.Minute, "the pods are gone", equals(""), s.Local, "kubectl", "get", "pods", "-o", "name"); err != nil {
 		return err
 	}
@@ -138,7 +143,7 @@ func (s *ipv6Walk) tornDown(ctx context.Context) error {
 		"ip -br link show type vlan; ip -6 rule | grep '^10:'; true"); err != nil {
 		return err
 	}
-	gone := []string{s.green.ip, s.later.ip, s.blue.ip, s.red.ip, s.web[s.node.Hostname()]}
+	gone := append([]string{s.green.ip, s.later.ip, s.blue.ip, s.red.ip, s.web[s.node.Hostname()]}, s.torn...)
 	_, err := s.Await(ctx, time.Minute, "nor a route to one of the pods", func(o Output) error {
 		for line := range strings.Lines(o.Stdout) {
 			if f := strings.Fields(line); len(f) > 0 && slices.Contains(gone, f[0]) {

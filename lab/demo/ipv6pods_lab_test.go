@@ -29,6 +29,9 @@ func (s *ipv6Walk) started(ctx context.Context) error {
 	if err := s.apply(ctx, "pods", manifest); err != nil {
 		return err
 	}
+	if err := s.pathPods(ctx); err != nil {
+		return err
+	}
 	for app, p := range map[string]*podInfo{"green-pod": &s.green, "blue-pod": &s.blue, "red-pod": &s.red} {
 		var err error
 		if *p, err = s.awaitPod(ctx, app, ""); err != nil {

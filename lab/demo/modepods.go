@@ -1,8 +1,10 @@
 package demo
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/branchline-cni/branchline/lab"
 )
@@ -62,6 +64,49 @@ var probesLetIn = fmt.Sprintf(`    startupProbe: {exec: {command: ["true"]}, per
 
 // probeRefused is one at a port where the pod's group doesn't let the kubelet in.
 var probeRefused = fmt.Sprintf("    readinessProbe: {httpGet: {port: %d, path: /}, periodSeconds: 2, timeoutSeconds: 3}\n", refusedProbePort)
+
+// awaitListening waits until pods that listen run and are as ready as they should be, and notes all such pods' addresses.
+func (w *walk) awaitListening(ctx context.Context, claim string, ready, address map[string]string) error {
+	o, err := w.Await(ctx, 5*time.Minute, claim, func(o Output) error {
+		have := map[string]string{}
+		for line := range strings.Lines(o.Stdout) {
+			if f := strings.Fields(line); len(f) == 4 && f[1] == "true" {
+				have[f[0]] = f[2]
+			}
+		}
+		for pod, want := range ready {
+			if have[pod] != want {
+				return fmt.Errorf("pod %s is ready: %q, want %s", pod, have[pod], want)
+			}
+		}
+		return nil
+	}, w.Local, "kubectl", "get", "pods", "-l", "step="+modesLabel, "-o",
+		`jsonpath={range .items[*]}{.metadata.name}{" "}{.status.containerStatuses[0].started}{" "}{.status.containerStatuses[0].ready}{" "}{.status.podIP}{"\n"}{end}`)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(o.Stdout) {
+		if f := strings.Fields(line); len(f) == 4 {
+			address[f[0]] = f[3]
+		}
+	}
+	return nil
+}
+
+// clusterIPs are the Services' addresses, by name.
+func (w *walk) clusterIPs(ctx context.Context) (map[string]string, error) {
+	o, err := w.Do(ctx, w.Local, "kubectl", "get", "services", "-o", `jsonpath={range .items[*]}{.metadata.name}{" "}{.spec.clusterIP}{"\n"}{end}`)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for line := range strings.Lines(o.Stdout) {
+		if f := strings.Fields(line); len(f) == 2 {
+			out[f[0]] = f[1]
+		}
+	}
+	return out, nil
+}
 
 // serviceYAML is a ClusterIP for one of those pods.
 func serviceYAML(name string) string {

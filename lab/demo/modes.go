@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -101,30 +100,7 @@ func (m *modesWalk) strictFirst(ctx context.Context) error {
 
 // await waits until pods run and are as ready as they should be.
 func (m *modesWalk) await(ctx context.Context, claim string, ready map[string]string) error {
-	o, err := m.Await(ctx, 5*time.Minute, claim, func(o Output) error {
-		have := map[string]string{}
-		for line := range strings.Lines(o.Stdout) {
-			if f := strings.Fields(line); len(f) == 4 && f[1] == "true" {
-				have[f[0]] = f[2]
-			}
-		}
-		for pod, want := range ready {
-			if have[pod] != want {
-				return fmt.Errorf("pod %s is ready: %q, want %s", pod, have[pod], want)
-			}
-		}
-		return nil
-	}, m.Local, "kubectl", "get", "pods", "-l", "step="+modesLabel, "-o",
-		`jsonpath={range .items[*]}{.metadata.name}{" "}{.status.containerStatuses[0].started}{" "}{.status.containerStatuses[0].ready}{" "}{.status.podIP}{"\n"}{end}`)
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(o.Stdout) {
-		if f := strings.Fields(line); len(f) == 4 {
-			m.seen.address[f[0]] = f[3]
-		}
-	}
-	return nil
+	return m.awaitListening(ctx, claim, ready, m.seen.address)
 }
 
 // probes looks for the kubelet's probes of two pods in the flow log: those that the groups let in, and the refused one.

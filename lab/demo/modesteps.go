@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -68,17 +67,8 @@ func (m *modesWalk) services(ctx context.Context) error {
 		return err
 	}
 	m.seen.address[clusterDNS] = dns.Status.PodIP
-	o, err := m.Do(ctx, m.Local, "kubectl", "get", "services", "-o", `jsonpath={range .items[*]}{.metadata.name}{" "}{.spec.clusterIP}{"\n"}{end}`)
-	if err != nil {
-		return err
-	}
-	m.clusterIP = map[string]string{}
-	for line := range strings.Lines(o.Stdout) {
-		if f := strings.Fields(line); len(f) == 2 {
-			m.clusterIP[f[0]] = f[1]
-		}
-	}
-	return nil
+	m.clusterIP, err = m.clusterIPs(ctx)
+	return err
 }
 
 // dial is where a try goes to: a Service's ClusterIP and port, or the actor's address and the flow's port.

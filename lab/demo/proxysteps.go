@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -13,66 +14,35 @@ import (
 	"github.com/branchline-cni/branchline/lab/kube"
 )
 
-// secondaryOnly leaves the node's agent no free address but those of its secondary ENI, so that the next regular pod gets one
-// of these: somebody else takes the primary ENI's away while the agent may not ask for others.
-func (m *modesWalk) secondaryOnly(ctx context.Context) error {
-	list := []string{"aws", "ec2", "describe-network-interfaces", "--network-interface-ids", m.node.ENIID, "--output", "text",
-		"--query", "NetworkInterfaces[].PrivateIpAddresses[?Primary==`false`].PrivateIpAddress"}
-	o, err := m.Do(ctx, m.Local, list...)
-	if err != nil {
-		return err
-	}
-	free := slices.DeleteFunc(strings.Fields(o.Stdout), func(a string) bool { return a == m.seen.address[regularPod] })
-	argv := []string{"aws", "ec2", "unassign-private-ip-addresses", "--network-interface-id", m.node.ENIID, "--private-ip-addresses"}
-	if _, err := m.Do(ctx, m.Local, append(argv, free...)...); err != nil {
-		return err
-	}
-	// A link's event has the agent look at its ENIs now, and not within a minute.
-	for _, alias := range []string{"walk", ""} {
-		if _, err := m.Do(ctx, m.inside(m.node), "ip", "link", "set", "dev", "eth0", "alias", alias); err != nil {
-			return err
-		}
-	}
-	for i, a := range free {
-		free[i] = strconv.Quote(a + "/32")
-	}
-	_, err = m.Await(ctx, 90*time.Second, "the agent knows that the primary ENI's free addresses are gone", both(contains(strconv.Quote(m.node.ENIID)), lacks(free...)),
-		m.inside(m.node), m.lab.Tool("busybox"), "wget", "-q", "-O", "-", "http://127.0.0.1:61679/v1/enis")
-	return err
+// pathsWalk plays the table of paths on a node whose pods and Services are there.
+type pathsWalk struct {
+	*walk
+	endpoints []string          // those of the table's that there are
+	regular   [2]string         // regular pods of the node
+	address   map[string]string // of actors
+	clusterIP map[string]string // of Services
 }
 
-// secondaryAttached waits for the ENI that the agent keeps ahead.
-func (m *modesWalk) secondaryAttached(ctx context.Context) error {
-	_, err := m.Await(ctx, time.Minute, "the agent has attached a secondary ENI, as the primary one's addresses are in use", equals("in-use"), m.Local,
-		"aws", "ec2", "describe-network-interfaces", "--filters", "Name=description,Values=aws-K8S-"+m.node.ID, "--output", "text", "--query", "NetworkInterfaces[].Status")
-	return err
-}
-
-// proxies has the node's kube-proxy run in each of its modes and plays the table of paths in each; then it is as it was.
-func (m *modesWalk) proxies(ctx context.Context) error {
-	if e := m.seen.eni[m.seen.address[secondaryPod]]; e.id == "" || e.id == m.node.ENIID || e.branch {
-		return fmt.Errorf("pod %s has an address of %+v, want a secondary ENI's", secondaryPod, e)
-	}
-	m.Seen("one regular pod has an address of the primary ENI, another one of a secondary ENI")
-	// The node has run in the first mode until now, and goes on in it.
-	for _, mode := range append(kube.ProxyModes[1:], kube.ProxyModes[0]) {
+// proxies has the node's kube-proxy run in one mode after the other and plays the table of paths in each. It goes on in the last.
+func (p *pathsWalk) proxies(ctx context.Context, modes ...kube.ProxyMode) error {
+	for _, mode := range modes {
 		began := time.Now()
-		if err := m.lab.SetProxyMode(ctx, m.node, mode); err != nil {
+		if err := p.lab.SetProxyMode(ctx, p.node, mode); err != nil {
 			return err
 		}
-		if _, err := m.Await(ctx, 3*time.Minute, fmt.Sprintf("kube-proxy of the node runs in mode %s", mode), equals(string(mode)), m.inside(m.node),
-			m.lab.Tool("busybox"), "wget", "-q", "-O", "-", "http://127.0.0.1:10249/proxyMode"); err != nil {
+		if _, err := p.Await(ctx, 3*time.Minute, fmt.Sprintf("kube-proxy of the node runs in mode %s", mode), equals(string(mode)), p.inside(p.node),
+			p.lab.Tool("busybox"), "wget", "-q", "-O", "-", "http://127.0.0.1:10249/proxyMode"); err != nil {
 			return err
 		}
 		if mode == kube.ProxyIPVS {
-			if _, err := m.Do(ctx, m.inside(m.node), "cat", "/proc/net/ip_vs"); err != nil {
+			if _, err := p.Do(ctx, p.inside(p.node), "cat", "/proc/net/ip_vs"); err != nil {
 				return err
 			}
 		}
-		if err := m.paths(ctx, mode); err != nil {
+		if err := p.paths(ctx, mode); err != nil {
 			return err
 		}
-		m.Note("mode %s took %.0f s", mode, time.Since(began).Seconds())
+		p.Note("mode %s took %.0f s", mode, time.Since(began).Seconds())
 	}
 	return nil
 }
@@ -85,11 +55,11 @@ type pathCall struct {
 
 // paths plays the rows of a mode: all calls that should be answered at once, and those again that were not answered as they
 // should, since kube-proxy has just started; then, once everything else works, what should not be reached.
-func (m *modesWalk) paths(ctx context.Context, mode kube.ProxyMode) error {
+func (p *pathsWalk) paths(ctx context.Context, mode kube.ProxyMode) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("not so within five minutes"))
 	defer cancel()
 	var answered, lost []pathCall
-	for _, c := range callsOf(mode) {
+	for _, c := range p.callsOf(mode) {
 		if c.want == notReachable {
 			lost = append(lost, c)
 		} else {
@@ -97,41 +67,54 @@ func (m *modesWalk) paths(ctx context.Context, mode kube.ProxyMode) error {
 		}
 	}
 	for len(answered) > 0 {
-		wrong, err := m.callAll(ctx, answered)
+		wrong, err := p.callAll(ctx, answered)
 		if ctx.Err() != nil {
 			return fmt.Errorf("kube-proxy in mode %s: %w: %w", mode, context.Cause(ctx), err)
 		}
 		if answered = wrong; err != nil {
 			first, _, _ := strings.Cut(err.Error(), "\n")
-			m.Note("not yet, for %d calls: %s", len(wrong), first)
+			p.Note("not yet, for %d calls: %s", len(wrong), first)
 		}
 	}
-	if _, err := m.callAll(ctx, lost); err != nil {
+	if _, err := p.callAll(ctx, lost); err != nil {
 		return fmt.Errorf("kube-proxy in mode %s: %w", mode, err)
 	}
 	for _, r := range pathTable {
 		if slices.Contains(r.modes, mode) {
-			m.Seen("kube-proxy %s: %s: seen as %v, for %v", mode, r.path, r.seenAs, endpoints)
+			p.Seen("kube-proxy %s: %s: seen as %v, for %v", mode, r.path, p.seenAs(r), p.endpoints)
 		}
 	}
 	return nil
 }
 
 // callsOf are all calls of a mode.
-func callsOf(mode kube.ProxyMode) (out []pathCall) {
+func (p *pathsWalk) callsOf(mode kube.ProxyMode) (out []pathCall) {
 	for _, r := range pathTable {
 		if !slices.Contains(r.modes, mode) {
 			continue
 		}
-		for i, endpoint := range endpoints {
-			out = append(out, pathCall{r.call(endpoint), r.seenAs[i]})
+		for i, want := range p.seenAs(r) {
+			endpoint := p.endpoints[i]
+			neighbour := p.regular[0]
+			if endpoint == neighbour {
+				neighbour = p.regular[1]
+			}
+			out = append(out, pathCall{r.call(endpoint, neighbour), want})
 		}
 	}
 	return out
 }
 
+// seenAs is whom the endpoints see by a row, in their order.
+func (p *pathsWalk) seenAs(r pathRow) (out []caller) {
+	for _, e := range p.endpoints {
+		out = append(out, r.seenAs[slices.Index(endpoints[:], e)])
+	}
+	return out
+}
+
 // callAll makes all calls once and returns those of which the called pods did not see what they should, and what it was.
-func (m *modesWalk) callAll(ctx context.Context, calls []pathCall) (wrong []pathCall, err error) {
+func (p *pathsWalk) callAll(ctx context.Context, calls []pathCall) (wrong []pathCall, err error) {
 	byActor := map[string][]pathCall{}
 	for _, c := range calls {
 		byActor[c.from] = append(byActor[c.from], c)
@@ -145,7 +128,7 @@ func (m *modesWalk) callAll(ctx context.Context, calls []pathCall) (wrong []path
 		c := make(chan answer, 1)
 		answers[actor] = c
 		go func() {
-			seen, err := m.callFrom(ctx, actor, calls)
+			seen, err := p.callFrom(ctx, actor, calls)
 			c <- answer{seen, err}
 		}()
 	}
@@ -155,7 +138,7 @@ func (m *modesWalk) callAll(ctx context.Context, calls []pathCall) (wrong []path
 		for i, call := range byActor[actor] {
 			err := a.err
 			if err == nil {
-				err = m.judgeCall(call, a.seen[i])
+				err = p.judgeCall(call, a.seen[i])
 			}
 			if err != nil {
 				wrong, errs = append(wrong, call), append(errs, err)
@@ -166,11 +149,11 @@ func (m *modesWalk) callAll(ctx context.Context, calls []pathCall) (wrong []path
 }
 
 // judgeCall compares whom the called pod saw, none where it was not reached, with whom it should.
-func (m *modesWalk) judgeCall(c pathCall, seen netip.Addr) error {
+func (p *pathsWalk) judgeCall(c pathCall, seen netip.Addr) error {
 	want := netip.Addr{}
 	if who, ok := map[caller]string{theCaller: c.from, itself: c.from, asTheNode: hostPod}[c.want]; ok {
 		var err error
-		if want, err = netip.ParseAddr(m.seen.address[who]); err != nil {
+		if want, err = netip.ParseAddr(p.address[who]); err != nil {
 			return fmt.Errorf("%s: the address of %s: %w", c.call, who, err)
 		}
 	}
@@ -182,18 +165,18 @@ func (m *modesWalk) judgeCall(c pathCall, seen netip.Addr) error {
 
 // callFrom makes calls from a pod and returns, in their order, whom the called pods saw: the zero address where nobody
 // answered.
-func (m *modesWalk) callFrom(ctx context.Context, actor string, calls []pathCall) ([]netip.Addr, error) {
+func (p *pathsWalk) callFrom(ctx context.Context, actor string, calls []pathCall) ([]netip.Addr, error) {
 	script := callScript(calls, func(c call) string {
 		if c.service {
-			return m.clusterIP[c.to]
+			return p.clusterIP[c.to]
 		}
-		return m.seen.address[hostPod]
+		return p.address[hostPod]
 	})
-	o, err := m.Local(ctx, []string{"kubectl", "exec", actor, "--", "sh", "-c", script})
+	o, err := p.Local(ctx, []string{"kubectl", "exec", actor, "--", "sh", "-c", script})
 	if err != nil {
 		return nil, err
 	}
-	m.save(o)
+	p.save(o)
 	seen, err := readCalls(len(calls), o.Stdout)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %s", actor, err, o.Stderr)
@@ -209,7 +192,7 @@ func callScript(calls []pathCall, host func(call) string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "ask() { a=$(timeout %d busybox wget -q -O - \"$1\" 2>/dev/null) || a=nobody; echo \"$n $a\"; }\n", lostSeconds)
 	for n, c := range calls {
-		fmt.Fprintf(&b, "n=%d ask http://%s:%d/cgi-bin/who &\n", n, host(c.call), c.port)
+		fmt.Fprintf(&b, "n=%d ask http://%s/cgi-bin/who &\n", n, net.JoinHostPort(host(c.call), fmt.Sprint(c.port)))
 	}
 	return b.String() + "wait\n"
 }

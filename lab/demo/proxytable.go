@@ -17,10 +17,11 @@ type pathRow struct {
 	// seenAs is whom the called pod sees, by endpoints' order.
 	seenAs [len(endpoints)]caller
 	// call is how the row is played for an endpoint.
-	call func(endpoint string) call
+	call func(endpoint, neighbour string) call
 }
 
-// endpoints are the pods that the table is about, one of each kind, all on the m5.large.
+// endpoints are the pods that the table is about, one of each kind, all on the m5.large. In IPv6 clusters the one with an address
+// of a secondary ENI does not exist: their prefix is the primary one's.
 var endpoints = [...]string{regularPod, secondaryPod, standardPod, strictPod}
 
 // caller is whose address the called pod sees.
@@ -47,14 +48,6 @@ func (c call) String() string {
 	return fmt.Sprintf("%s > port %d of the node > %s", c.from, c.port, c.to)
 }
 
-// neighbour is another pod of the endpoint's node.
-func neighbour(endpoint string) string {
-	if endpoint == regularPod {
-		return secondaryPod
-	}
-	return regularPod
-}
-
 func all(c caller) [len(endpoints)]caller { return [...]caller{c, c, c, c} }
 
 var (
@@ -63,16 +56,18 @@ var (
 	onlyIPVS  = []kube.ProxyMode{kube.ProxyIPVS}
 )
 
-func toNode(port func(nodePorts) uint16) func(string) call {
-	return func(endpoint string) call { return call{from: farPod, to: endpoint, port: port(nodePortsOf[endpoint])} }
+func toNode(port func(nodePorts) uint16) func(string, string) call {
+	return func(endpoint, _ string) call {
+		return call{from: farPod, to: endpoint, port: port(nodePortsOf[endpoint])}
+	}
 }
 
-func elsewhere(endpoint string) call {
+func elsewhere(endpoint, _ string) call {
 	return call{from: endpoint, to: farPod, service: true, port: byService.allowed}
 }
 
-func onItsNode(endpoint string) call {
-	return call{from: endpoint, to: neighbour(endpoint), service: true, port: byService.allowed}
+func onItsNode(endpoint, neighbour string) call {
+	return call{from: endpoint, to: neighbour, service: true, port: byService.allowed}
 }
 
 var pathTable = []pathRow{

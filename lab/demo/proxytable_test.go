@@ -34,9 +34,10 @@ func TestEachPathIsPlayedOnceInEachMode(t *testing.T) {
 	for _, r := range pathTable {
 		paths[r.path] = true
 	}
+	p := &pathsWalk{endpoints: endpoints[:], regular: [2]string{regularPod, secondaryPod}}
 	for _, mode := range kube.ProxyModes {
 		calls := map[call]int{}
-		for _, c := range callsOf(mode) {
+		for _, c := range p.callsOf(mode) {
 			calls[c.call]++
 			if c.port == 0 {
 				t.Errorf("%s: %s has no port", mode, c.call)
@@ -55,14 +56,19 @@ func TestEachPathIsPlayedOnceInEachMode(t *testing.T) {
 
 func TestCallsAreReadBackAsTheyWereMade(t *testing.T) {
 	calls := []pathCall{{call: call{from: farPod, to: strictPod, port: 31100}}, {call: call{from: farPod, to: regularPod, service: true, port: 8102}}}
-	script := callScript(calls, func(c call) string { return "192.0.2.1" })
-	for _, want := range []string{"n=0 ask http://192.0.2.1:31100/cgi-bin/who &\n", "n=1 ask http://192.0.2.1:8102/cgi-bin/who &\n"} {
+	script := callScript(calls, func(c call) string {
+		if c.service {
+			return "2001:db8::1"
+		}
+		return "192.0.2.1"
+	})
+	for _, want := range []string{"n=0 ask http://192.0.2.1:31100/cgi-bin/who &\n", "n=1 ask http://[2001:db8::1]:8102/cgi-bin/who &\n"} {
 		if !strings.Contains(script, want) {
 			t.Errorf("no %q in\n%s", want, script)
 		}
 	}
-	got, err := readCalls(2, "1 [::ffff:192.0.2.7]\n0 nobody\n")
-	if want := []netip.Addr{{}, netip.MustParseAddr("192.0.2.7")}; err != nil || !slices.Equal(got, want) {
+	got, err := readCalls(3, "1 [::ffff:192.0.2.7]\n0 nobody\n2 [2001:db8::7]\n")
+	if want := []netip.Addr{{}, netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("read %v, %v; want %v", got, err, want)
 	}
 	for _, bad := range []string{"", "0 192.0.2.1\n", "0 nobody\n1 here\n", "0 nobody\n1 nobody\n2 nobody\n", "sh: syntax error\n"} {
@@ -73,7 +79,7 @@ func TestCallsAreReadBackAsTheyWereMade(t *testing.T) {
 }
 
 func TestACallIsJudgedByTheAddressThatThePodSaw(t *testing.T) {
-	m := &modesWalk{seen: packets{address: map[string]string{farPod: "192.168.0.8", hostPod: "192.168.0.6"}}}
+	p := &pathsWalk{address: map[string]string{farPod: "192.168.0.8", hostPod: "192.168.0.6"}}
 	far, node := netip.MustParseAddr("192.168.0.8"), netip.MustParseAddr("192.168.0.6")
 	for _, c := range []struct {
 		want caller
@@ -84,7 +90,7 @@ func TestACallIsJudgedByTheAddressThatThePodSaw(t *testing.T) {
 		{asTheNode, node, true}, {asTheNode, far, false}, {asTheNode, netip.Addr{}, false},
 		{notReachable, netip.Addr{}, true}, {notReachable, far, false},
 	} {
-		if err := m.judgeCall(pathCall{call{from: farPod, to: strictPod, port: 1}, c.want}, c.seen); (err == nil) != c.fine {
+		if err := p.judgeCall(pathCall{call{from: farPod, to: strictPod, port: 1}, c.want}, c.seen); (err == nil) != c.fine {
 			t.Errorf("%s, seen as %s: %v", c.want, c.seen, err)
 		}
 	}

@@ -185,11 +185,6 @@ func TestANodeOfAnIPv6ClusterHasItsAddressAndNameserverOfThatFamily(t *testing.T
 	if err := yaml.Unmarshal([]byte(manifests[len(manifests)-1]), &service); err != nil || service.Spec.ClusterIP != config.ClusterDNS[0] {
 		t.Errorf("the DNS service is at %q, the kubelet tells pods %v (%v)", service.Spec.ClusterIP, config.ClusterDNS, err)
 	}
-	for _, m := range []ProxyMode{ProxyIPTables, ProxyIPVS} {
-		if n.ProxyMode = m; n.validate() == nil {
-			t.Errorf("kube-proxy in mode %s, for which the node has no ip6tables, is not refused", m)
-		}
-	}
 	for _, bad := range []string{"fe80::1", "::", "::ffff:192.168.0.20"} {
 		n.Address, n.ProxyMode = netip.MustParseAddr(bad), ProxyNFTables
 		if n.validate() == nil {

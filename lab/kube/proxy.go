@@ -25,13 +25,18 @@ var ProxyModes = []ProxyMode{ProxyNFTables, ProxyIPTables, ProxyIPVS}
 
 // checkProxyMode says whether the node's kube-proxy can run in the mode.
 func (n *NodeConfig) checkProxyMode(m ProxyMode) error {
-	switch {
-	case !slices.Contains(ProxyModes, m):
+	if !slices.Contains(ProxyModes, m) {
 		return fmt.Errorf("kube-proxy has no mode %q; its modes are %v", m, ProxyModes)
-	case n.Address.Is6() && m != ProxyNFTables:
-		return fmt.Errorf("kube-proxy's mode %s in an IPv6 cluster: nodes of the lab have no ip6tables; use %s", m, ProxyNFTables)
 	}
 	return nil
+}
+
+// ipTables is the name of the cluster's family's iptables, and what nft calls that family.
+func (n *NodeConfig) ipTables() (program, family string) {
+	if n.Address.Is6() {
+		return "ip6tables", "ip6"
+	}
+	return "iptables", "ip"
 }
 
 // iptablesOf is which iptables kube-proxy finds in a mode, so that both of those that nodes have take part.
@@ -41,9 +46,10 @@ var iptablesOf = map[ProxyMode]string{ProxyNFTables: "nft", ProxyIPTables: "nft"
 const proxyWithin = 3 * prepareWithin
 
 // SetProxyMode has the node's kube-proxy run in another mode, as an administrator does it: what the old one has left in
-// the kernel is cleaned up first. It returns when the program runs: Services work a little later.
+// the kernel is cleaned up first. It returns when the program runs: Services work a little later. Where it runs in that mode already
+// nothing is done.
 func (n *Node) SetProxyMode(ctx context.Context, mode ProxyMode) error {
-	if err := n.cfg.checkProxyMode(mode); err != nil {
+	if err := n.cfg.checkProxyMode(mode); err != nil || n.cfg.ProxyMode == mode {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, proxyWithin, fmt.Errorf("it took longer than %s", proxyWithin))
@@ -60,22 +66,31 @@ func (n *Node) SetProxyMode(ctx context.Context, mode ProxyMode) error {
 			return fmt.Errorf("load what kube-proxy needs in mode %s: %w", mode, err)
 		}
 	}
-	n.cfg.ProxyMode = mode
 	n.components[KubeProxy] = n.proxy(mode)
-	return n.components[KubeProxy].start(ctx)
+	if err := n.components[KubeProxy].start(ctx); err != nil {
+		return err
+	}
+	n.cfg.ProxyMode = mode
+	return nil
 }
 
 // Of what kube-proxy leaves in the kernel, what the next one does not clean up at its start. "kube-proxy --cleanup" does the
 // same by hundreds of programs, which takes minutes in a virtual machine without hardware acceleration. Nobody else on the node
 // has rules in tables of these names. What is left of IPVS mode nftables takes away when it starts.
-var proxyLeftovers = map[ProxyMode]string{
-	ProxyIPTables: `for t in nat filter mangle; do echo "add table ip $t"; echo "delete table ip $t"; done | nft -f -`,
-	ProxyIPVS:     `printf '*%s\nCOMMIT\n' nat filter mangle | iptables-legacy-restore`,
+func (n *NodeConfig) proxyLeftovers(mode ProxyMode) (script string) {
+	program, family := n.ipTables()
+	switch mode {
+	case ProxyIPTables:
+		return fmt.Sprintf(`for t in nat filter mangle; do echo "add table %[1]s $t"; echo "delete table %[1]s $t"; done | nft -f -`, family)
+	case ProxyIPVS:
+		return fmt.Sprintf(`printf '*%%s\nCOMMIT\n' nat filter mangle | %s-legacy-restore`, program)
+	}
+	return ""
 }
 
 func (n *Node) cleanUpProxy(ctx context.Context, mode ProxyMode) error {
-	script, any := proxyLeftovers[mode]
-	if !any {
+	script := n.cfg.proxyLeftovers(mode)
+	if script == "" {
 		return nil
 	}
 	if err := n.run(ctx, prepareWithin, nil, "/bin/sh", "-c", script); err != nil {
@@ -110,8 +125,10 @@ func (n *Node) proxyArgv(mode ProxyMode, flags ...string) []string {
 func (n *Node) iptablesDir(variant string) string { return n.path("iptables-" + variant) }
 
 // linkIPTables makes what Debian's alternatives make when the package is installed: iptables and its companions, each by the
-// one program of its variant. Without an ip6tables kube-proxy leaves IPv6 out, and starts in half the time.
+// one program of its variant. It makes those of the cluster's family alone: kube-proxy leaves the other one out then, and starts
+// in half the time.
 func (n *Node) linkIPTables() error {
+	family, _ := n.cfg.ipTables()
 	for _, variant := range []string{"nft", "legacy"} {
 		program := "xtables-" + variant + "-multi"
 		target, err := n.cfg.Programs.Tools.Path(program)
@@ -122,7 +139,8 @@ func (n *Node) linkIPTables() error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make the folder of kube-proxy's iptables: %w", err)
 		}
-		for _, name := range []string{"iptables", "iptables-save", "iptables-restore"} {
+		for _, role := range []string{"", "-save", "-restore"} {
+			name := family + role
 			if err := os.Symlink(target, filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
 				return fmt.Errorf("link kube-proxy's %s: %w", name, err)
 			}

@@ -26,7 +26,7 @@ func twoMachinesFit() bool {
 // they take of everything. Plain programs fill what emulated machines leave: their deadlines allow for the time in which that is
 // little, while much is compiled for the first time.
 const (
-	niceMachines = 10
+	niceMachines = 10 // and what has servers of its own
 	nicePlain    = 15
 )
 
@@ -50,7 +50,7 @@ func seldomCollected() []string {
 
 // allParts are the parts in the order in which they start: the artifacts, which
 // most of the others need, then those with emulated machines, and beside them,
-// in the lane that those leave, first what fails fast, last what waits for servers.
+// in the lane that those leave, first what fails fast, then what waits for servers; last what keeps processors busy.
 func allParts() []part {
 	plain := seldomCollected()
 	return []part{
@@ -65,8 +65,8 @@ func allParts() []part {
 			heavy: true, run: demo,
 		},
 		{
-			name: "ipv6", what: "a whole IPv6 cluster",
-			cold: 5 * minute, warm: 3 * minute, deadline: 30 * minute, after: []string{"artifacts"},
+			name: "ipv6", what: "a whole IPv6 cluster, kube-proxy in each of its modes",
+			cold: 6 * minute, warm: 4 * minute, deadline: 30 * minute, after: []string{"artifacts"},
 			heavy: true, run: ipv6Tests,
 		},
 		{
@@ -92,6 +92,15 @@ func allParts() []part {
 			heavy: !twoMachinesFit(), devices: true, nice: niceMachines, run: labTests,
 		},
 		{
+			name: "envtest", what: "the control plane's code against a real API server and etcd",
+			cold: 3 * minute, warm: 2 * minute, deadline: 40 * minute, after: []string{"artifacts"}, nice: niceMachines, env: plain, run: envtest,
+		},
+		{
+			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
+			cold: 2 * minute, warm: minute, deadline: 40 * minute, after: []string{"artifacts"},
+			devices: true, nice: niceMachines, run: agentTests,
+		},
+		{
 			name: "fuzz", what: "each parser of outside input, a few seconds",
 			cold: 8 * minute, warm: 2 * minute, deadline: 40 * minute, nice: nicePlain, env: plain, run: fuzz,
 		},
@@ -99,15 +108,6 @@ func allParts() []part {
 			name: "unit", what: "plain tests, the product's with the race detector",
 			cold: 10 * minute, warm: 2 * minute, deadline: 40 * minute, nice: nicePlain, env: plain,
 			packages: []string{"gcc", "libc6-dev"}, run: unit,
-		},
-		{
-			name: "agent", what: "the node agent's executable on the lab's EC2, with a real API server, in namespaces",
-			cold: 2 * minute, warm: minute, deadline: 40 * minute, after: []string{"artifacts"},
-			devices: true, nice: nicePlain, run: agentTests,
-		},
-		{
-			name: "envtest", what: "the control plane's code against a real API server and etcd",
-			cold: 3 * minute, warm: 2 * minute, deadline: 40 * minute, after: []string{"artifacts"}, nice: nicePlain, env: plain, run: envtest,
 		},
 	}
 }
