@@ -3,11 +3,9 @@ package ipamd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,8 +60,10 @@ type Options struct {
 	EC2      EC2
 	Links    Links
 	Routing  Routing
-	// StatePath is the store's file. Listener is the agent's socket; Credentials check who is at its other end.
+	// StatePath is the store's file; ResultsDir is where the runtime keeps the results of ADD, which are not looked at where it is
+	// empty. Listener is the agent's socket; Credentials check who is at its other end.
 	StatePath   string
+	ResultsDir  string
 	Listener    net.Listener
 	Credentials credentials.TransportCredentials
 	// Metrics receives the agent's series; MetricsAddr and the introspection address are listened on where not empty.
@@ -193,7 +193,7 @@ func New(o Options) (*Agent, error) {
 	if err := a.takeOver(); err != nil {
 		return nil, err
 	}
-	if a.orphans, err = orphans(o.Routing, st.View()); err != nil {
+	if err := a.findOrphans(); err != nil {
 		return nil, err
 	}
 	if n := len(a.orphans); n > 0 {
@@ -222,28 +222,6 @@ func describer(o Options) enis.Describer {
 		return nil
 	}
 	return o.EC2
-}
-
-// orphans are the addresses that the host routes to pods which the store does not know: the store was lost. They must
-// not be given to anyone while they are wired.
-func orphans(r Routing, v store.View) (map[netip.Addr]bool, error) {
-	wired, err := r.Pods()
-	if err != nil {
-		return nil, fmt.Errorf("find out which addresses are wired: %w", err)
-	}
-	out := map[netip.Addr]bool{}
-	for _, addr := range wired {
-		if config.IsEgress(addr) {
-			continue // egress-cni keeps its own accounts
-		}
-		// Branch pods in standard mode are routed beside the regular ones.
-		if !slices.ContainsFunc(v.Allocations, func(a store.Allocation) bool {
-			return slices.Contains(a.Addresses(), addr)
-		}) {
-			out[addr] = true
-		}
-	}
-	return out, nil
 }
 
 // Run serves until ctx ends, or until something that can't be mended failed.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -56,9 +57,10 @@ type cloud struct {
 	enis    map[string]*cloudENI
 	next    int
 	vlans   map[int]bool
-	omitted []netip.Addr // IMDS does not show them
-	marked  []netip.Addr // on the host veths
-	failed  error        // what every mutating EC2 call answers with
+	omitted []netip.Addr                // IMDS does not show them
+	marked  []netip.Addr                // on the host veths
+	boxes   map[netip.Addr]enis.Sandbox // whose veths these are
+	failed  error                       // what every mutating EC2 call answers with
 	onENI   func()
 	onVLAN  func()
 
@@ -226,6 +228,7 @@ func (c *cloud) Marked(ctx context.Context) (m enis.Marked, err error) {
 	for _, a := range c.marked {
 		m.Addresses[a] = true
 	}
+	m.Regular = maps.Clone(c.boxes)
 	return m, err
 }
 
@@ -565,6 +568,9 @@ type world struct {
 // checkpoint is where the node's former agent had its allocations.
 func (w *world) checkpoint() string { return filepath.Join(w.dir, "ipam.json") }
 
+// results is where the runtime has its results.
+func (w *world) results() string { return filepath.Join(w.dir, "results") }
+
 // pass moves the agent's clock.
 func (w *world) pass(d time.Duration) { w.later.Add(int64(d)) }
 
@@ -685,7 +691,7 @@ func (w *world) start() (s service, stop func()) {
 	typ, _ := aws.LookupInstanceType(w.typ)
 	a, err := New(Options{
 		Config: c, Identity: aws.Identity{InstanceID: instanceID, InstanceType: w.typ, Region: region, AvailabilityZone: zone}, Type: typ, Kube: k, Metadata: w.cloud, EC2: cloud,
-		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), Listener: l, Credentials: insecure.NewCredentials(),
+		Links: w.cloud, Routing: w.routing, StatePath: filepath.Join(w.dir, "state.json"), ResultsDir: w.results(), Listener: l, Credentials: insecure.NewCredentials(),
 		Metrics: prometheus.NewRegistry(), MetricsAddr: w.metricsAddr, Version: "test", Log: log, Now: w.now, joinTimeout: w.join, sleep: soon,
 		NoteReady: w.noteReady, Sweeper: w.sweeper, RemoveFormerNAT: w.formerNAT,
 	})
@@ -712,6 +718,13 @@ func (w *world) start() (s service, stop func()) {
 func soon(ctx context.Context, d time.Duration) error {
 	wait(ctx, max(d/1000, 1))
 	return ctx.Err()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // eventually polls with a deadline: what it looks at changes on goroutines that the test does not own.

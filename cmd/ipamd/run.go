@@ -24,6 +24,7 @@ import (
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/kube"
+	"github.com/branchline-cni/branchline/ipamd/recall"
 	"github.com/branchline-cni/branchline/ipamd/takeover"
 	"github.com/branchline-cni/branchline/logfile"
 	"github.com/branchline-cni/branchline/rpc"
@@ -110,7 +111,7 @@ func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, st
 	defer listener.Close()
 	agent, err := ipamd.New(ipamd.Options{
 		Config: c, Identity: identity, Type: kind, Kube: k, Metadata: imds, EC2: ec2, Links: links, Routing: routing,
-		StatePath: state, Listener: listener, Credentials: nodeagent.NewServerCredentials(),
+		StatePath: state, ResultsDir: recall.Dir, Listener: listener, Credentials: nodeagent.NewServerCredentials(),
 		Metrics: registry, MetricsAddr: metricsAddr, Version: rpc.Version, Log: log,
 		NoteReady: func() error { return rpc.NoteReady(socket) }, Sweeper: sweeper{filepath.Join(filepath.Dir(socket), "cni.lock")},
 		RemoveFormerNAT: takeover.RemoveNAT,

@@ -74,7 +74,12 @@ type Marked struct {
 	Standard map[int]bool
 	// Addresses are the pods'.
 	Addresses map[netip.Addr]bool
+	// Regular holds, by address, whose the links of regular pods are that have one interface: nobody's where two say that they are.
+	Regular map[netip.Addr]Sandbox
 }
+
+// Sandbox is an interface of a sandbox.
+type Sandbox struct{ ContainerID, IfName string }
 
 // Marked reads the marks and names of all links.
 func (n *Netlink) Marked(context.Context) (Marked, error) {
@@ -82,7 +87,7 @@ func (n *Netlink) Marked(context.Context) (Marked, error) {
 	if err != nil {
 		return Marked{}, fmt.Errorf("list the links: %w", err)
 	}
-	m := Marked{VLANs: map[int]bool{}, Standard: map[int]bool{}, Addresses: map[netip.Addr]bool{}}
+	m := Marked{VLANs: map[int]bool{}, Standard: map[int]bool{}, Addresses: map[netip.Addr]bool{}, Regular: map[netip.Addr]Sandbox{}}
 	for _, l := range links {
 		m.read(l.Attrs().Name, l.Attrs().Alias)
 	}
@@ -97,7 +102,8 @@ func (m Marked) read(name, alias string) {
 	if !ok {
 		return
 	}
-	vlan, standard := 0, false
+	vlan, standard, several, address := 0, false, false, netip.Addr{}
+	owner, _, _ := strings.Cut(mark, " ")
 	for field := range strings.FieldsSeq(mark) {
 		key, value, _ := strings.Cut(field, "=")
 		switch key {
@@ -109,9 +115,18 @@ func (m Marked) read(name, alias string) {
 			standard = value == "standard"
 		case "ip":
 			if addr, err := netip.ParseAddr(value); err == nil {
-				m.Addresses[addr] = true
+				m.Addresses[addr], address = true, addr
 			}
+		case "further", "number":
+			several = true
 		}
+	}
+	if id, ifName, ok := strings.Cut(owner, "/"); ok && id != "" && ifName != "" && vlan == 0 && !several && address.IsValid() {
+		s := Sandbox{id, ifName}
+		if other, twice := m.Regular[address]; twice && other != s {
+			s = Sandbox{}
+		}
+		m.Regular[address] = s
 	}
 	if standard && vlan != 0 {
 		m.Standard[vlan] = true

@@ -1,13 +1,14 @@
 package enis
 
 import (
+	"maps"
 	"net/netip"
 	"testing"
 )
 
 // TestMarksOfTheExecutableAreRead: the text is what plugins/datapath writes into the ifalias.
 func TestMarksOfTheExecutableAreRead(t *testing.T) {
-	m := Marked{VLANs: map[int]bool{}, Addresses: map[netip.Addr]bool{}}
+	m := Marked{VLANs: map[int]bool{}, Addresses: map[netip.Addr]bool{}, Regular: map[netip.Addr]Sandbox{}}
 	for name, alias := range map[string]string{
 		"vlan.eth.7":      "branchline:0f3a/eth0 vlan=7 ip=192.168.47.64",
 		"vlanb5faff8a083": "branchline:0f3a/eth0 vlan=8 ip=192.168.47.65",
@@ -25,5 +26,24 @@ func TestMarksOfTheExecutableAreRead(t *testing.T) {
 		if !m.Addresses[netip.MustParseAddr(a)] || len(m.Addresses) != 3 {
 			t.Errorf("%s is not among %v", a, m.Addresses)
 		}
+	}
+}
+
+func TestAnAddressIsOfTheOneSandboxWhoseLinkSaysSo(t *testing.T) {
+	m := Marked{VLANs: map[int]bool{}, Standard: map[int]bool{}, Addresses: map[netip.Addr]bool{}, Regular: map[netip.Addr]Sandbox{}}
+	for name, alias := range map[string]string{
+		"eni1": "branchline:a/eth0 ip=10.0.0.1",
+		"eni2": "branchline:b/eth0 ip=10.0.0.2", "eni3": "branchline:c/eth0 ip=10.0.0.2", "eni4": "branchline:d/eth0 ip=10.0.0.2",
+		"eni5": "branchline:e/eth0 ip=2001:db8::5", "eni6": "branchline:e/eth0 ip=2001:db8::5",
+		"vlan1": "branchline:f/eth0 vlan=7 mode=standard ip=10.0.0.6", "eni7": "branchline:g/eth0 ip=10.0.0.7 further=2", "eni8": "branchline:g/mNicIf1 ip=10.0.0.8 number=1",
+		"eni9": "branchline:h ip=10.0.0.9", "eth0": "branchline:/eth0 ip=10.0.0.10",
+	} {
+		m.read(name, alias)
+	}
+	want := map[netip.Addr]Sandbox{
+		netip.MustParseAddr("10.0.0.1"): {"a", "eth0"}, netip.MustParseAddr("10.0.0.2"): {}, netip.MustParseAddr("2001:db8::5"): {"e", "eth0"},
+	}
+	if !maps.Equal(m.Regular, want) {
+		t.Errorf("%v, want %v", m.Regular, want)
 	}
 }

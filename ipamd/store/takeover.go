@@ -29,21 +29,42 @@ func (s *Store) TakeOver(all []Allocation, note TakenOver) (taken int, err error
 		return 0, ErrTakenOver
 	}
 	err = s.change(func(n *state) (bool, error) {
-		busy := n.busy()
-		for _, a := range all {
-			_, known := n.get(a.Key)
-			if known || a.Regular == nil || busy[a.Regular.Address] || n.leaving(a.Regular.ENIID, a.Regular.Address) {
-				continue
-			}
-			busy[a.Regular.Address] = true
-			n.Allocations = append(n.Allocations, a)
-			taken++
-		}
+		taken = n.takeIn(all)
 		note.At, note.Pods = s.opt.Now().UTC(), taken
 		n.TakenOver = &note
 		return true, n.check()
 	})
 	return taken, err
+}
+
+// takeIn takes in allocations of sandboxes and addresses that the state holds nothing of, and counts them.
+func (s *state) takeIn(all []Allocation) (taken int) {
+	busy := s.busy()
+	for _, a := range all {
+		_, known := s.get(a.Key)
+		if known || a.Regular == nil || busy[a.Regular.Address] || s.leaving(a.Regular.ENIID, a.Regular.Address) {
+			continue
+		}
+		busy[a.Regular.Address] = true
+		s.Allocations = append(s.Allocations, a)
+		taken++
+	}
+	return taken
+}
+
+// Recall takes in what this store has forgotten and others remember, and counts it. What the state holds already for a sandbox or an
+// address stays.
+func (s *Store) Recall(all []Allocation) (recalled int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err = s.change(func(n *state) (bool, error) {
+		recalled = n.takeIn(all)
+		return recalled > 0, n.check()
+	})
+	if err != nil {
+		return 0, err
+	}
+	return recalled, nil
 }
 
 // MayTakeOver says whether TakeOver has not been called for this file.

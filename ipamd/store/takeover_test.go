@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 )
 
 func former(id, address string) Allocation {
@@ -99,5 +100,37 @@ func TestWhatWasTakenOverIsHeldAndSettledOnce(t *testing.T) {
 	}
 	if err := s.Settle(Key{"gone", "eth0"}, "u", &where); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWhatIsRecalledTakesNothingFromWhatTheStoreHolds(t *testing.T) {
+	now := time.Unix(1000, 0)
+	disk := &machine{files: map[string][]byte{}, left: -1}
+	s, _, err := Open("/x", Options{Disk: disk, CoolDown: time.Minute, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Recall(nil); n != 0 || err != nil || len(disk.files) != 0 {
+		t.Errorf("nothing to recall: %d, %v, written %v", n, err, disk.files)
+	}
+	rests := netip.MustParseAddr("10.0.0.3")
+	if err := s.Cool("eni-1", rests); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Recall([]Allocation{former("a", "10.0.0.1"), former("twin", "10.0.0.1"), former("a", "10.0.0.2"), former("rests", rests.String())}); n != 1 || err != nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	again, _, err := Open("/x", Options{Disk: disk, CoolDown: time.Minute, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*Store{s, again} {
+		if v := s.View(); len(v.Allocations) != 1 || v.Allocations[0].Key != (Key{"a", "eth0"}) || v.Allocations[0].Regular.Address.String() != "10.0.0.1" || len(v.Cooling) != 1 {
+			t.Errorf("%+v", v)
+		}
+	}
+	disk.left = 0
+	if n, err := s.Recall([]Allocation{former("b", "10.0.0.4")}); n != 0 || !errors.Is(err, ErrNotWritten) || len(s.View().Allocations) != 1 {
+		t.Errorf("a disk that takes nothing: %d, %v, %+v", n, err, s.View().Allocations)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -188,6 +189,61 @@ spec:
 		}
 		return isReady(r)
 	})
+	return err
+}
+
+// agentsPods is what the agent says of the pods that it knows.
+func (n *newRuntime) agentsPods(ctx context.Context, claim string, check func(map[string]string) error) error {
+	_, err := n.Await(ctx, time.Minute, claim, func(o Output) error {
+		var pods []struct {
+			Key struct {
+				ContainerID string `json:"containerID"`
+			} `json:"IPAMKey"`
+			Metadata struct {
+				Name string `json:"k8sPodName"`
+			} `json:"IPAMMetadata"`
+			IP, ENI, UID string
+		}
+		if err := json.Unmarshal([]byte(o.Stdout), &pods); err != nil {
+			return fmt.Errorf("read what the agent says: %w", err)
+		}
+		known := map[string]string{}
+		for _, p := range pods {
+			known[p.Metadata.Name] = strings.Join([]string{p.UID, p.Key.ContainerID, p.IP, p.ENI}, " ")
+		}
+		return check(known)
+	}, n.inside(n.node), n.lab.Tool("busybox"), "wget", "-q", "-O", "-", "http://127.0.0.1:61679/v1/pods")
+	return err
+}
+
+// forgotten kills the agent and takes its file away.
+func (n *newRuntime) forgotten(ctx context.Context) error {
+	var before map[string]string
+	if err := n.agentsPods(ctx, "the agent knows the pods that have its addresses", func(known map[string]string) error {
+		if before = known; len(known) != 9 {
+			return fmt.Errorf("it knows %d, want 9", len(known))
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	if _, err := n.Do(ctx, n.inside(n.node), "rm", "/var/run/aws-node/branchline.json"); err != nil {
+		return err
+	}
+	killed, err := n.lab.Kill(ctx, lab.Agent)
+	if err != nil {
+		return err
+	}
+	n.Note("kill -9: %s", killed)
+	if err := n.agentsPods(ctx, "the next one, without its file, knows the same pods, sandboxes and addresses", func(known map[string]string) error {
+		if !maps.Equal(known, before) {
+			return fmt.Errorf("it knows %v, and they were %v", known, before)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	_, err = n.Await(ctx, time.Minute, "by what the runtime has", contains(`"pods":9`), n.inside(n.node), "grep", "are known again", "/var/log/aws-routed-eni/ipamd.log")
 	return err
 }
 

@@ -42,6 +42,7 @@ func TestASelfManagedClusterOnContainerd2(t *testing.T) {
 			{"1", "a pod is wired at CNI 1.1.0, and its host port leads to it", n.wired},
 			{"2", "the agent is away: within its grace the node stays Ready, after it STATUS says why not", n.away},
 			{"3", "a full pool leaves the node Ready", n.full},
+			{"3b", "the agent's memory is lost: by the kernel and the runtime it knows its pods again", n.forgotten},
 			{"4", "pods are torn down", n.tornDown},
 		}, n.diagnose)
 	})
