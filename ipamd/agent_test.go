@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -321,39 +322,45 @@ func TestP16BranchPodWaitsForItsAssignmentByEvent(t *testing.T) {
 }
 
 func TestABranchPodWaitsForTheHostsRoutingOfStrictMode(t *testing.T) {
-	w := newWorld(t, branchPod("green", "u1", 7))
-	w.env["ENABLE_POD_ENI"] = "true"
-	w.setLedger(slot(7, "u1", "green", ledgerv1.Bound))
-	w.routing.set(errors.New("no buffer space available"))
-	s, _ := w.start()
-	eventually(t, "the view of the ENIs", func() bool { return len(s.a.inventory.ENIs()) > 0 })
-	w.cloud.attachTrunk()
-	eventually(t, "the trunk", func() bool { tr, ok := s.a.inventory.Trunk(); return ok && tr.LinkUp })
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	_, err := s.Add(ctx, addRequest("green", "u1", "s1"))
-	wantCode(t, err, codes.Unavailable, "default/green", "routing")
-	w.routing.set(nil)
-	mustAdd(t, s, addRequest("green", "u1", "s1"))
-	if got := w.routing.localAt(); !slices.Equal(got, []int{hostnet.LocalPriorityStrict}) {
-		t.Errorf("answered with the local rule at %v", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, branchPod("green", "u1", 7))
+		w.virtual()
+		w.env["ENABLE_POD_ENI"] = "true"
+		w.setLedger(slot(7, "u1", "green", ledgerv1.Bound))
+		w.routing.set(errors.New("no buffer space available"))
+		s, _ := w.start()
+		eventually(t, "the view of the ENIs", func() bool { return len(s.a.inventory.ENIs()) > 0 })
+		w.cloud.attachTrunk()
+		eventually(t, "the trunk", func() bool { tr, ok := s.a.inventory.Trunk(); return ok && tr.LinkUp })
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := s.Add(ctx, addRequest("green", "u1", "s1"))
+		wantCode(t, err, codes.Unavailable, "default/green", "routing")
+		w.routing.set(nil)
+		mustAdd(t, s, addRequest("green", "u1", "s1"))
+		if got := w.routing.localAt(); !slices.Equal(got, []int{hostnet.LocalPriorityStrict}) {
+			t.Errorf("answered with the local rule at %v", got)
+		}
+	})
 }
 
 func TestALedgerThatIsMissingIsWaitedForNotTaken(t *testing.T) {
-	w := newWorld(t, branchPod("green", "u1", 7))
-	w.env["ENABLE_POD_ENI"] = "true"
-	w.ledgers.Store(true)
-	s, _ := w.start()
-	eventually(t, "ready", s.a.ready.Load)
-	w.cloud.attachTrunk()
-	eventually(t, "the ledgers' list", func() bool { _, err := s.a.opt.Kube.Ledger(); return errors.Is(err, kube.ErrNoLedger) })
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	_, err := s.Add(ctx, addRequest("green", "u1", "s1"))
-	wantCode(t, err, codes.Unavailable, "default/green", "controller")
-	w.setLedger(slot(7, "u1", "green", ledgerv1.Bound))
-	mustAdd(t, s, addRequest("green", "u1", "s1"))
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, branchPod("green", "u1", 7))
+		w.virtual()
+		w.env["ENABLE_POD_ENI"] = "true"
+		w.ledgers.Store(true)
+		s, _ := w.start()
+		eventually(t, "ready", s.a.ready.Load)
+		w.cloud.attachTrunk()
+		eventually(t, "the ledgers' list", func() bool { _, err := s.a.opt.Kube.Ledger(); return errors.Is(err, kube.ErrNoLedger) })
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := s.Add(ctx, addRequest("green", "u1", "s1"))
+		wantCode(t, err, codes.Unavailable, "default/green", "controller")
+		w.setLedger(slot(7, "u1", "green", ledgerv1.Bound))
+		mustAdd(t, s, addRequest("green", "u1", "s1"))
+	})
 }
 
 func TestMalformedAnnotationIsRefusedAtOnceWithPodAndField(t *testing.T) {

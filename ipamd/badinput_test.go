@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -52,56 +53,60 @@ func TestBadInputIsRefusedWithItsReasonAndLeavesNothing(t *testing.T) {
 			code: codes.InvalidArgument, parts: []string{"namespace"}, quiet: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			p := branchPod("green", "u1", 0)
-			if tc.annotation != "-" {
-				p.Annotations = map[string]string{annotation.Key: tc.annotation}
-			}
-			w := newWorld(t, p)
-			w.env["ENABLE_POD_ENI"] = "true"
-			if tc.ledger != nil {
-				w.setLedger(tc.ledger...)
-			}
-			s, _ := w.start()
-			s.a.lookup.Grace = 50 * time.Millisecond
-			eventually(t, "ready", s.a.ready.Load)
-			if !tc.noTrunk {
-				w.cloud.attachTrunk()
-				eventually(t, "the trunk", func() bool { _, ok := s.a.inventory.Trunk(); return ok })
-			}
-			r := addRequest("green", "u1", "s1")
-			if tc.change != nil {
-				tc.change(r)
-			}
-			const patience = 2 * time.Second
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
-			defer cancel()
-			_, err := s.Add(ctx, r)
-			if ctx.Err() != nil {
-				t.Error("the answer came after the deadline")
-			}
-			parts := tc.parts
-			if !tc.quiet {
-				parts = append(parts, "default/green")
-			}
-			wantCode(t, err, tc.code, parts...)
-			if tc.quiet {
-				if got := w.events("PodNotWired"); len(got) > 0 {
-					t.Errorf("events: %v", got)
+			synctest.Test(t, func(t *testing.T) {
+				p := branchPod("green", "u1", 0)
+				if tc.annotation != "-" {
+					p.Annotations = map[string]string{annotation.Key: tc.annotation}
 				}
-			} else {
-				eventually(t, "the pod's event", func() bool {
-					got := w.events("PodNotWired")
-					return len(got) == 1 && got[0].InvolvedObject.Name == "green" && strings.Contains(got[0].Message, tc.parts[0])
-				})
-			}
-			if v := s.a.store.View(); len(v.Allocations)+len(v.Cooling) > 0 {
-				t.Errorf("left behind: %+v", v)
-			}
-			s.a.sandboxes.mu.Lock()
-			defer s.a.sandboxes.mu.Unlock()
-			if len(s.a.sandboxes.m) > 0 {
-				t.Errorf("locks left behind: %v", s.a.sandboxes.m)
-			}
+				w := newWorld(t, p)
+				w.virtual()
+				w.env["ENABLE_POD_ENI"] = "true"
+				if tc.ledger != nil {
+					w.setLedger(tc.ledger...)
+				}
+				s, _ := w.start()
+				s.a.lookup.Grace = 50 * time.Millisecond
+				eventually(t, "ready", s.a.ready.Load)
+				if !tc.noTrunk {
+					w.cloud.attachTrunk()
+					eventually(t, "the trunk", func() bool { _, ok := s.a.inventory.Trunk(); return ok })
+				}
+				r := addRequest("green", "u1", "s1")
+				if tc.change != nil {
+					tc.change(r)
+				}
+				const patience = 2 * time.Second
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				defer cancel()
+				_, err := s.Add(ctx, r)
+				if ctx.Err() != nil {
+					t.Error("the answer came after the deadline")
+				}
+				parts := tc.parts
+				if !tc.quiet {
+					parts = append(parts, "default/green")
+				}
+				wantCode(t, err, tc.code, parts...)
+				synctest.Wait()
+				if tc.quiet {
+					if got := w.events("PodNotWired"); len(got) > 0 {
+						t.Errorf("events: %v", got)
+					}
+				} else {
+					eventually(t, "the pod's event", func() bool {
+						got := w.events("PodNotWired")
+						return len(got) == 1 && got[0].InvolvedObject.Name == "green" && strings.Contains(got[0].Message, tc.parts[0])
+					})
+				}
+				if v := s.a.store.View(); len(v.Allocations)+len(v.Cooling) > 0 {
+					t.Errorf("left behind: %+v", v)
+				}
+				s.a.sandboxes.mu.Lock()
+				defer s.a.sandboxes.mu.Unlock()
+				if len(s.a.sandboxes.m) > 0 {
+					t.Errorf("locks left behind: %v", s.a.sandboxes.m)
+				}
+			})
 		})
 	}
 }

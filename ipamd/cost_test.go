@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	"google.golang.org/grpc/test/bufconn"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/branchline-cni/branchline/test/bench/cost/sim"
@@ -125,10 +124,9 @@ func virtual(t *testing.T, instance string, env map[string]string, pods int) (s 
 	}
 	w := newWorld(t, objects...)
 	slow = &slowCloud{cloud: w.cloud, calls: map[string]int{}}
-	w.typ, w.ec2, w.listener = instance, slow, bufconn.Listen(1<<16)
-	w.resync = 1000 * time.Hour // never, but by a timer
+	w.typ, w.ec2 = instance, slow
 	maps.Copy(w.env, env)
-	w.env["DISABLE_INTROSPECTION"], w.env["DISABLE_METRICS"] = "true", "true"
+	w.virtual()
 	s, stop = w.start()
 	time.Sleep(5 * time.Minute)
 	return s, slow, stop

@@ -22,6 +22,7 @@ import (
 	"github.com/aws/smithy-go"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -205,7 +206,11 @@ func (c *cloud) List(context.Context) (out []enis.Link, err error) {
 func (c *cloud) SetUp(_ context.Context, index, _ int, _ netip.Addr) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.enis[fmt.Sprintf("eni-%d", index-100)].up = true
+	e := c.enis[fmt.Sprintf("eni-%d", index-100)]
+	if e == nil {
+		return errors.New("no such device") // it was given back since the links were listed
+	}
+	e.up = true
 	return nil
 }
 
@@ -653,6 +658,12 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 		},
 	})
 	return w
+}
+
+// virtual is for tests in virtual time (testing/synctest): neither a socket of the kernel's nor a resync keeps time from passing.
+func (w *world) virtual() {
+	w.listener, w.resync = bufconn.Listen(1<<16), 1000*time.Hour
+	w.env["DISABLE_INTROSPECTION"], w.env["DISABLE_METRICS"] = "true", "true"
 }
 
 // start runs an agent; stop ends it as a kill would: nothing is said to anyone.

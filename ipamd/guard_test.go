@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -78,20 +79,23 @@ func TestP2APodThatTheWebhookMissedIsRefusedAndWiredOnceItIsCreatedAgain(t *test
 }
 
 func TestP2ABranchENIWithoutThePoliciesGroupsIsNotWired(t *testing.T) {
-	w := newWorld(t, append(guarded("allow-db"), made(branchPod("green", "u1", 7), "green", stampOfGreen))...)
-	w.env["ENABLE_POD_ENI"] = "true"
-	other := slot(7, "u1", "green", ledgerv1.Bound)
-	other.SecurityGroups = []string{"sg-2"}
-	w.setLedger(other)
-	s, _ := w.start()
-	eventually(t, "ready", s.a.ready.Load)
-	w.cloud.attachTrunk()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	_, err := s.Add(ctx, addRequest("green", "u1", "s1"))
-	wantCode(t, err, codes.DeadlineExceeded, "default/green", "sg-1", "default/allow-db")
-	w.setLedger(slot(7, "u1", "green", ledgerv1.Bound))
-	mustAdd(t, s, addRequest("green", "u1", "s1"))
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, append(guarded("allow-db"), made(branchPod("green", "u1", 7), "green", stampOfGreen))...)
+		w.virtual()
+		w.env["ENABLE_POD_ENI"] = "true"
+		other := slot(7, "u1", "green", ledgerv1.Bound)
+		other.SecurityGroups = []string{"sg-2"}
+		w.setLedger(other)
+		s, _ := w.start()
+		eventually(t, "ready", s.a.ready.Load)
+		w.cloud.attachTrunk()
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := s.Add(ctx, addRequest("green", "u1", "s1"))
+		wantCode(t, err, codes.DeadlineExceeded, "default/green", "sg-1", "default/allow-db")
+		w.setLedger(slot(7, "u1", "green", ledgerv1.Bound))
+		mustAdd(t, s, addRequest("green", "u1", "s1"))
+	})
 }
 
 func TestPodsThatPoliciesDoNotConcernCostNoQuestion(t *testing.T) {

@@ -9,8 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc/test/bufconn"
-
 	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/store"
@@ -102,8 +100,7 @@ func TestAnAddressIsGivenOnlyOnceItsMarkIsThere(t *testing.T) {
 func TestWhatSomebodyFlushesIsMendedWithinASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.listener, w.resync = bufconn.Listen(1<<16), 1000*time.Hour
-		w.env["DISABLE_INTROSPECTION"], w.env["DISABLE_METRICS"] = "true", "true"
+		w.virtual()
 		_, stop := w.start()
 		defer stop()
 		time.Sleep(time.Minute)
