@@ -227,12 +227,16 @@ func TestTheServerKnowsTheDeadlineAndThatNobodyWaits(t *testing.T) {
 		return nil, ctx.Err()
 	})
 	c := dial(t, socket)
+	if _, err := ask(t, c, []byte("x"), FailFast); err != nil { // the deadline is for the call alone
+		t.Fatal(err)
+	}
 
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	const limit = time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	_, err := Invoke[message](ctx, c, method, &message{}, WaitForReady)
 	want(t, err, DeadlineExceeded, false, "no answer within its deadline")
-	if s := <-began; !s.ok || s.left > 300*time.Millisecond || !errors.Is(err, context.DeadlineExceeded) {
+	if s := <-began; !s.ok || s.left > limit || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the server saw %+v, the caller %v", s, err)
 	}
 	<-over
@@ -314,7 +318,7 @@ func TestACallWaitsForAServerOnlyWhenToldTo(t *testing.T) {
 	if !errors.Is(err, unix.ENOENT) {
 		t.Errorf("%v hides its cause", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	_, err = Invoke[message](ctx, c, method, &message{}, WaitForReady)
 	want(t, err, DeadlineExceeded, false, "no such file")

@@ -518,7 +518,7 @@ func TestAServerThatTakesNoCallsIsUnavailable(t *testing.T) {
 func TestASilentServerIsGivenUpAtTheDeadline(t *testing.T) {
 	socket := socketIn(t)
 	peers(t, socket, func(p *peer) { p.hello(); p.request(); p.await(255) })
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // for the request, too
 	defer cancel()
 	_, err := Invoke[message](ctx, dial(t, socket), method, &message{}, FailFast)
 	want(t, err, DeadlineExceeded, false)
