@@ -248,7 +248,7 @@ func TestOtherENIsOfAnIPv6NodeAreLeftAlone(t *testing.T) {
 	if r := mustAdd(t, s, numberedAdd(0)); r.GetRegular().GetEniId() != "eni-1" {
 		t.Error(r)
 	}
-	if other.up {
+	if w.cloud.get(func() bool { return other.up }) {
 		t.Error("an ENI of somebody else's is set up")
 	}
 	if p := s.a.snapshot(); len(p.ENIs) != 1 || p.Attached != 2 {
@@ -351,8 +351,8 @@ func TestTheFormerAgentsIPv6PodsAreTakenOver(t *testing.T) {
 			return al.Pod.UID == "uo" && al.Regular.ENIID == "eni-1"
 		})
 	})
-	if len(s.a.orphans) != 0 {
-		t.Errorf("orphans: %v", s.a.orphans)
+	if n := s.a.sizes().orphans; n != 0 {
+		t.Errorf("%d orphans", n)
 	}
 	d, err := s.Del(t.Context(), delRequest("old-s"))
 	if err != nil || !d.GetFound() {
