@@ -100,17 +100,22 @@ func Decide(c Case) Answer {
 	var unmet, unread Answer
 	for i := range c.Policies {
 		p := &c.Policies[i]
-		// The webhook had the pod ask for what this policy gave it then.
+		// The webhook had the pod ask for what this policy gave it then: as it is now, or in another version.
 		chosen := slices.ContainsFunc(stamp, func(r Ref) bool { return r.UID == p.UID })
+		named := slices.Contains(stamp, Ref{p.UID, p.Generation})
 		stripped := chosen && !wants
-		if p.Namespace != c.Pod.Namespace || ignored(p) || !stripped && c.younger(p, stamp, stamped) {
+		if p.Namespace != c.Pod.Namespace || ignored(p) || !stripped && c.younger(p, named, stamped) {
 			continue
+		}
+		lacks := c.lacks(p.Spec.SecurityGroups.Groups)
+		if wants && len(lacks) == 0 {
+			continue // whether it selects the pod or not
 		}
 		byAccount := p.Spec.ServiceAccountSelector != nil
 		ok, err := matches(p, c.Pod.Labels, c.Account)
-		if byAccount && (wants && c.Stamps || stamped && c.settled(p)) {
-			// Who decided had read the ServiceAccount then: the stamp says what came out.
-			ok = chosen
+		if byAccount && (named || stamped && !chosen && c.settled(p)) {
+			// The webhook had read the ServiceAccount then: the stamp says what came out. Of another version it says nothing.
+			ok = named
 		} else if byAccount && c.Account == nil {
 			if pods := p.Spec.PodSelector; pods != nil && err == nil {
 				ok, err = selects(pods, c.Pod.Labels)
@@ -123,10 +128,6 @@ func Decide(c Case) Answer {
 			continue
 		}
 		if !ok || err != nil {
-			continue
-		}
-		lacks := c.lacks(p.Spec.SecurityGroups.Groups)
-		if wants && len(lacks) == 0 {
 			continue
 		}
 		unmet.Policies, unmet.Groups = append(unmet.Policies, p.Name), append(unmet.Groups, lacks...)
@@ -161,10 +162,10 @@ func (c *Case) stamp() (refs []Ref, ok bool) {
 }
 
 // younger says whether the policy became what it is after the pod was created, and so does not hold for it.
-func (c *Case) younger(p *v1beta1.SecurityGroupPolicy, stamp []Ref, stamped bool) bool {
+func (c *Case) younger(p *v1beta1.SecurityGroupPolicy, named, stamped bool) bool {
 	// The very version that the webhook decided by was there. And who was refused for a policy is not let through by an
 	// edit of it: nobody has decided for the pod yet.
-	if c.RefusedBefore || slices.Contains(stamp, Ref{p.UID, p.Generation}) {
+	if c.RefusedBefore || named {
 		return false
 	}
 	since := LastChange(p)

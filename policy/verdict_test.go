@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -49,6 +50,7 @@ func TestDecide(t *testing.T) {
 	edited := one(version(policyFor("green", app("green"), nil, "sg-1"), 10, 101, 2))
 	account := one(version(policyFor("till", nil, app("till"), "sg-1"), 50, 50, 1))
 	both := one(version(policyFor("till", app("red"), app("till"), "sg-1"), 10, 10, 1))
+	sameSecond := one(version(policyFor("green", nil, app("till"), "sg-3"), 10, 100, 2)) // edited in the second of the pod's creation
 	till := map[string]string{"app": "till"}
 	fargate := pod("")
 	fargate.Labels[FargateProfileLabel] = "f"
@@ -60,50 +62,57 @@ func TestDecide(t *testing.T) {
 		want Verdict
 		why  Cause
 	}{
-		"no policy":                            {Case{Pod: pod("")}, Wire, NoCause},
-		"no policy, our control plane":         {Case{Pod: pod(""), Stamps: true}, Wire, NoCause},
-		"a policy of another's":                {Case{Pod: pod(none), Policies: one(version(policyFor("red", app("red"), nil, "sg-1"), 10, 10, 1)), Stamps: true}, Wire, NoCause},
-		"the webhook was away":                 {Case{Pod: pod(""), Policies: green, Stamps: true}, Refuse, Unseen},
-		"on the host's network":                {Case{Pod: host, Policies: green, Stamps: true}, Wire, NoCause},
-		"ran before":                           {Case{Pod: pod(""), Policies: green, Stamps: true, WiredBefore: true}, Wire, NoCause},
-		"an unreadable stamp is none":          {Case{Pod: pod("yes"), Policies: green, Stamps: true}, Refuse, Unseen},
-		"a stamp that contradicts the policy":  {Case{Pod: pod(none), Policies: green, Stamps: true}, Refuse, Unequal},
-		"the request was taken away":           {Case{Pod: pod(selected), Policies: green, Stamps: true}, Refuse, Stripped},
-		"an invented generation":               {Case{Pod: pod(older), Policies: green, Stamps: true}, Refuse, Stripped},
-		"taken away, the policy was changed":   {Case{Pod: pod(selected), Policies: edited, Stamps: true}, Refuse, Stripped},
-		"taken away, by another policy":        {Case{Pod: pod(`[{"uid":"uid-other","generation":1}]`), Policies: edited, Stamps: true}, Wire, NoCause},
-		"taken away, the policy is gone":       {Case{Pod: pod(selected), Stamps: true}, Wire, NoCause},
-		"stamped, the policy came later":       {Case{Pod: pod(none), Policies: later, Stamps: true}, Wire, NoCause},
-		"unstamped, the policy came later":     {Case{Pod: pod(""), Policies: later, Stamps: true}, Wire, NoCause},
-		"both in one second":                   {Case{Pod: pod(""), Policies: together, Stamps: true}, Refuse, Unseen},
-		"stamped, the policy was changed":      {Case{Pod: pod(none), Policies: edited, Stamps: true}, Wire, NoCause},
-		"unstamped, an edit hides nothing":     {Case{Pod: pod(""), Policies: edited, Stamps: true}, Refuse, Unseen},
-		"refused before, an edit frees nobody": {Case{Pod: pod(none), Policies: edited, Stamps: true, RefusedBefore: true}, Refuse, Unequal},
-		"on a node with Fargate's label":       {Case{Pod: fargate, Policies: green, Stamps: true}, Refuse, Unseen},
-		"by account, stamped long after":       {Case{Pod: pod(none), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 30, 1)), Stamps: true}, Wire, NoCause},
-		"by account, stamped soon after":       {Case{Pod: pod(none), Policies: account, Stamps: true}, Wait, Unread},
-		"by account, stamped and stripped":     {Case{Pod: pod(`[{"uid":"uid-till","generation":1}]`), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 10, 1)), Stamps: true}, Refuse, Stripped},
-		"by account, unstamped":                {Case{Pod: pod(""), Policies: account, Stamps: true}, Wait, Unread},
-		"by account, read":                     {Case{Pod: pod(""), Policies: account, Stamps: true, Account: till}, Refuse, Unseen},
-		"by account, another's":                {Case{Pod: pod(""), Policies: account, Stamps: true, Account: map[string]string{}}, Wire, NoCause},
-		"by both, the pod already fails":       {Case{Pod: pod(""), Policies: both, Stamps: true}, Wire, NoCause},
-		"hosted: the grace":                    {Case{Pod: pod(""), Policies: green}, Wait, Unasked},
-		"hosted: after the grace":              {Case{Pod: pod(""), Policies: green, Looked: Grace}, Refuse, Unasked},
-		"hosted: no grace twice":               {Case{Pod: pod(""), Policies: green, RefusedBefore: true}, Refuse, Unasked},
-		"hosted: a stamp is anybody's":         {Case{Pod: pod(none), Policies: green, Looked: Grace}, Refuse, Unasked},
-		"hosted: older than the last change":   {Case{Pod: pod(""), Policies: edited}, Wire, NoCause},
-		"hosted: ran before":                   {Case{Pod: pod(""), Policies: green, WiredBefore: true}, Wire, NoCause},
-		"hosted: by account":                   {Case{Pod: pod(""), Policies: account}, Wait, Unread},
-		"a branch pod":                         {Case{Pod: asking(pod(selected)), Policies: green, Stamps: true, Groups: []string{"sg-1", "sg-2"}}, Wire, NoCause},
-		"a branch pod, groups not known":       {Case{Pod: asking(pod(selected)), Policies: green, Stamps: true}, Wire, NoCause},
-		"a branch pod with too few groups":     {Case{Pod: asking(pod(selected)), Policies: green, Stamps: true, Groups: []string{"sg-2"}}, Refuse, TooFew},
-		"a branch pod, the policy was changed": {Case{Pod: asking(pod(none)), Policies: edited, Stamps: true, Groups: []string{"sg-2"}}, Wire, NoCause},
-		"a branch pod by account, too few":     {Case{Pod: asking(pod(`[{"uid":"uid-till","generation":1}]`)), Policies: account, Stamps: true, Groups: []string{"sg-2"}}, Refuse, TooFew},
-		"a branch pod by account, hosted":      {Case{Pod: asking(pod("")), Policies: account, Groups: []string{"sg-2"}}, Wait, Unread},
-		"a branch pod by account, read":        {Case{Pod: asking(pod("")), Policies: account, Account: till, Groups: []string{"sg-2"}}, Refuse, TooFew},
-		"a branch pod by account, all groups":  {Case{Pod: asking(pod("")), Policies: account, Account: till, Groups: []string{"sg-1"}}, Wire, NoCause},
-		"a branch pod by another's account":    {Case{Pod: asking(pod("")), Policies: account, Account: map[string]string{}, Groups: []string{"sg-2"}}, Wire, NoCause},
-		"by account, stripped, then edited":    {Case{Pod: pod(`[{"uid":"uid-till","generation":1}]`), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 101, 2)), Stamps: true, Account: till}, Refuse, Stripped},
+		"no policy":                                        {Case{Pod: pod("")}, Wire, NoCause},
+		"no policy, our control plane":                     {Case{Pod: pod(""), Stamps: true}, Wire, NoCause},
+		"a policy of another's":                            {Case{Pod: pod(none), Policies: one(version(policyFor("red", app("red"), nil, "sg-1"), 10, 10, 1)), Stamps: true}, Wire, NoCause},
+		"the webhook was away":                             {Case{Pod: pod(""), Policies: green, Stamps: true}, Refuse, Unseen},
+		"on the host's network":                            {Case{Pod: host, Policies: green, Stamps: true}, Wire, NoCause},
+		"ran before":                                       {Case{Pod: pod(""), Policies: green, Stamps: true, WiredBefore: true}, Wire, NoCause},
+		"an unreadable stamp is none":                      {Case{Pod: pod("yes"), Policies: green, Stamps: true}, Refuse, Unseen},
+		"a stamp that contradicts the policy":              {Case{Pod: pod(none), Policies: green, Stamps: true}, Refuse, Unequal},
+		"the request was taken away":                       {Case{Pod: pod(selected), Policies: green, Stamps: true}, Refuse, Stripped},
+		"an invented generation":                           {Case{Pod: pod(older), Policies: green, Stamps: true}, Refuse, Stripped},
+		"taken away, the policy was changed":               {Case{Pod: pod(selected), Policies: edited, Stamps: true}, Refuse, Stripped},
+		"taken away, by another policy":                    {Case{Pod: pod(`[{"uid":"uid-other","generation":1}]`), Policies: edited, Stamps: true}, Wire, NoCause},
+		"taken away, the policy is gone":                   {Case{Pod: pod(selected), Stamps: true}, Wire, NoCause},
+		"stamped, the policy came later":                   {Case{Pod: pod(none), Policies: later, Stamps: true}, Wire, NoCause},
+		"unstamped, the policy came later":                 {Case{Pod: pod(""), Policies: later, Stamps: true}, Wire, NoCause},
+		"both in one second":                               {Case{Pod: pod(""), Policies: together, Stamps: true}, Refuse, Unseen},
+		"stamped, the policy was changed":                  {Case{Pod: pod(none), Policies: edited, Stamps: true}, Wire, NoCause},
+		"unstamped, an edit hides nothing":                 {Case{Pod: pod(""), Policies: edited, Stamps: true}, Refuse, Unseen},
+		"refused before, an edit frees nobody":             {Case{Pod: pod(none), Policies: edited, Stamps: true, RefusedBefore: true}, Refuse, Unequal},
+		"on a node with Fargate's label":                   {Case{Pod: fargate, Policies: green, Stamps: true}, Refuse, Unseen},
+		"by account, stamped long after":                   {Case{Pod: pod(none), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 30, 1)), Stamps: true}, Wire, NoCause},
+		"by account, stamped soon after":                   {Case{Pod: pod(none), Policies: account, Stamps: true}, Wait, Unread},
+		"by account, stamped and stripped":                 {Case{Pod: pod(`[{"uid":"uid-till","generation":1}]`), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 10, 1)), Stamps: true}, Refuse, Stripped},
+		"by account, unstamped":                            {Case{Pod: pod(""), Policies: account, Stamps: true}, Wait, Unread},
+		"by account, read":                                 {Case{Pod: pod(""), Policies: account, Stamps: true, Account: till}, Refuse, Unseen},
+		"by account, another's":                            {Case{Pod: pod(""), Policies: account, Stamps: true, Account: map[string]string{}}, Wire, NoCause},
+		"by both, the pod already fails":                   {Case{Pod: pod(""), Policies: both, Stamps: true}, Wire, NoCause},
+		"hosted: the grace":                                {Case{Pod: pod(""), Policies: green}, Wait, Unasked},
+		"hosted: after the grace":                          {Case{Pod: pod(""), Policies: green, Looked: Grace}, Refuse, Unasked},
+		"hosted: no grace twice":                           {Case{Pod: pod(""), Policies: green, RefusedBefore: true}, Refuse, Unasked},
+		"hosted: a stamp is anybody's":                     {Case{Pod: pod(none), Policies: green, Looked: Grace}, Refuse, Unasked},
+		"hosted: older than the last change":               {Case{Pod: pod(""), Policies: edited}, Wire, NoCause},
+		"hosted: ran before":                               {Case{Pod: pod(""), Policies: green, WiredBefore: true}, Wire, NoCause},
+		"hosted: by account":                               {Case{Pod: pod(""), Policies: account}, Wait, Unread},
+		"a branch pod":                                     {Case{Pod: asking(pod(selected)), Policies: green, Stamps: true, Groups: []string{"sg-1", "sg-2"}}, Wire, NoCause},
+		"a branch pod, groups not known":                   {Case{Pod: asking(pod(selected)), Policies: green, Stamps: true}, Wire, NoCause},
+		"a branch pod with too few groups":                 {Case{Pod: asking(pod(selected)), Policies: green, Stamps: true, Groups: []string{"sg-2"}}, Refuse, TooFew},
+		"a branch pod, the policy was changed":             {Case{Pod: asking(pod(none)), Policies: edited, Stamps: true, Groups: []string{"sg-2"}}, Wire, NoCause},
+		"a branch pod by account, too few":                 {Case{Pod: asking(pod(`[{"uid":"uid-till","generation":1}]`)), Policies: account, Stamps: true, Groups: []string{"sg-2"}}, Refuse, TooFew},
+		"a branch pod by account, hosted":                  {Case{Pod: asking(pod("")), Policies: account, Groups: []string{"sg-2"}}, Wait, Unread},
+		"a branch pod by account, read":                    {Case{Pod: asking(pod("")), Policies: account, Account: till, Groups: []string{"sg-2"}}, Refuse, TooFew},
+		"a branch pod by account, all groups":              {Case{Pod: asking(pod("")), Policies: account, Account: till, Groups: []string{"sg-1"}}, Wire, NoCause},
+		"a branch pod by another's account":                {Case{Pod: asking(pod("")), Policies: account, Account: map[string]string{}, Groups: []string{"sg-2"}}, Wire, NoCause},
+		"a branch pod by account, stamped soon after":      {Case{Pod: asking(pod(none)), Policies: account, Stamps: true, Groups: []string{"sg-2"}}, Wait, Unread},
+		"a branch pod by account, stamped long after":      {Case{Pod: asking(pod(none)), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 30, 1)), Stamps: true, Groups: []string{"sg-2"}}, Wire, NoCause},
+		"a branch pod by account, unstamped":               {Case{Pod: asking(pod("")), Policies: account, Stamps: true, Groups: []string{"sg-2"}}, Wait, Unread},
+		"a branch pod, edited in its second":               {Case{Pod: asking(pod(selected)), Policies: sameSecond, Stamps: true, Groups: []string{"sg-1"}}, Wait, Unread},
+		"… so that it selects others":                      {Case{Pod: asking(pod(selected)), Policies: sameSecond, Stamps: true, Groups: []string{"sg-1"}, Account: map[string]string{}}, Wire, NoCause},
+		"… so that it gives another group":                 {Case{Pod: asking(pod(selected)), Policies: sameSecond, Stamps: true, Groups: []string{"sg-1"}, Account: till}, Refuse, TooFew},
+		"… so that it gives another group, which is there": {Case{Pod: asking(pod(selected)), Policies: sameSecond, Stamps: true, Groups: []string{"sg-1", "sg-3"}, Account: till}, Wire, NoCause},
+		"by account, stripped, then edited":                {Case{Pod: pod(`[{"uid":"uid-till","generation":1}]`), Policies: one(version(policyFor("till", nil, app("till"), "sg-1"), 10, 101, 2)), Stamps: true, Account: till}, Refuse, Stripped},
 	} {
 		got := Decide(tt.c)
 		if got.Verdict != tt.want || got.Cause != tt.why || (got.For > 0) != (tt.want == Wait && tt.why == Unasked) {
@@ -169,7 +178,7 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 		strip   bool // and somebody took away what it had the pod ask for
 		given   Decision
 	}
-	var wired, refused, waited, left, stripped int
+	var wired, refused, waited, left, stripped, read, lacking int
 	rapid.Check(t, func(t *rapid.T) {
 		w := cluster{accounts: labelled.Draw(t, "account"), stamps: rapid.Bool().Draw(t, "stamps")}
 		spec := func() v1beta1.SecurityGroupPolicySpec {
@@ -269,18 +278,40 @@ func TestAPodNeverGetsFewerGroupsThanItsPoliciesGiveIt(t *testing.T) {
 				continue // it has no branch ENI: like that of a pod that asks, its stamp speaks of a branch ENI's groups
 			}
 			// A branch ENI with all groups will do, one with none will not, if a policy of then still selects the pod.
-			b := Case{Pod: asking(m.pod.DeepCopy()), Policies: w.policies, Stamps: w.stamps, Groups: append([]string{"sg-0"}, now.Groups...), Account: w.accounts}
-			if b.Account == nil {
-				b.Account = map[string]string{}
+			b := Case{Pod: asking(m.pod.DeepCopy()), Policies: w.policies, Stamps: w.stamps}
+			with := func(groups ...string) Answer {
+				b.Groups, b.Account = append([]string{"sg-0"}, groups...), nil
+				a := Decide(b)
+				if a.Cause == Unread {
+					if !needs {
+						t.Fatalf("the account of %+v decides nothing", b.Pod)
+					}
+					read++
+					b.Account = map[string]string{}
+					maps.Copy(b.Account, w.accounts)
+					a = Decide(b)
+				}
+				return a
 			}
-			if a := Decide(b); a.Verdict != Wire {
-				t.Fatalf("a branch ENI with %v will not do: %+v", now.Groups, a)
+			if a := with(now.Groups...); a.Verdict != Wire {
+				t.Fatalf("a branch ENI with %v will not do: %+v, for %+v and %+v", now.Groups, a, b.Pod, w.policies)
+			}
+			for i := range w.policies {
+				p := &w.policies[i]
+				if ok, _ := matches(p, m.pod.Labels, w.accounts); !ok || ignored(p) || LastChange(p).Unix() > m.pod.CreationTimestamp.Unix() {
+					continue
+				}
+				lacking++
+				if a := with(); a.Verdict != Refuse {
+					t.Fatalf("a branch ENI without the groups of %+v will do for %+v: %+v", p, b.Pod, a)
+				}
 			}
 		}
 	})
-	t.Logf("wired %d, refused %d (stripped %d), waited %d, left alone %d", wired, refused, stripped, waited, left)
-	if min(wired, refused, stripped, waited, left) == 0 {
-		t.Errorf("wired %d, refused %d (stripped %d), waited %d, left alone %d", wired, refused, stripped, waited, left)
+	said := fmt.Sprintf("wired %d, refused %d (stripped %d), waited %d, left alone %d; of branch ENIs %d lacked groups, %d times the account was read", wired, refused, stripped, waited, left, lacking, read)
+	t.Log(said)
+	if min(wired, refused, stripped, waited, left, lacking, read) == 0 {
+		t.Error(said)
 	}
 }
 

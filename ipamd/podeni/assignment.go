@@ -69,7 +69,7 @@ func (a *Assignments) look(ctx context.Context, pod kube.Pod, compared *comparis
 	if b, err = annotation.Parse(pod.Annotation, a.IPv6); err != nil {
 		return b, trunk, fmt.Errorf("%w: pod %s: %w", ErrRefused, name, err)
 	}
-	err = a.checkLedger(pod, b)
+	err = a.checkLedger(ctx, pod, b, compared)
 	noLedger := errors.Is(err, kube.ErrNoLedgers)
 	if err != nil && !noLedger {
 		return b, trunk, fmt.Errorf("pod %s: %w", name, err)
@@ -91,7 +91,7 @@ func (a *Assignments) look(ctx context.Context, pod kube.Pod, compared *comparis
 
 // checkLedger compares the annotation with the durable truth. A mismatch may be one watch running ahead of the other,
 // so it is waited out, never wired. kube.ErrNoLedgers is as it is: where nobody keeps any there is nothing to compare with.
-func (a *Assignments) checkLedger(pod kube.Pod, b annotation.BranchENI) error {
+func (a *Assignments) checkLedger(ctx context.Context, pod kube.Pod, b annotation.BranchENI, compared *comparison) error {
 	l, err := a.Ledgers.Ledger()
 	switch {
 	case errors.Is(err, kube.ErrNoLedgers):
@@ -118,5 +118,5 @@ func (a *Assignments) checkLedger(pod kube.Pod, b annotation.BranchENI) error {
 	if a.Guard == nil {
 		return nil
 	}
-	return a.Guard.Branch(pod, s.SecurityGroups)
+	return a.Guard.Branch(pod, s.SecurityGroups, func() (map[string]string, error) { return compared.account(ctx) })
 }

@@ -19,10 +19,12 @@ const (
 	askAgainMost  = 30 * time.Second
 )
 
-// comparison compares one pod's branch ENI with the policies where no ledger tells its groups, and remembers what came out.
+// comparison compares one pod's branch ENI with the policies where no ledger tells its groups, and remembers what came out. It
+// also remembers the labels of the pod's ServiceAccount where the ledger does tell them.
 type comparison struct {
-	a   *Assignments
-	pod kube.Pod
+	a      *Assignments
+	pod    kube.Pod
+	labels map[string]string // nil: not read
 
 	eniID    string // that the rest is about
 	err      error
@@ -34,7 +36,7 @@ type comparison struct {
 // check returns nil where the ENI has all groups, and otherwise what the last question brought.
 func (c *comparison) check(ctx context.Context, eniID string) error {
 	if eniID != c.eniID {
-		*c = comparison{a: c.a, pod: c.pod, eniID: eniID, pause: askAgainFirst}
+		*c = comparison{a: c.a, pod: c.pod, labels: c.labels, eniID: eniID, pause: askAgainFirst}
 	}
 	if c.err != nil && time.Now().Before(c.next) {
 		return c.err
@@ -47,6 +49,17 @@ func (c *comparison) check(ctx context.Context, eniID string) error {
 	c.pause = min(2*c.pause, askAgainMost)
 	c.err, c.hopeless = err, errors.Is(err, errHopeless)
 	return err
+}
+
+// account tells the labels of the pod's ServiceAccount. They are read once: events tell nothing of them.
+func (c *comparison) account(ctx context.Context) (map[string]string, error) {
+	if c.labels != nil || c.err != nil && time.Now().Before(c.next) {
+		return c.labels, c.err
+	}
+	labels, err := c.a.Guard.account(ctx, c.pod.Object)
+	c.labels, c.err, c.next = labels, said(err), time.Now().Add(tryAgain)
+	c.hopeless = err != nil && !reconnect.Unreachable(err) && !errors.Is(err, context.DeadlineExceeded)
+	return c.labels, c.err
 }
 
 // again is ready when the question that brought err may be asked again; never, for others.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/branchline-cni/branchline/api/reconnect"
@@ -111,8 +112,9 @@ func said(err error) error {
 }
 
 // Branch returns nil where the groups of the pod's branch ENI are all that the policies give it, as far as memory knows;
-// they were read from the API server when the ENI was made. ErrLate: some are missing, ErrUnavailable: nothing is known.
-func (g *Guard) Branch(pod kube.Pod, groups []string) error {
+// they were read from the API server when the ENI was made. account tells the labels of the pod's ServiceAccount, where they
+// decide. ErrLate: some groups are missing, ErrUnavailable: nothing is known.
+func (g *Guard) Branch(pod kube.Pod, groups []string, account func() (map[string]string, error)) error {
 	if pod.WiredBefore || pod.Object == nil {
 		return nil
 	}
@@ -121,9 +123,15 @@ func (g *Guard) Branch(pod kube.Pod, groups []string) error {
 	if c.Policies, _, err = g.Source.Policies(pod.Namespace); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	// Where a ServiceAccount's labels decide and nothing is stamped (policy.Wait), whoever chose the groups has read them.
 	c.Groups = groups
-	if a := policy.Decide(c); a.Verdict == policy.Refuse {
+	a := policy.Decide(c)
+	if a.Cause == policy.Unread {
+		if c.Account, err = account(); err != nil {
+			return fmt.Errorf("%w: whether a policy gives it security groups of its own is not known: %w", ErrUnavailable, err)
+		}
+		a = policy.Decide(c)
+	}
+	if a.Verdict == policy.Refuse {
 		return fmt.Errorf("%w: %s", ErrLate, a.Explain(pod.Object))
 	}
 	return nil
@@ -156,14 +164,22 @@ func (g *Guard) decide(ctx context.Context, c policy.Case, live bool) (a policy.
 	if a = policy.Decide(c); a.Cause != policy.Unread {
 		return a, live, nil
 	}
-	err = g.ask(ctx, func(ctx context.Context) (err error) {
-		c.Account, err = g.Source.AccountLabels(ctx, c.Pod.Namespace, c.Pod.Spec.ServiceAccountName)
-		return err
-	})
-	if err != nil {
+	if c.Account, err = g.account(ctx, c.Pod); err != nil {
 		return a, false, err
 	}
 	return policy.Decide(c), live, nil
+}
+
+// account asks for the labels of the pod's ServiceAccount.
+func (g *Guard) account(ctx context.Context, pod *corev1.Pod) (labels map[string]string, err error) {
+	err = g.ask(ctx, func(ctx context.Context) (err error) {
+		labels, err = g.Source.AccountLabels(ctx, pod.Namespace, pod.Spec.ServiceAccountName)
+		return err
+	})
+	if err == nil && labels == nil {
+		labels = map[string]string{} // read, and there are none
+	}
+	return labels, err
 }
 
 func (g *Guard) ask(ctx context.Context, question func(context.Context) error) error {

@@ -1,6 +1,7 @@
 package podeni
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
 	"github.com/branchline-cni/branchline/api/v1beta1"
+	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/kube"
 	"github.com/branchline-cni/branchline/ipamd/signal"
 	"github.com/branchline-cni/branchline/policy"
@@ -197,21 +200,105 @@ func TestABranchENIWithTooFewGroupsIsNotWired(t *testing.T) {
 	pod := kube.Pod{Namespace: "default", Name: "p", UID: "1", Branch: true, Object: o}
 	p := &policies{memory: selecting(v1beta1.SecurityGroupPolicySpec{PodSelector: &metav1.LabelSelector{}}), stale: true, fail: errors.New("away")}
 	g := NewGuard(p, p.C, time.Now)
-	if err := g.Branch(pod, []string{"sg-2"}); !errors.Is(err, ErrLate) || !strings.Contains(err.Error(), "sg-1") {
+	account := func() (map[string]string, error) { return p.AccountLabels(t.Context(), "default", "") }
+	if err := g.Branch(pod, []string{"sg-2"}, account); !errors.Is(err, ErrLate) || !strings.Contains(err.Error(), "sg-1") {
 		t.Errorf("one without its group: %v", err)
 	}
-	if err := g.Branch(pod, []string{"sg-1", "sg-2"}); err != nil {
+	if err := g.Branch(pod, []string{"sg-1", "sg-2"}, account); err != nil {
 		t.Errorf("one with more: %v", err)
 	}
 	p.set(func() { p.unsynced = true })
-	if err := g.Branch(pod, []string{"sg-1"}); !errors.Is(err, ErrUnavailable) {
+	if err := g.Branch(pod, []string{"sg-1"}, account); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("nothing known: %v", err)
 	}
 	pod.WiredBefore = true
-	if err := g.Branch(pod, nil); err != nil {
+	if err := g.Branch(pod, nil, account); err != nil {
 		t.Errorf("one that ran before: %v", err)
 	}
 	if p.lists+p.gets > 0 {
 		t.Error("the API server was asked")
+	}
+}
+
+// kept is a control plane that keeps a ledger of one slot.
+type kept struct{ slot ledgerv1.Slot }
+
+func (k kept) Ledger() (*ledgerv1.BranchLedger, error) {
+	return &ledgerv1.BranchLedger{Spec: ledgerv1.BranchLedgerSpec{Slots: []ledgerv1.Slot{k.slot}}}, nil
+}
+
+// The policy was edited in the second in which the pod was created, or a moment before: the stamp speaks of another version.
+func TestABranchPodsServiceAccountIsReadOnceWhereTheStampDoesNotSayWhatThePolicyGivesIt(t *testing.T) {
+	db := map[string]string{"role": "db"}
+	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "serviceaccounts"}, "", errors.New("no"))
+	for name, tt := range map[string]struct {
+		p      *policies
+		any    bool // account is selected
+		stamp  string
+		groups []string
+		later  func(*policies) // after five seconds
+		took   time.Duration   // at most
+		err    error
+		says   string
+		gets   int
+	}{
+		"another's account":           {p: &policies{account: map[string]string{}}, groups: []string{"sg-2"}, gets: 1},
+		"any account will do":         {p: &policies{}, any: true, groups: []string{"sg-2"}, took: 85 * time.Second, err: ErrLate, says: "sg-1", gets: 1},
+		"its account, all groups":     {p: &policies{account: db}, groups: []string{"sg-1"}},
+		"its account, too few":        {p: &policies{account: db}, groups: []string{"sg-2"}, took: 85 * time.Second, err: ErrLate, says: "sg-1", gets: 1},
+		"no stamp":                    {p: &policies{account: db}, stamp: "-", groups: []string{"sg-2"}, took: 85 * time.Second, err: ErrLate, says: "sg-1", gets: 1},
+		"the stamp names the version": {p: &policies{account: map[string]string{}}, stamp: `[{"uid":"u","generation":2}]`, groups: []string{"sg-2"}, took: 85 * time.Second, err: ErrLate, says: "sg-1"},
+		"the API server comes back":   {p: &policies{fail: refused}, groups: []string{"sg-2"}, later: func(p *policies) { p.fail = nil }, took: 7 * time.Second, gets: 4},
+		"the API server stays away":   {p: &policies{fail: refused}, groups: []string{"sg-2"}, took: 85 * time.Second, err: ErrUnavailable, says: "whether a policy gives it", gets: 43},
+		"the role is old":             {p: &policies{fail: forbidden}, groups: []string{"sg-2"}, err: ErrUnavailable, says: "ClusterRole aws-node", gets: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				selector := &metav1.LabelSelector{MatchLabels: db}
+				if tt.any {
+					selector = &metav1.LabelSelector{}
+				}
+				tt.p.stamps, tt.p.memory = true, selecting(v1beta1.SecurityGroupPolicySpec{ServiceAccountSelector: selector})
+				changed := metav1.Unix(200, 0)
+				tt.p.memory[0].Generation, tt.p.memory[0].ManagedFields = 2, []metav1.ManagedFieldsEntry{{Time: &changed}}
+				o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "p", CreationTimestamp: changed}}
+				if tt.stamp != "-" {
+					o.Annotations = map[string]string{policy.StampKey: cmp.Or(tt.stamp, `[{"uid":"u","generation":1}]`)}
+				}
+				o.Spec.Containers = []corev1.Container{{Resources: corev1.ResourceRequirements{Limits: corev1.ResourceList{policy.Resource: resource.MustParse("1")}}}}
+				pod := kube.Pod{Namespace: "default", Name: "p", UID: "1", Branch: true, Object: o,
+					Annotation: `[{"eniId":"eni-7","ifAddress":"06:20:0d:3c:5f:07","privateIp":"192.168.200.17","vlanId":7,"subnetCidr":"192.168.200.0/24"}]`}
+				c := &cluster{}
+				c.watched.Store("default/p", pod)
+				a := &Assignments{Pods: c, Guard: NewGuard(tt.p, tt.p.C, time.Now), PodsChanged: c.changed.C, TrunkChanged: c.changed.C,
+					Ledgers: kept{ledgerv1.Slot{VLANID: 7, State: ledgerv1.Bound, PodUID: "1", ENIID: "eni-7", PrivateIP: "192.168.200.17", SecurityGroups: tt.groups}},
+					Trunk:   func() (enis.ENI, bool) { return enis.ENI{ID: "eni-trunk", LinkIndex: 2, LinkUp: true}, true }}
+				if tt.later != nil {
+					time.AfterFunc(5*time.Second, func() { tt.p.set(func() { tt.later(tt.p) }) })
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 85*time.Second)
+				defer cancel()
+				go func() { // events of the node's other pods bring no question
+					for ctx.Err() == nil {
+						time.Sleep(100 * time.Millisecond)
+						c.changed.Fire()
+					}
+				}()
+				began := time.Now()
+				_, _, err := a.Wait(ctx, pod)
+				if took := time.Since(began); took > tt.took {
+					t.Errorf("took %s, want at most %s", took, tt.took)
+				}
+				if !errors.Is(err, tt.err) || err != nil && !strings.Contains(err.Error(), tt.says) {
+					t.Errorf("got %v, want %v that says %q", err, tt.err, tt.says)
+				}
+				cancel()
+				time.Sleep(time.Second) // the events end
+				if tt.p.gets > tt.gets || tt.p.gets == 0 != (tt.gets == 0) || tt.p.lists > 0 {
+					t.Errorf("asked %d times for the account, want %d, and %d times for policies", tt.p.gets, tt.gets, tt.p.lists)
+				}
+			})
+		})
 	}
 }
