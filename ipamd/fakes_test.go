@@ -82,6 +82,7 @@ type cloud struct {
 	types        []types.InstanceTypeInfo // that EC2 knows; nil: it doesn't answer
 	typesAsked   int
 	ipv6Late     bool          // IMDS does not show IPv6 prefixes
+	ipv6None     bool          // nor the node's own IPv6 address
 	attachHeld   chan struct{} // attachments take effect, and are answered once it is closed
 	calls        map[int]int   // creations of ENIs and assignments of addresses, by network card
 }

@@ -114,7 +114,7 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 		}
 	}
 	for _, e := range all {
-		if !e.Usable() || len(e.Addresses)+len(e.Prefixes) == 0 {
+		if !e.Usable() {
 			continue
 		}
 		// What pods hold is routed as they hold it, also while a source shows fewer addresses.
@@ -123,6 +123,9 @@ func (a *Agent) desired(ctx context.Context, all []enis.ENI) (d hostnet.Desired,
 			if !e.Owns(h.Addr()) {
 				prefixes = append(prefixes, h)
 			}
+		}
+		if len(e.Addresses)+len(prefixes) == 0 {
+			continue
 		}
 		d.ENIs = append(d.ENIs, hostnet.ENI{
 			Card: e.Card, Device: e.Device, LinkIndex: e.LinkIndex, Primary: e.PrimaryAddress(), Gateway: e.Gateway(), Prefixes: prefixes,

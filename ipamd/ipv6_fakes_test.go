@@ -50,7 +50,9 @@ func (c *cloud) AssignIpv6Addresses(_ context.Context, in *ec2.AssignIpv6Address
 // showIPv6 is what IMDS has of IPv6. Each ENI has an address of its own, the primary one is the node's.
 func (c *cloud) showIPv6(e *cloudENI, i *aws.Interface) {
 	i.SubnetIPv6CIDRs, i.VPCIPv6CIDRs = []netip.Prefix{netip.MustParsePrefix("2001:db8:0:1::/64")}, []netip.Prefix{netip.MustParsePrefix("2001:db8::/56")}
-	i.IPv6Addresses = []netip.Addr{netip.MustParseAddr(fmt.Sprintf("2001:db8:0:1::%x", c.index(e)))}
+	if !c.ipv6None {
+		i.IPv6Addresses = []netip.Addr{netip.MustParseAddr(fmt.Sprintf("2001:db8:0:1::%x", c.index(e)))}
+	}
 	if !c.ipv6Late {
 		i.IPv6Prefixes = slices.Clone(e.ipv6)
 	}

@@ -152,6 +152,23 @@ func TestSourceNATFollowsTheConfigurationAcrossRestarts(t *testing.T) {
 	eventually(t, "it is gone", func() bool { return table() == "" && !external() })
 }
 
+// TestP5WhatAnIPv6PodHoldsStaysRoutedWhileMetadataShowsNothing: neither the prefix nor the node's own address.
+func TestP5WhatAnIPv6PodHoldsStaysRoutedWhileMetadataShowsNothing(t *testing.T) {
+	w := ipv6World(t, numbered(1)...)
+	s, _ := w.start()
+	held := netip.PrefixFrom(netip.MustParseAddr(mustAdd(t, s, numberedAdd(0)).GetRegular().GetAddress()), 128)
+	w.cloud.set(func() { w.cloud.enis["eni-1"].ipv6, w.cloud.noPrefix, w.cloud.ipv6None = nil, true, true })
+	w.pass(2 * enis.MetadataLate) // what EC2 said is too old
+	if _, err := s.a.inventory.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if e := s.a.inventory.ENIs()[0]; len(e.Addresses)+len(e.Prefixes) > 0 {
+		t.Fatalf("the view still has %v and %v", e.Addresses, e.Prefixes)
+	}
+	w.routing.meddle(func(a *hostnet.Actual) { a.Marks = hostnet.Marks{} })
+	eventually(t, "it is marked again", func() bool { _, ok := w.routing.devices()[held]; return ok })
+}
+
 func TestP5WhatAPodHoldsStaysRoutedWhileMetadataShowsLess(t *testing.T) {
 	w := newWorld(t, pod("p1", "u1"))
 	s, _ := w.start()
