@@ -83,7 +83,7 @@ func (s *stage) same(pod string) {
 func (s *stage) said(reason string) (out []string) {
 	s.t.Helper()
 	var l corev1.EventList
-	if err := s.api.List(context.Background(), &l); err != nil {
+	if err := s.cluster.List(context.Background(), &l); err != nil {
 		s.t.Fatalf("%v", err)
 	}
 	for _, e := range l.Items {

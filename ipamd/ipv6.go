@@ -44,6 +44,9 @@ func (a *Agent) ipv6Step(ctx context.Context) (did bool, err error) {
 		a.opt.Log.Info("the primary ENI has an IPv6 prefix", "eni", eniID, "prefixes", got)
 		a.inventory.Learn(eniID, got)
 		a.changed.Fire()
+		if err == nil && len(pool.Plan(a.snapshot())) > 0 {
+			err = errOurs(fmt.Sprintf("EC2 says that %v is of %s, and IMDS shows it on another ENI, too: no address of it is given before IMDS shows it on one alone", got, eniID))
+		}
 	}
 	if enis.NoPrefix(err) || enis.SubnetFull(err) {
 		err = fmt.Errorf("%w: %w", errNoIPv6Prefix, err)

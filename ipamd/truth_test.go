@@ -1,7 +1,6 @@
 package ipamd
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -15,7 +14,6 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/branchline-cni/branchline/ipamd/enis"
-	"github.com/branchline-cni/branchline/test/truth"
 )
 
 // scene runs cases of a model test.
@@ -26,13 +24,23 @@ type scene struct {
 	told  bool
 	// targets are the environments that are played; nil: those of one network card.
 	targets []map[string]string
+	// apis have flaws, and codes is what EC2 refuses with; nil: what is asked of EC2 and IMDS in IPv4 clusters.
+	apis, codes []string
+	// before plays what happens before the first agent starts; nil: nothing.
+	before func(*acts)
 }
 
 // play runs one case in its own time, and lets rapid see what it has to say. What happened in the first one that fails is
 // logged: pauses of the agent are random, so that rapid may not see the same again.
 func (c *scene) play(rt *rapid.T) {
 	var said any
-	a := &acts{rt: rt, pods: []string{"a", "b", "c", "d", "e", "f", "g", "h"}}
+	a := &acts{rt: rt, pods: []string{"a", "b", "c", "d", "e", "f", "g", "h"}, targets: targets, apis: apis, codes: refusals}
+	if c.targets != nil {
+		a.targets = c.targets
+	}
+	if c.apis != nil {
+		a.apis, a.codes = c.apis, c.codes
+	}
 	dir := c.t.TempDir()
 	synctest.Test(c.t, func(*testing.T) {
 		defer func() {
@@ -43,11 +51,7 @@ func (c *scene) play(rt *rapid.T) {
 			}
 		}()
 		a.stage = newStage(rt, dir, c.cloud)
-		a.targets = c.targets
-		if a.targets == nil {
-			a.targets = targets
-		}
-		a.play(c.most)
+		a.play(c.most, c.before)
 	})
 	if said != nil {
 		if !c.told {
@@ -60,9 +64,12 @@ func (c *scene) play(rt *rapid.T) {
 
 // TestP5P50TheAgentNeverLiesAboutAddresses plays random interleavings of ADD, DEL, kills of the agent at any of its disk's
 // steps, reboots, a lost memory, ENIs and addresses that come and go by its own hands and by others', with IMDS, EC2's
-// descriptions and its answers late, lost or repeated, and the kernel's late or refused. After each step what sandboxes were told is compared with what the VPC
-// has: no address is given twice, none that the VPC has not on that ENI, none before its cool-down, none is taken back while
-// it is held, and none is forgotten. In the end all that was in between is over, and nothing is left hidden or behind.
+// descriptions and its answers late, lost or repeated, the kernel's late or refused, and the API server away, for an hour too.
+// After each step what sandboxes were told is compared with what the VPC has: no address is given twice, none that the VPC
+// has not on that ENI, none before its cool-down, none is taken back while it is held, and none is forgotten. Without the API
+// server goes on what does not need it: a DEL succeeds, a repeated ADD and one of a pod that is known are answered, and
+// nothing is freed that it would have had to confirm. In the end all that was in between is over, and nothing is left hidden
+// or behind.
 func TestP5P50TheAgentNeverLiesAboutAddresses(t *testing.T) {
 	rapid.Check(t, (&scene{t: t, cloud: newPlain, most: 30}).play)
 }
@@ -89,7 +96,7 @@ var severalCards = []map[string]string{
 	{"ENABLE_MULTI_NIC": "true", "ENABLE_PREFIX_DELEGATION": "true", "WARM_PREFIX_TARGET": "0"},
 }
 
-func (a *acts) play(most int) {
+func (a *acts) play(most int, before func(*acts)) {
 	a.rt.Helper()
 	chosen := rapid.SampledFrom(a.targets).Draw(a.rt, "targets")
 	a.did("%v", chosen)
@@ -98,6 +105,9 @@ func (a *acts) play(most int) {
 	a.env["BRANCHLINE_KEEP_SURPLUS"] = rapid.SampledFrom([]string{"0", "0", "0", "300"}).Draw(a.rt, "surplus is kept for")
 	for _, p := range a.pods {
 		a.create(p)
+	}
+	if before != nil {
+		before(a)
 	}
 	a.settle()
 	for range rapid.IntRange(5, most).Draw(a.rt, "steps") {
@@ -110,17 +120,18 @@ func (a *acts) play(most int) {
 
 type acts struct {
 	*stage
-	rt      *rapid.T
-	pods    []string
-	history []string
-	targets []map[string]string
+	rt          *rapid.T
+	pods        []string
+	history     []string
+	targets     []map[string]string
+	apis, codes []string
 }
 
 // did notes what was done, and how things are then.
 func (a *acts) did(format string, args ...any) {
 	var now []string
 	for id, e := range a.cloud.enis() {
-		now = append(now, fmt.Sprintf("%s@%d.%d%v%v", id, e.Card, e.Device, e.Addresses, e.Prefixes))
+		now = append(now, fmt.Sprintf("%s@%d.%d%v%v%v", id, e.Card, e.Device, e.Addresses, e.Prefixes, e.IPv6Prefixes))
 	}
 	slices.Sort(now)
 	a.history = append(a.history, fmt.Sprintf("%s %s; %v", time.Now().Format("04:05.000"), fmt.Sprintf(format, args...), now))
@@ -148,13 +159,20 @@ var apis = []string{
 	"DeleteNetworkInterface", "DescribeNetworkInterfaces", "IMDS",
 }
 
+var refusals = []string{"RequestLimitExceeded", "UnauthorizedOperation", "InternalError", "InsufficientFreeAddressesInSubnet"}
+
 // one thing happens.
 func (a *acts) one() {
 	a.rt.Helper()
-	switch what := rapid.SampledFrom([]string{
+	a.act(rapid.SampledFrom([]string{
 		"add", "add", "add", "add", "many", "again", "del", "del", "del", "lost del", "all del", "tide", "replace", "recreate", "full disk", "pass", "pass", "pass", "kill", "cut", "cut", "reboot",
-		"late IMDS", "late IMDS", "late EC2", "netlink", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm", "switch",
-	}).Draw(a.rt, "what"); what {
+		"late IMDS", "late IMDS", "late EC2", "netlink", "flaw", "flaw", "bring", "take", "assign", "unassign", "lose memory", "calm", "switch", "API", "API", "API",
+	}).Draw(a.rt, "what"))
+}
+
+func (a *acts) act(what string) {
+	a.rt.Helper()
+	switch what {
 	default:
 		a.rt.Fatalf("nobody knows how to %s", what)
 	case "add":
@@ -223,9 +241,9 @@ func (a *acts) one() {
 		a.did("the kernel refuses %d questions, and shows links %s late", fails, late)
 		a.badNetlink(fails, late)
 	case "flaw":
-		f := flaw{api: rapid.SampledFrom(apis).Draw(a.rt, "api"), kind: rapid.SampledFrom([]flawKind{refused, lost, lost, repeated}).Draw(a.rt, "kind"), times: rapid.IntRange(1, 3).Draw(a.rt, "times")}
+		f := flaw{api: rapid.SampledFrom(a.apis).Draw(a.rt, "api"), kind: rapid.SampledFrom([]flawKind{refused, lost, lost, repeated}).Draw(a.rt, "kind"), times: rapid.IntRange(1, 3).Draw(a.rt, "times")}
 		if f.kind == refused {
-			f.code = rapid.SampledFrom([]string{"RequestLimitExceeded", "UnauthorizedOperation", "InternalError", "InsufficientFreeAddressesInSubnet"}).Draw(a.rt, "code")
+			f.code = rapid.SampledFrom(a.codes).Draw(a.rt, "code")
 		}
 		a.did("flaw %+v", f)
 		a.cloud.fail(f)
@@ -235,6 +253,14 @@ func (a *acts) one() {
 		a.meddle(what)
 	case "lose memory":
 		a.lose()
+	case "API": // goes away, or is back
+		a.setAPI(a.noAPI())
+		a.did("the API server is away: %t", a.noAPI())
+		if a.noAPI() && rapid.IntRange(1, 5).Draw(a.rt, "for an hour: 5") == 5 {
+			a.passBy(time.Hour, time.Minute)
+			a.setAPI(true)
+			a.did("an hour later it is back")
+		}
 	case "switch": // several interfaces, on or off
 		if a.env["ENABLE_MULTI_NIC"] != "" {
 			a.kill()
@@ -269,6 +295,8 @@ func (a *acts) allDel() {
 // nobodyKnows is how long the agent may go on to give what somebody else took away: until IMDS is believed to lack it.
 const nobodyKnows = enis.MetadataLate + 2*refreshEvery
 
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
 func (a *acts) meddle(what string) {
 	id := a.anENI(what != "take")
 	if id == "" {
@@ -280,12 +308,10 @@ func (a *acts) meddle(what string) {
 	switch what {
 	case "take":
 		for _, addr := range e.Addresses {
-			a.told.Taken(addr, until)
+			a.told.Taken(single(addr), until)
 		}
-		for _, p := range e.Prefixes {
-			for addr := p.Addr(); p.Contains(addr); addr = addr.Next() {
-				a.told.Taken(addr, until)
-			}
+		for _, p := range append(slices.Clip(e.Prefixes), e.IPv6Prefixes...) {
+			a.told.Taken(p, until)
 		}
 		if err := a.cloud.take(id); err != nil {
 			a.rt.Fatalf("%v", err)
@@ -293,11 +319,17 @@ func (a *acts) meddle(what string) {
 	case "assign":
 		_ = a.cloud.assign(id) // it is full at times
 	case "unassign":
-		if len(e.Addresses) > 1 {
+		if p := a.anIPv6Prefix(e); p.IsValid() {
+			a.did("it is %s", p)
+			a.told.Taken(p, until)
+			if err := a.cloud.unassign(id, p); err != nil {
+				a.rt.Fatalf("%v", err)
+			}
+		} else if len(e.Addresses) > 1 {
 			addr := rapid.SampledFrom(e.Addresses[1:]).Draw(a.rt, "address")
 			a.did("it is %s", addr)
-			a.told.Taken(addr, until)
-			if err := a.cloud.unassign(id, addr); err != nil {
+			a.told.Taken(single(addr), until)
+			if err := a.cloud.unassign(id, single(addr)); err != nil {
 				a.rt.Fatalf("%v", err)
 			}
 		}
@@ -313,78 +345,4 @@ func (a *acts) lose() {
 	a.kill()
 	time.Sleep(nobodyKnows)
 	a.loseMemory()
-}
-
-// end has everything come to rest: all pods go, and what is left is what there should be.
-func (a *acts) end() {
-	a.rt.Helper()
-	a.did("the end")
-	a.cloud.calm()
-	a.setDisk(nil)
-	a.badNetlink(0, 0)
-	a.done()
-	a.pass(nobodyKnows)
-	for _, p := range a.pods {
-		if b := a.living(p); b != nil {
-			a.del(b, true)
-		}
-	}
-	a.done()
-	for _, p := range a.pods {
-		a.remove(p)
-	}
-	a.pass(20 * time.Minute)
-	if wrong := a.left(); len(wrong) > 0 {
-		a.rt.Fatalf("after all is over: %q", wrong)
-	}
-	for _, p := range a.pods {
-		if err := a.api.Create(context.Background(), a.podOf(p, "last-"+p)); err != nil {
-			a.rt.Fatalf("%v", err)
-		}
-		a.uids[p] = "last-" + p
-		a.add(p)
-	}
-	a.done()
-	for _, p := range a.pods {
-		if a.living(p) == nil {
-			a.rt.Fatalf("pod %s has no address: %v", p, a.sandboxes[p].err)
-		}
-	}
-}
-
-// left is what is not as it should be on an instance without pods.
-func (a *acts) left() (wrong []string) {
-	agent := a.running().a
-	if v := agent.store.View(); len(v.Allocations)+len(v.Cooling)+len(v.Leaving)+len(v.Retiring) > 0 {
-		wrong = append(wrong, fmt.Sprintf("the agent remembers %+v", v))
-	}
-	can := map[truth.Grant]bool{}
-	for _, c := range agent.candidates() {
-		can[truth.Grant{Address: c.Address, ENI: c.ENIID, Card: c.Card, Device: c.Device}] = true
-	}
-	for id, e := range a.cloud.enis() {
-		if e.Device < 0 {
-			wrong = append(wrong, fmt.Sprintf("%s is left behind", id))
-			continue
-		}
-		var all []netip.Addr
-		all = append(all, e.Addresses[1:]...)
-		for _, p := range e.Prefixes {
-			for addr := p.Addr(); p.Contains(addr); addr = addr.Next() {
-				all = append(all, addr)
-			}
-		}
-		for _, addr := range all {
-			g := truth.Grant{Address: addr, ENI: id, Card: e.Card, Device: e.Device}
-			if !can[g] {
-				wrong = append(wrong, fmt.Sprintf("%v can't be given", g))
-			}
-			delete(can, g)
-		}
-	}
-	for g := range can {
-		wrong = append(wrong, fmt.Sprintf("%v can be given, and the VPC does not have it", g))
-	}
-	slices.Sort(wrong)
-	return wrong
 }

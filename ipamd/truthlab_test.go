@@ -3,15 +3,10 @@ package ipamd
 import (
 	"context"
 	"errors"
-	"io"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,7 +18,6 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/branchline-cni/branchline/aws"
-	"github.com/branchline-cni/branchline/ipamd/enis"
 	labec2 "github.com/branchline-cni/branchline/lab/ec2"
 	labimds "github.com/branchline-cni/branchline/lab/imds"
 	"github.com/branchline-cni/branchline/lab/vpc"
@@ -46,15 +40,22 @@ type labCloud struct {
 	group    string
 	latency  time.Duration
 	answers  answers
+	ipv6     bool
 
 	mu     sync.Mutex
-	undo   func() // of late descriptions
+	asked  map[string]int // attempts of the agent's, by API, or by key of an interface in IMDS
+	undo   func()         // of late descriptions
 	cached map[string]truth.ENI
 	dirty  atomic.Bool
 }
 
-func newLab(s *stage) provider {
-	l := &labCloud{s: s, latency: 50 * time.Millisecond}
+func newLab(s *stage) provider { return newLabOf(s, false) }
+
+// newLabIPv6 has the instance in a dual-stack subnet, with the role that nodes of IPv6 clusters have.
+func newLabIPv6(s *stage) provider { return newLabOf(s, true) }
+
+func newLabOf(s *stage, ipv6 bool) provider {
+	l := &labCloud{s: s, latency: 50 * time.Millisecond, ipv6: ipv6, asked: map[string]int{}}
 	l.dirty.Store(true)
 	l.region = labec2.New(labec2.Config{
 		Limits: labec2.NoRequestLimits(), History: 5 * time.Minute, Seed: "truth",
@@ -75,11 +76,15 @@ func newLab(s *stage) provider {
 // build makes the VPC and the instance, with the role that nodes have.
 func (l *labCloud) build(roles *iam.Client) error {
 	ctx := context.Background()
-	v, err := l.admin.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: awssdk.String("192.168.0.0/16")})
+	v, err := l.admin.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: awssdk.String("192.168.0.0/16"), AmazonProvidedIpv6CidrBlock: &l.ipv6})
 	if err != nil {
 		return err
 	}
-	sub, err := l.admin.CreateSubnet(ctx, &ec2.CreateSubnetInput{VpcId: v.Vpc.VpcId, CidrBlock: awssdk.String("192.168.0.0/24"), AvailabilityZone: awssdk.String(zone)})
+	half := &ec2.CreateSubnetInput{VpcId: v.Vpc.VpcId, CidrBlock: awssdk.String("192.168.0.0/24"), AvailabilityZone: awssdk.String(zone)}
+	if l.ipv6 {
+		half.Ipv6CidrBlock = awssdk.String(netip.PrefixFrom(netip.MustParsePrefix(*v.Vpc.Ipv6CidrBlockAssociationSet[0].Ipv6CidrBlock).Addr(), 64).String())
+	}
+	sub, err := l.admin.CreateSubnet(ctx, half)
 	if err != nil {
 		return err
 	}
@@ -90,17 +95,27 @@ func (l *labCloud) build(roles *iam.Client) error {
 	l.subnet, l.group = *sub.Subnet.SubnetId, *g.GroupId
 	name, trust := awssdk.String("node"), awssdk.String(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}`)
 	_, err1 := roles.CreateRole(ctx, &iam.CreateRoleInput{RoleName: name, AssumeRolePolicyDocument: trust})
-	_, err2 := roles.AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{RoleName: name, PolicyArn: awssdk.String("arn:aws:iam::aws:policy/AmazonEKS_CNI_Policy")})
+	var err2 error
+	if l.ipv6 {
+		_, err2 = roles.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: name, PolicyName: awssdk.String("AmazonEKS_CNI_IPv6_Policy"), PolicyDocument: awssdk.String(
+			`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Resource":"*","Action":["ec2:AssignIpv6Addresses","ec2:DescribeNetworkInterfaces","ec2:DescribeInstanceTypes"]}]}`)})
+	} else {
+		_, err2 = roles.AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{RoleName: name, PolicyArn: awssdk.String("arn:aws:iam::aws:policy/AmazonEKS_CNI_Policy")})
+	}
 	_, err3 := roles.CreateInstanceProfile(ctx, &iam.CreateInstanceProfileInput{InstanceProfileName: name})
 	_, err4 := roles.AddRoleToInstanceProfile(ctx, &iam.AddRoleToInstanceProfileInput{InstanceProfileName: name, RoleName: name})
 	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return err
 	}
 	one := awssdk.Int32(1)
-	out, err := l.admin.RunInstances(ctx, &ec2.RunInstancesInput{
+	launch := &ec2.RunInstancesInput{
 		ImageId: awssdk.String("ami-1"), InstanceType: "m5.large", MinCount: one, MaxCount: one, SubnetId: &l.subnet,
 		SecurityGroupIds: []string{l.group}, IamInstanceProfile: &types.IamInstanceProfileSpecification{Name: name},
-	})
+	}
+	if l.ipv6 {
+		launch.Ipv6AddressCount = one
+	}
+	out, err := l.admin.RunInstances(ctx, launch)
 	if err == nil {
 		l.id = *out.Instances[0].InstanceId
 	}
@@ -130,6 +145,9 @@ func (l *labCloud) enis() map[string]truth.ENI {
 		}
 		for _, p := range n.Ipv4Prefixes {
 			e.Prefixes = append(e.Prefixes, netip.MustParsePrefix(*p.Ipv4Prefix))
+		}
+		for _, p := range n.Ipv6Prefixes {
+			e.IPv6Prefixes = append(e.IPv6Prefixes, netip.MustParsePrefix(*p.Ipv6Prefix))
 		}
 		if n.Attachment != nil {
 			e.Device = int(*n.Attachment.DeviceIndex)
@@ -213,96 +231,13 @@ func (l *labCloud) assign(eni string) error {
 	return err
 }
 
-func (l *labCloud) unassign(eni string, a netip.Addr) error {
-	_, err := l.admin.UnassignPrivateIpAddresses(context.Background(), &ec2.UnassignPrivateIpAddressesInput{NetworkInterfaceId: &eni, PrivateIpAddresses: []string{a.String()}})
+func (l *labCloud) unassign(eni string, unit netip.Prefix) (err error) {
+	if unit.Addr().Is6() {
+		_, err = l.admin.UnassignIpv6Addresses(context.Background(), &ec2.UnassignIpv6AddressesInput{NetworkInterfaceId: &eni, Ipv6Prefixes: []string{unit.String()}})
+	} else {
+		_, err = l.admin.UnassignPrivateIpAddresses(context.Background(), &ec2.UnassignPrivateIpAddressesInput{NetworkInterfaceId: &eni, PrivateIpAddresses: []string{unit.Addr().String()}})
+	}
 	return err
-}
-
-// reach gives the agent the clients that it has on an instance, without a network in between.
-func (l *labCloud) reach(h *hands) (enis.Metadata, EC2) {
-	r := &labReach{l: l, h: h, ec2: direct{l.region.Handler()}, imds: direct{l.metadata.Handler(labimds.Handler(l.region.Metadata(l.id), time.Now))}}
-	o := aws.Options{Region: "us-west-2", Endpoint: atEC2, IMDSEndpoint: atIMDS, Transport: r}
-	client, err := aws.NewEC2(context.Background(), o)
-	if err != nil {
-		l.s.t.Fatalf("%v", err)
-	}
-	return aws.NewIMDS(o), client
-}
-
-// answers are how EC2 and IMDS answer as a whole, whatever is asked.
-type answers struct{ ec2, imds atomic.Int32 }
-
-type mood int32
-
-const (
-	usual   mood = iota
-	silent       // no answer ever
-	garbled      // a proxy's page
-	away         // nobody listens
-)
-
-// labReach is one agent's way to both.
-type labReach struct {
-	l         *labCloud
-	h         *hands
-	ec2, imds http.RoundTripper
-}
-
-func (r *labReach) RoundTrip(req *http.Request) (*http.Response, error) {
-	if err := sleep(req.Context(), r.l.latency); err != nil {
-		return nil, err
-	}
-	if r.h.dead() {
-		return nil, errKilled
-	}
-	to, how := r.ec2, &r.l.answers.ec2
-	if strings.HasPrefix(req.URL.String(), atIMDS) {
-		to, how = r.imds, &r.l.answers.imds
-	}
-	switch mood(how.Load()) {
-	case silent:
-		<-req.Context().Done()
-		return nil, req.Context().Err()
-	case garbled:
-		return &http.Response{StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{"Content-Type": {"text/html"}}, Body: io.NopCloser(strings.NewReader("<html><p>Please log in")), Request: req}, nil
-	case away:
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
-	}
-	resp, err := to.RoundTrip(req)
-	if err := sleep(req.Context(), r.l.latency); err != nil {
-		return nil, err
-	}
-	if r.h.dead() {
-		return nil, errKilled
-	}
-	return resp, err
-}
-
-// direct calls a handler in the place of a server.
-type direct struct{ h http.Handler }
-
-func (d direct) RoundTrip(req *http.Request) (resp *http.Response, err error) {
-	in := req.Clone(req.Context())
-	if in.Host == "" {
-		in.Host = in.URL.Host
-	}
-	if in.Body == nil {
-		in.Body = http.NoBody
-	}
-	in.RequestURI = in.URL.RequestURI()
-	defer in.Body.Close()
-	defer func() {
-		switch p := recover(); p {
-		case nil:
-		case http.ErrAbortHandler:
-			resp, err = nil, io.ErrUnexpectedEOF
-		default:
-			panic(p)
-		}
-	}()
-	w := httptest.NewRecorder()
-	d.h.ServeHTTP(w, in)
-	return w.Result(), nil
 }
 
 // withoutAWS keeps what the machine has of AWS's settings out of a test.

@@ -30,6 +30,7 @@ type plain struct {
 	describes time.Duration
 	flaws     []flaw
 	latency   time.Duration
+	ipv6      bool // pods have IPv6 addresses
 }
 
 func newPlain(s *stage) provider {
@@ -69,6 +70,9 @@ func (p *plain) calm() {
 
 func (p *plain) bring() error {
 	e, err := p.vpc.Create(2, 0, "somebody's", nil)
+	if err == nil && p.ipv6 {
+		_, err = p.vpc.AssignIPv6(e.ID, 0, 1)
+	}
 	if err != nil {
 		return err
 	}
@@ -90,10 +94,24 @@ func (p *plain) take(eni string) error {
 	return err
 }
 
-func (p *plain) assign(eni string) error { _, _, err := p.vpc.Assign(eni, 1, 0); return err }
+// assign adds an address. On an IPv6 node it is one of either family, or a prefix, in turns.
+func (p *plain) assign(eni string) (err error) {
+	switch e := p.vpc.Now()[eni]; {
+	case p.ipv6 && len(e.IPv6Addresses) <= len(e.IPv6Prefixes):
+		_, err = p.vpc.AssignIPv6(eni, 1, 0)
+	case p.ipv6 && len(e.IPv6Prefixes) < len(e.Addresses):
+		_, err = p.vpc.AssignIPv6(eni, 0, 1)
+	default:
+		_, _, err = p.vpc.Assign(eni, 1, 0)
+	}
+	return err
+}
 
-func (p *plain) unassign(eni string, a netip.Addr) error {
-	return p.vpc.Unassign(eni, []netip.Addr{a}, nil)
+func (p *plain) unassign(eni string, unit netip.Prefix) error {
+	if unit.Addr().Is6() {
+		return p.vpc.UnassignIPv6(eni, unit)
+	}
+	return p.vpc.Unassign(eni, []netip.Addr{unit.Addr()}, nil)
 }
 
 func (p *plain) reach(h *hands) (enis.Metadata, EC2) {
@@ -103,8 +121,9 @@ func (p *plain) reach(h *hands) (enis.Metadata, EC2) {
 
 // plainReach is what one agent calls.
 type plainReach struct {
-	p *plain
-	h *hands
+	p      *plain
+	h      *hands
+	prefix prefixCalls
 }
 
 // next takes the flaw that hits a call.
@@ -201,16 +220,25 @@ func (r *plainReach) Interfaces(ctx context.Context) (out []aws.Interface, err e
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, aws.Interface{
+		shown := aws.Interface{
 			MAC: mac, ENIID: id, NetworkCard: e.Card, DeviceNumber: e.Device, SubnetID: "subnet-1", VPCID: "vpc-1", SubnetCIDR: wide, VPCCIDRs: []netip.Prefix{wide},
 			Addresses: e.Addresses, Prefixes: e.Prefixes, SecurityGroupIDs: []string{"sg-node"},
-		})
+		}
+		if r.p.ipv6 {
+			shown.SubnetIPv6CIDRs, shown.VPCIPv6CIDRs = []netip.Prefix{netip.MustParsePrefix("2001:db8:0:1::/64")}, []netip.Prefix{netip.MustParsePrefix("2001:db8::/56")}
+			shown.IPv6Addresses, shown.IPv6Prefixes = e.IPv6Addresses, e.IPv6Prefixes
+		}
+		out = append(out, shown)
 	}
 	return out, nil
 }
 
 func (r *plainReach) DescribeNetworkInterfaces(ctx context.Context, in *ec2.DescribeNetworkInterfacesInput, _ ...func(*ec2.Options)) (*ec2.DescribeNetworkInterfacesOutput, error) {
 	out := &ec2.DescribeNetworkInterfacesOutput{}
+	ofPrefix := r.p.ipv6 && len(in.NetworkInterfaceIds) == 1 && in.NetworkInterfaceIds[0] == r.p.primary()
+	if ofPrefix {
+		r.noted(r.prefix.call())
+	}
 	err := r.call(ctx, "DescribeNetworkInterfaces", func() error {
 		r.p.mu.Lock()
 		all := r.p.vpc.At(time.Now().Add(-r.p.describes))
@@ -232,8 +260,14 @@ func (r *plainReach) DescribeNetworkInterfaces(ctx context.Context, in *ec2.Desc
 		}
 		return nil
 	})
+	if ofPrefix {
+		r.prefix.described(out, err)
+	}
 	return out, err
 }
+
+// primary is the ENI that the instance has from its beginning.
+func (p *plain) primary() string { return "eni-1" }
 
 func contains(ids []string, id string) bool {
 	for _, i := range ids {
@@ -251,6 +285,9 @@ func described(e truth.ENI) types.NetworkInterface {
 	}
 	for _, p := range e.Prefixes {
 		n.Ipv4Prefixes = append(n.Ipv4Prefixes, types.Ipv4PrefixSpecification{Ipv4Prefix: awssdk.String(p.String())})
+	}
+	for _, p := range e.IPv6Prefixes {
+		n.Ipv6Prefixes = append(n.Ipv6Prefixes, types.Ipv6PrefixSpecification{Ipv6Prefix: awssdk.String(p.String())})
 	}
 	for k, v := range e.Tags {
 		n.TagSet = append(n.TagSet, types.Tag{Key: awssdk.String(k), Value: awssdk.String(v)})
@@ -309,10 +346,6 @@ func (r *plainReach) DetachNetworkInterface(ctx context.Context, in *ec2.DetachN
 
 func (r *plainReach) DeleteNetworkInterface(ctx context.Context, in *ec2.DeleteNetworkInterfaceInput, _ ...func(*ec2.Options)) (*ec2.DeleteNetworkInterfaceOutput, error) {
 	return &ec2.DeleteNetworkInterfaceOutput{}, r.call(ctx, "DeleteNetworkInterface", func() error { return r.p.vpc.Delete(*in.NetworkInterfaceId) })
-}
-
-func (r *plainReach) AssignIpv6Addresses(context.Context, *ec2.AssignIpv6AddressesInput, ...func(*ec2.Options)) (*ec2.AssignIpv6AddressesOutput, error) {
-	return nil, errors.New("this VPC has no IPv6")
 }
 
 func (r *plainReach) AssignPrivateIpAddresses(ctx context.Context, in *ec2.AssignPrivateIpAddressesInput, _ ...func(*ec2.Options)) (*ec2.AssignPrivateIpAddressesOutput, error) {

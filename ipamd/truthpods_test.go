@@ -21,19 +21,21 @@ const (
 	betweenTries = 200 * time.Millisecond
 )
 
-// create makes a pod in the API server, or a new one of the same name.
+// create makes a pod in the API server, or a new one of the same name: also while that is away for this node.
 func (s *stage) create(name string) {
 	s.t.Helper()
 	s.mu.Lock()
 	s.made++
 	uid := fmt.Sprintf("u%d-%s", s.made, name)
 	had := s.uids[name] != ""
-	s.uids[name] = uid
 	s.mu.Unlock()
 	if had {
 		s.remove(name)
 	}
-	if err := s.api.Create(context.Background(), s.podOf(name, uid)); err != nil {
+	s.mu.Lock()
+	s.uids[name] = uid
+	s.mu.Unlock()
+	if err := s.cluster.Create(context.Background(), s.podOf(name, uid)); err != nil {
 		s.t.Fatalf("%v", err)
 	}
 }
@@ -52,9 +54,12 @@ func (s *stage) podOf(name, uid string) *corev1.Pod {
 func (s *stage) remove(name string) {
 	s.t.Helper()
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
-	if err := s.api.Delete(context.Background(), p); err != nil {
+	if err := s.cluster.Delete(context.Background(), p); err != nil {
 		s.t.Fatalf("%v", err)
 	}
+	s.mu.Lock()
+	delete(s.uids, name)
+	s.mu.Unlock()
 }
 
 // free says whether the pod has no sandbox, and nothing is asked for it.
@@ -79,8 +84,8 @@ func (s *stage) living(pod string) *sandbox {
 func (s *stage) add(pod string) *sandbox {
 	s.mu.Lock()
 	s.made++
-	b := &sandbox{id: fmt.Sprintf("%s-%d", pod, s.made), pod: pod, uid: s.uids[pod], busy: true}
-	s.sandboxes[pod] = b
+	b := &sandbox{id: fmt.Sprintf("%s-%d", pod, s.made), pod: pod, uid: s.uids[pod], busy: true, number: s.made}
+	s.sandboxes[pod], s.outside.all[b.id] = b, b
 	s.mu.Unlock()
 	s.requests.Go(func() { s.ask(b) })
 	return b
@@ -104,8 +109,10 @@ func (s *stage) ask(b *sandbox) {
 		s.mu.Unlock()
 	}()
 	var reply *rpc.AddReply
+	var known bool
 	err := s.call(ctx, b, func(ctx context.Context, a *actor) (err error) {
 		b.agents++ // a former one may have been of the other mode
+		known = b.knownTo(a)
 		in := addRequest(b.pod, b.uid, b.id)
 		in.SeveralInterfaces = true
 		reply, err = a.Add(ctx, in)
@@ -118,7 +125,13 @@ func (s *stage) ask(b *sandbox) {
 	b.err = err
 	failed := err != nil && !b.live
 	if failed {
-		b.over = true
+		b.over, b.heard = true, true
+	}
+	if known && blamesAPI(err) {
+		s.note(fmt.Errorf("pod %s was known, and its sandbox %s was told: %w", b.pod, b.id, err))
+	}
+	if b.live && !b.over && !b.lost && !b.forgotten && err != nil && ctx.Err() == nil {
+		s.note(fmt.Errorf("sandbox %s holds %v and asked again: %w", b.id, b.grants, err))
 	}
 	s.mu.Unlock()
 	if failed {
@@ -163,6 +176,10 @@ func (s *stage) wire(b *sandbox, a *actor, reply *rpc.AddReply) bool {
 	}
 	b.grants = nil
 	for i, r := range append([]*rpc.RegularInterface{reply.GetRegular()}, reply.GetFurther()...) {
+		if g, err := netip.ParseAddr(r.GetAddress()); err != nil || g.Is6() != a.a.opt.Config.IPv6 {
+			s.note(fmt.Errorf("sandbox %s was told %q, which is no address of the cluster's family", b.id, r.GetAddress()))
+			return false
+		}
 		g := truth.Grant{Address: netip.MustParseAddr(r.GetAddress()), ENI: r.GetEniId(), Card: int(r.GetNetworkCard()), Device: int(r.GetDeviceNumber())}
 		if b.grants = append(b.grants, g); g.Card != i {
 			s.note(fmt.Errorf("sandbox %s was told %v as interface %d", b.id, g, i))
@@ -170,6 +187,7 @@ func (s *stage) wire(b *sandbox, a *actor, reply *rpc.AddReply) bool {
 		s.note(s.told.Told(b.interfaceOf(i), g))
 		s.wired[g.Address] = true
 	}
+	s.outside.last[b.uid] = max(s.outside.last[b.uid], b.number)
 	if want := a.a.opt.Config.MultiNIC && asksForSeveral(b.pod); !b.live && want != (len(b.grants) == 2) && b.agents == 1 {
 		s.note(fmt.Errorf("sandbox %s has %d interfaces, and asked for several: %t", b.id, len(b.grants), want))
 	}
@@ -180,7 +198,8 @@ func (s *stage) wire(b *sandbox, a *actor, reply *rpc.AddReply) bool {
 // del tears a sandbox down; the agent hears of it, or not.
 func (s *stage) del(b *sandbox, heard bool) {
 	s.mu.Lock()
-	b.busy, b.over = true, true
+	b.busy, b.over, b.heard = true, true, heard
+	failures := s.failures
 	for i, g := range b.grants {
 		delete(s.wired, g.Address)
 		s.told.Ended(b.interfaceOf(i), !b.forgotten)
@@ -201,6 +220,9 @@ func (s *stage) del(b *sandbox, heard bool) {
 		})
 		s.mu.Lock()
 		b.busy, b.err = false, err
+		if err != nil && !b.lost && failures == s.failures && s.agent != nil && ctx.Err() == nil {
+			s.note(fmt.Errorf("DEL of sandbox %s: %w", b.id, err)) // it needs nothing but the disk
+		}
 		s.mu.Unlock()
 	})
 }
@@ -217,6 +239,7 @@ func (s *stage) reboot(keep bool) {
 		b.lost, b.over = true, true
 	}
 	clear(s.wired)
+	clear(s.outside.held)
 	if !keep {
 		clear(s.files)
 	}
@@ -233,6 +256,7 @@ func (s *stage) loseMemory() {
 	for _, b := range s.sandboxes {
 		b.forgotten = true
 	}
+	clear(s.outside.held)
 	s.told.CoolDownsLost()
 }
 

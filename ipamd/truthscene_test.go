@@ -2,6 +2,7 @@ package ipamd
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -9,25 +10,26 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/test/truth"
 )
 
 // inScene plays a case on an instance with one network card that keeps one address ahead, and no other for longer than it must.
 func inScene(t *testing.T, play func(t *testing.T, s *stage, cloud *plain)) {
+	inSceneOf(t, newPlain, map[string]string{"WARM_IP_TARGET": "1", "BRANCHLINE_KEEP_SURPLUS": "0"}, play)
+}
+
+func inSceneOf(t *testing.T, of func(*stage) provider, env map[string]string, play func(t *testing.T, s *stage, cloud *plain)) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		var cloud *plain
-		s := newStage(t, dir, func(s *stage) provider {
-			cloud = newPlain(s).(*plain)
-			return cloud
-		})
+		s := newStage(t, dir, of)
 		defer func() {
 			s.kill()
 			s.requests.Wait()
 		}()
-		s.env["WARM_IP_TARGET"], s.env["BRANCHLINE_KEEP_SURPLUS"] = "1", "0"
+		maps.Copy(s.env, env)
 		s.settle()
-		play(t, s, cloud)
+		play(t, s, s.cloud.(*plain))
 	})
 }
 
@@ -214,5 +216,70 @@ func TestP50WhatIMDSLackedOnceAndShowsAgainIsNotGiven(t *testing.T) {
 		}
 		cloud.calm()
 		s.pass(10 * time.Minute)
+	})
+}
+
+// TestP5NothingEndsBecauseTheAPIServerIsAway: a sandbox is torn down without the agent, its pod was replaced, and nobody can say any
+// more whether it is over.
+func TestP5NothingEndsBecauseTheAPIServerIsAway(t *testing.T) {
+	inScene(t, func(t *testing.T, s *stage, _ *plain) {
+		s.run("a0", "a1")
+		old := s.living("a0")
+		s.del(old, false)
+		s.create("a0")
+		s.settle()
+		s.setAPI(false)
+		s.pass(time.Hour)
+		held := func() bool {
+			return slices.ContainsFunc(s.running().a.store.View().Allocations, func(al store.Allocation) bool { return al.ContainerID == old.id })
+		}
+		if !held() {
+			t.Error("what it held was freed while nobody could be asked")
+		}
+		s.must("a0") // which the agent had seen
+		s.setAPI(true)
+		s.pass(5 * time.Minute)
+		if held() {
+			t.Error("it is over, and what it held is not free")
+		}
+	})
+}
+
+// TestAnIPv6PrefixThatMovesToThePrimaryENIIsAskedForWithPauses: EC2 gives the primary ENI what was another's, and IMDS shows it on that
+// one for two minutes yet.
+func TestAnIPv6PrefixThatMovesToThePrimaryENIIsAskedForWithPauses(t *testing.T) {
+	inSceneOf(t, newPlainIPv6, ipv6Node, func(t *testing.T, s *stage, cloud *plain) {
+		if err := cloud.bring(); err != nil {
+			t.Fatal(err)
+		}
+		s.pass(5 * time.Minute)
+		prefix := func(eni string) netip.Prefix { return cloud.enis()[eni].IPv6Prefixes[0] }
+		first, moves := prefix("eni-1"), prefix("eni-2")
+		cloud.lateMetadata("eni-2", 110*time.Second)
+		for _, p := range []netip.Prefix{first, moves} {
+			s.told.Taken(p, time.Now().Add(nobodyKnows))
+		}
+		e, err := cloud.vpc.Create(0, 0, "somebody's", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = cloud.vpc.UnassignIPv6("eni-1", first)
+		if err == nil {
+			_, err = cloud.vpc.AssignIPv6(e.ID, 0, 1) // the lowest one that is free
+		}
+		if err == nil {
+			err = cloud.vpc.UnassignIPv6("eni-2", moves)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.pass(nobodyKnows) // how often EC2 is asked meanwhile is looked at
+		if len(cloud.enis()["eni-1"].IPv6Prefixes) != 1 || prefix("eni-1") != moves {
+			t.Fatalf("the prefix did not move: %v", cloud.enis())
+		}
+		s.run("a0")
+		if a := s.living("a0").grants[0].Address; !moves.Contains(a) {
+			t.Errorf("a pod has %s, which is not of %s", a, moves)
+		}
 	})
 }

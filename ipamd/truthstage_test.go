@@ -19,16 +19,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials/insecure"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/client/fake"
-	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
-	eniconfigv1 "github.com/branchline-cni/branchline/api/eniconfig/v1alpha1"
-	ledgerv1 "github.com/branchline-cni/branchline/api/ledger/v1alpha1"
-	cninodev1 "github.com/branchline-cni/branchline/api/v1alpha1"
 	"github.com/branchline-cni/branchline/aws"
 	"github.com/branchline-cni/branchline/ipamd/config"
 	"github.com/branchline-cni/branchline/ipamd/enis"
@@ -67,7 +59,7 @@ type outsider interface {
 	bring() error
 	take(eni string) error
 	assign(eni string) error
-	unassign(eni string, a netip.Addr) error
+	unassign(eni string, unit netip.Prefix) error // an address, or an IPv6 prefix
 }
 
 // flaw is what happens to the next calls of an API. IMDS is one.
@@ -91,10 +83,11 @@ type stage struct {
 	t     failer
 	cloud provider
 	told  *truth.Sandboxes
-	api   client.WithWatch
-	dir   string
-	env   map[string]string
-	log   io.Writer
+	// cluster is the API server as everybody else reaches it, api as this node does.
+	cluster, api client.WithWatch
+	dir          string
+	env          map[string]string
+	log          io.Writer
 
 	mu        sync.Mutex
 	files     map[string][]byte
@@ -108,13 +101,13 @@ type stage struct {
 	uids      map[string]string
 	requests  sync.WaitGroup
 	made      int
-	away      bool // the API server
+	failures  int // writes that the disk did not take
+	outside   apiServer
 	netlink   struct {
 		fails int         // so many questions to the kernel
 		seen  []enis.Link // what it shows of links
 		until time.Time   // to this moment
 	}
-	watches []watch.Interface
 }
 
 // sandbox of a pod; guarded by the stage.
@@ -125,6 +118,8 @@ type sandbox struct {
 	over         bool
 	lost         bool // with its machine
 	forgotten    bool // the agent's memory was lost since
+	heard        bool // the agent was told of its end
+	number       int  // of all sandboxes
 	agents       int  // that were asked; the one who asks has it
 	err          error
 	grants       []truth.Grant // the first network card's first
@@ -162,77 +157,8 @@ func newStage(t failer, dir string, cloud func(*stage) provider) *stage {
 		s.up[e.ID] = e.Device == 0
 	}
 	s.told = &truth.Sandboxes{Believed: s.cloud.enis, Now: time.Now, CoolDown: 30 * time.Second}
-	s.api = s.newAPI()
+	s.cluster, s.api = s.newAPI()
 	return s
-}
-
-func (s *stage) newAPI() client.WithWatch {
-	scheme, err := kube.Scheme()
-	if err != nil {
-		s.t.Fatalf("%v", err)
-	}
-	byName := func(o client.Object) []string { return []string{o.GetName()} }
-	api := fake.NewClientBuilder().WithScheme(scheme).WithObjects(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}}).
-		WithStatusSubresource(&ledgerv1.BranchLedger{}).
-		WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }).
-		WithIndex(&corev1.Node{}, "metadata.name", byName).WithIndex(&cninodev1.CNINode{}, "metadata.name", byName).
-		WithIndex(&eniconfigv1.ENIConfig{}, "metadata.name", byName).WithIndex(&ledgerv1.BranchLedger{}, "metadata.name", byName).Build()
-	gone := func() error {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.away {
-			return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
-		}
-		return nil
-	}
-	return interceptor.NewClient(api, interceptor.Funcs{
-		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
-			return cmp.Or(gone(), c.Get(ctx, key, o, opts...))
-		},
-		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
-			return cmp.Or(gone(), c.List(ctx, l, opts...))
-		},
-		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
-			if err := gone(); err != nil {
-				return err
-			}
-			return c.Create(ctx, o, opts...)
-		},
-		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
-			if err := gone(); err != nil {
-				return err
-			}
-			return c.Patch(ctx, o, p, opts...)
-		},
-		Watch: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) (watch.Interface, error) {
-			if err := gone(); err != nil {
-				return nil, err
-			}
-			w, err := c.Watch(ctx, l, opts...)
-			if err == nil {
-				s.mu.Lock()
-				s.watches = append(s.watches, w)
-				s.mu.Unlock()
-			}
-			return w, err
-		},
-	})
-}
-
-// setAPI has the API server go away, or come back.
-func (s *stage) setAPI(there bool) {
-	s.mu.Lock()
-	s.away = !there
-	watches := s.watches
-	if !there {
-		s.watches = nil
-	}
-	s.mu.Unlock()
-	if !there {
-		for _, w := range watches {
-			w.Stop()
-		}
-	}
 }
 
 // boot starts an agent, which may be killed while it starts.
@@ -331,8 +257,14 @@ func (s *stage) settle() {
 // pass lets time go by.
 func (s *stage) pass(d time.Duration) {
 	s.t.Helper()
+	s.passBy(d, 10*time.Second)
+}
+
+// passBy looks for what is wrong so often meanwhile.
+func (s *stage) passBy(d, every time.Duration) {
+	s.t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); {
-		time.Sleep(min(10*time.Second, time.Until(end)))
+		time.Sleep(min(every, time.Until(end)))
 		s.settle()
 	}
 }
@@ -367,7 +299,10 @@ func (s *stage) check() error {
 			return fmt.Errorf("sandbox %s holds %v, and the agent has forgotten it", b.id, b.grants)
 		}
 	}
-	return nil
+	if a.h.dead() {
+		return nil
+	}
+	return cmp.Or(s.keptWithoutAPI(view), s.watched(a))
 }
 
 func (s *stage) note(err error) {
@@ -438,6 +373,9 @@ func (h *hands) step(partly func()) error {
 	h.cut--
 	h.s.mu.Lock()
 	defer h.s.mu.Unlock()
+	if h.s.disk != nil {
+		h.s.failures++
+	}
 	return h.s.disk
 }
 

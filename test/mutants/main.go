@@ -26,7 +26,7 @@ import (
 )
 
 func main() {
-	pattern := flag.String("run", "^TestP5P50TheAgentNeverLiesAboutAddresses(OfSeveralCards)?$", "`pattern` of the tests that are to see the faults")
+	pattern := flag.String("run", "^TestP5P50TheAgentNeverLiesAboutAddresses(OfSeveralCards|OfAnIPv6Node)?$", "`pattern` of the tests that are to see the faults")
 	only := flag.String("only", "", "the `name` of one fault")
 	checks := flag.String("checks", "3000", "how many cases a property is tried with")
 	flag.Parse()

@@ -23,9 +23,9 @@ type Sandboxes struct {
 
 	mu      sync.Mutex
 	held    map[string]Grant
-	cut     map[string]bool          // somebody else took their address from them
-	ended   map[netip.Addr]time.Time // when it was last torn down
-	excused map[netip.Addr]time.Time // until when nobody can know that it is gone
+	cut     map[string]bool            // somebody else took their address from them
+	ended   map[netip.Addr]time.Time   // when it was last torn down
+	excused map[netip.Prefix]time.Time // until when nobody can know that it is gone
 }
 
 // Told notes an answer, and returns what is wrong with it.
@@ -48,7 +48,7 @@ func (s *Sandboxes) Told(sandbox string, g Grant) error {
 		return fmt.Errorf("%s was given to sandbox %s %s after its last pod's end", g.Address, sandbox, now.Sub(at))
 	}
 	if err := s.right(g); err != nil {
-		if now.After(s.excused[g.Address]) {
+		if now.After(s.excusedUntil(g.Address)) {
 			return fmt.Errorf("sandbox %s was told %v: %w", sandbox, g, err)
 		}
 		s.cutOff(sandbox)
@@ -136,19 +136,29 @@ func (s *Sandboxes) CoolDownsLost() {
 	clear(s.ended)
 }
 
-// Taken notes that somebody else takes an address from the instance: who holds it has lost it, and until nobody can know.
-func (s *Sandboxes) Taken(a netip.Addr, until time.Time) {
+// Taken notes that somebody else takes an address (a /32) or a prefix from the instance: who holds any of it has lost it, and
+// until nobody can know.
+func (s *Sandboxes) Taken(p netip.Prefix, until time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.excused == nil {
-		s.excused = map[netip.Addr]time.Time{}
+		s.excused = map[netip.Prefix]time.Time{}
 	}
-	s.excused[a] = until
+	s.excused[p] = until
 	for sandbox, g := range s.held {
-		if g.Address == a {
+		if p.Contains(g.Address) {
 			s.cutOff(sandbox)
 		}
 	}
+}
+
+func (s *Sandboxes) excusedUntil(a netip.Addr) (until time.Time) {
+	for p, at := range s.excused {
+		if p.Contains(a) && at.After(until) {
+			until = at
+		}
+	}
+	return until
 }
 
 func (s *Sandboxes) cutOff(sandbox string) {

@@ -29,12 +29,15 @@ type ENI struct {
 	Device               int          // on its network card; -1: not attached
 	Addresses            []netip.Addr // the primary one first
 	Prefixes             []netip.Prefix
+	IPv6Addresses        []netip.Addr // the host's own: none is for pods
+	IPv6Prefixes         []netip.Prefix
 	Tags                 map[string]string
 }
 
-// Has says whether traffic from the address is let through: it is the ENI's.
+// Has says whether a pod's traffic from the address is let through: it is the ENI's, and not the host's own.
 func (e ENI) Has(a netip.Addr) bool {
-	return slices.Contains(e.Addresses, a) || slices.ContainsFunc(e.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+	holds := func(p netip.Prefix) bool { return p.Contains(a) }
+	return slices.Contains(e.Addresses, a) || slices.ContainsFunc(e.Prefixes, holds) || slices.ContainsFunc(e.IPv6Prefixes, holds)
 }
 
 // Refused is the VPC's no, with EC2's code.
@@ -60,7 +63,7 @@ type moment struct {
 	enis map[string]ENI
 }
 
-// New makes a VPC with an instance that has its primary ENI, with one address.
+// New makes a VPC with an instance that has its primary ENI, with one address of either family.
 func New(now func() time.Time) *VPC {
 	v := &VPC{now: now, past: []moment{{now(), map[string]ENI{}}}}
 	e, _ := v.Create(0, 0, "", nil)
@@ -168,6 +171,7 @@ func (v *VPC) Create(secondary, prefixes int, description string, tags map[strin
 		v.made++
 		e = ENI{ID: fmt.Sprintf("eni-%d", v.made), MAC: fmt.Sprintf("06:00:00:00:00:%02x", v.made), Device: -1, Description: description, Tags: tags}
 		e, _, _ = e.grow(all, 1+secondary, prefixes)
+		e.IPv6Addresses = []netip.Addr{freeIPv6(all)}
 		all[e.ID] = e
 		return nil
 	})
@@ -254,6 +258,70 @@ func (v *VPC) Unassign(id string, addresses []netip.Addr, prefixes []netip.Prefi
 		}
 		e.Addresses = slices.DeleteFunc(slices.Clone(e.Addresses), func(a netip.Addr) bool { return slices.Contains(addresses, a) })
 		e.Prefixes = slices.DeleteFunc(slices.Clone(e.Prefixes), func(p netip.Prefix) bool { return slices.Contains(prefixes, p) })
+		return e, nil
+	})
+	return err
+}
+
+// The subnet's IPv6 half is a /64. Single addresses are of its first /80, prefixes are the others.
+var ipv6Half = netip.MustParsePrefix("2001:db8:0:1::/64")
+
+// freeIPv6 is the lowest single address that nobody has, freeIPv6Prefix the lowest prefix.
+func freeIPv6(all map[string]ENI) netip.Addr {
+	a := ipv6Half.Addr().Next()
+	for anyone(all, func(e ENI) bool { return slices.Contains(e.IPv6Addresses, a) }) {
+		a = a.Next()
+	}
+	return a
+}
+
+func freeIPv6Prefix(all map[string]ENI) netip.Prefix {
+	for n := byte(1); ; n++ {
+		b := ipv6Half.Addr().As16()
+		b[9] = n
+		p := netip.PrefixFrom(netip.AddrFrom16(b), 80)
+		if !anyone(all, func(e ENI) bool { return slices.Contains(e.IPv6Prefixes, p) }) {
+			return p
+		}
+	}
+}
+
+func anyone(all map[string]ENI, has func(ENI) bool) bool {
+	for _, e := range all {
+		if has(e) {
+			return true
+		}
+	}
+	return false
+}
+
+// AssignIPv6 gives an ENI more IPv6 addresses, or prefixes (/80).
+func (v *VPC) AssignIPv6(id string, addresses, prefixes int) (blocks []netip.Prefix, err error) {
+	_, err = v.edit(id, func(all map[string]ENI, e ENI) (ENI, error) {
+		if len(e.IPv6Addresses)+len(e.IPv6Prefixes)+addresses+prefixes > AddressesPer {
+			return e, refuse("PrivateIpAddressLimitExceeded", "%d more are too many", addresses+prefixes)
+		}
+		for range addresses {
+			e.IPv6Addresses = append(slices.Clip(e.IPv6Addresses), freeIPv6(all))
+			all[e.ID] = e
+		}
+		for range prefixes {
+			blocks = append(blocks, freeIPv6Prefix(all))
+			e.IPv6Prefixes = append(slices.Clip(e.IPv6Prefixes), blocks[len(blocks)-1])
+			all[e.ID] = e
+		}
+		return e, nil
+	})
+	return blocks, err
+}
+
+// UnassignIPv6 takes a prefix of an ENI back.
+func (v *VPC) UnassignIPv6(id string, p netip.Prefix) error {
+	_, err := v.edit(id, func(_ map[string]ENI, e ENI) (ENI, error) {
+		if !slices.Contains(e.IPv6Prefixes, p) {
+			return e, refuse("InvalidParameterValue", "%s is not assigned to %s", p, id)
+		}
+		e.IPv6Prefixes = slices.DeleteFunc(slices.Clone(e.IPv6Prefixes), func(o netip.Prefix) bool { return o == p })
 		return e, nil
 	})
 	return err
