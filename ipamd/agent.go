@@ -152,6 +152,7 @@ type Agent struct {
 	full         map[string]scarcity  // subnets that had no free address
 	subnets      subnets
 
+	viewErr    error // why the ENIs can't be read
 	routeErr   error // why the host's routing is not in place
 	routeSince time.Time
 }

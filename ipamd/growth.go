@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/branchline-cni/branchline/aws"
+	"github.com/branchline-cni/branchline/ipamd/enis"
 	"github.com/branchline-cni/branchline/ipamd/placement"
 	"github.com/branchline-cni/branchline/ipamd/pool"
 	"github.com/branchline-cni/branchline/ipamd/store"
@@ -336,7 +337,7 @@ func (a *Agent) assign(ctx context.Context, s pool.Step) error {
 		a.changed.Fire()
 	}
 	if err == nil && len(got) == 0 {
-		err = fmt.Errorf("assign %d addresses or prefixes to %s: EC2 gave none", s.Count, s.ENIID)
+		err = fmt.Errorf("assign %d addresses or prefixes to %s: EC2 gave none: %w", s.Count, s.ENIID, enis.ErrNotUnderstood)
 	}
 	for _, e := range a.inventory.ENIs() {
 		if e.ID == s.ENIID {

@@ -78,9 +78,27 @@ func (a *Agent) exhaustedIPv6(s pool.Snapshot) error {
 	case !s.Prefixes:
 		return fmt.Errorf("instance type %s can't have prefixes, and pods of IPv6 clusters get their addresses of one", a.opt.Identity.InstanceType)
 	case errors.Is(poolErr, errNoIPv6Prefix), aws.IsDenied(poolErr):
-		return poolErr
+		return a.explained(poolErr)
 	}
 	return nil
+}
+
+// remedyIPv6 is the remedy where what helps IPv4 nodes (warm targets, other subnets, ENIConfigs) does not; ok is false where the
+// usual one does.
+func remedyIPv6(err error) (reason, text string, ok bool) {
+	switch code := aws.Code(err); {
+	case errors.Is(err, errNoIPv6Prefix): // whatever the code
+		return "AddressesNotAvailable", errNoIPv6Prefix.Error(), true
+	case aws.IsThrottled(err):
+		return "EC2Throttled", "EC2 throttles this account's calls: ask AWS for a higher request rate if this stays", true
+	case code == aws.CodeAddressLimitExceeded:
+		return "AddressesNotAvailable", "the primary ENI has as many IPv6 addresses as its instance type can have, and no prefix: take one off it that nobody needs (ec2:UnassignIpv6Addresses)", true
+	case aws.IsNotFound(err):
+		return "AddressesNotAvailable", "EC2 does not know this instance's primary ENI: of a new instance it does within moments; else look at AWS_EC2_ENDPOINT, which may be another region's", true
+	case code == aws.CodeInvalidParameterValue:
+		return "AddressesNotAvailable", "EC2 refuses: see that the primary ENI's subnet has an IPv6 CIDR", true
+	}
+	return "", "", false
 }
 
 // givable are the addresses of a unit in the order in which pods get them, those among them that are taken. Of an IPv6

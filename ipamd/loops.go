@@ -77,6 +77,7 @@ func (a *Agent) runInventory(ctx context.Context) {
 	for ctx.Err() == nil {
 		w := a.wakeups()
 		settled, err := a.refresh(ctx)
+		a.noteView(err)
 		metadata.saw(a, err)
 		if err != nil && ctx.Err() == nil {
 			a.metrics.failed("refresh")

@@ -47,7 +47,7 @@ func (a *Agent) addRegular(ctx context.Context, k store.Key, network string, p s
 			return al, err
 		}
 		if ctx.Err() != nil && !a.hasListed() {
-			return al, fmt.Errorf("%w: the ENIs of this node are not known yet", podeni.ErrUnavailable)
+			return al, fmt.Errorf("%w: %w", podeni.ErrUnavailable, a.unlisted())
 		}
 		if why := a.exhausted(ctx, lackingCards(err), several); why != nil {
 			return al, fmt.Errorf("%w for pod %s: %w", store.ErrNoAddress, p, why)

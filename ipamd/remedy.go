@@ -19,8 +19,6 @@ import (
 func remedy(err error, policy string) (reason, text string) {
 	var garbage *smithy.DeserializationError
 	switch code := aws.Code(err); {
-	case errors.Is(err, errNoIPv6Prefix):
-		return "AddressesNotAvailable", errNoIPv6Prefix.Error()
 	case aws.IsDenied(err):
 		return "EC2Denied", "the node's role lacks a permission (" + policy + " has it)"
 	case aws.IsThrottled(err):
@@ -39,10 +37,20 @@ func remedy(err error, policy string) (reason, text string) {
 		return "AddressesNotAvailable", "EC2 does not know what is named: correct the ENIConfig's subnet or security groups if it is theirs"
 	case code != "":
 		return "AddressesNotAvailable", "EC2 refuses: see its code"
-	case errors.As(err, &garbage):
+	case errors.As(err, &garbage) || errors.Is(err, enis.ErrNotUnderstood):
 		return "EC2NotUnderstood", "what answers is not EC2: look at AWS_EC2_ENDPOINT, and at proxies on the way"
 	}
 	return "EC2NotAnswering", "EC2 does not answer: " + wayToEC2
+}
+
+// remedy is the one that helps in this kind of cluster.
+func (a *Agent) remedy(err error) (reason, text string) {
+	if a.opt.Config.IPv6 {
+		if reason, text, ok := remedyIPv6(err); ok {
+			return reason, text
+		}
+	}
+	return remedy(err, a.rolePolicy())
 }
 
 const wayToEC2 = "look at the node's way to it (route, NAT gateway or VPC endpoint, security groups, DNS, AWS_EC2_ENDPOINT)"
@@ -79,7 +87,7 @@ func ofEC2(err error) bool {
 // sayEC2 tells people why there are no more addresses.
 func (a *Agent) sayEC2(err error) {
 	if ofEC2(err) { // anything else has been said, or passes
-		reason, text := remedy(err, a.rolePolicy())
+		reason, text := a.remedy(err)
 		a.events.Node(reason, "no more addresses for pods: %s (%v)", text, err)
 	}
 }
@@ -89,7 +97,7 @@ func (a *Agent) explained(err error) error {
 	if !ofEC2(err) || errors.Is(err, errNoIPv6Prefix) { // which says it itself
 		return err
 	}
-	_, text := remedy(err, a.rolePolicy())
+	_, text := a.remedy(err)
 	return fmt.Errorf("%s: %w", text, err)
 }
 
@@ -100,6 +108,8 @@ func (e errOurs) Error() string { return string(e) }
 
 // sayMetadataAfter is how long IMDS may fail before people are told: it fails for moments.
 const sayMetadataAfter = 30 * time.Second
+
+const wayToMetadata = "see that it is on and reachable from the host's network (http://169.254.169.254, IMDSv2)"
 
 // metadataWatch remembers since when IMDS fails. The zero value: it does not.
 type metadataWatch struct{ since time.Time }
@@ -112,6 +122,28 @@ func (m *metadataWatch) saw(a *Agent, err error) {
 	case m.since.IsZero():
 		m.since = now
 	case now.Sub(m.since) >= sayMetadataAfter:
-		a.events.Node("MetadataNotAvailable", "the instance metadata service does not tell this node's ENIs: pods that run and addresses that are known are not affected, ENIs that come are not seen; see that it is on and reachable from the host's network (http://169.254.169.254, IMDSv2): %v", err)
+		a.events.Node("MetadataNotAvailable", "the instance metadata service does not tell this node's ENIs: pods that run and addresses that are known are not affected, ENIs that come are not seen; "+wayToMetadata+": %v", err)
 	}
+}
+
+// noteView remembers why the ENIs can't be read; nil: they were.
+func (a *Agent) noteView(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.viewErr = err
+}
+
+// unlisted says what keeps this node's ENIs from being known.
+func (a *Agent) unlisted() error {
+	const what = "the ENIs of this node are not known yet"
+	a.mu.Lock()
+	err := a.viewErr
+	a.mu.Unlock()
+	switch {
+	case errors.Is(err, enis.ErrMetadata):
+		return fmt.Errorf("%s: %s: %w", what, wayToMetadata, err)
+	case err != nil:
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return errors.New(what)
 }

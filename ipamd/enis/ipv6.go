@@ -30,8 +30,11 @@ func (p *Provisioner) IPv6Prefix(ctx context.Context, eniID string) (got []netip
 	switch {
 	case err == nil:
 		for _, n := range out.NetworkInterfaces {
-			if got, err = ipv6Prefixes(n.Ipv6Prefixes); err != nil || len(got) > 0 {
-				return got, err
+			if got, err = ipv6Prefixes(n.Ipv6Prefixes); err != nil {
+				return got, fmt.Errorf("ask EC2 for the IPv6 prefixes of %s: %w", eniID, err)
+			}
+			if len(got) > 0 {
+				return got, nil
 			}
 		}
 	case !aws.IsDenied(err): // who may not ask may still be given one
@@ -50,7 +53,7 @@ func (p *Provisioner) IPv6Prefix(ctx context.Context, eniID string) (got []netip
 		got = append(got, prefix)
 	}
 	if len(got) == 0 {
-		return nil, fmt.Errorf("assign an IPv6 prefix to %s: EC2 gave none", eniID)
+		return nil, fmt.Errorf("assign an IPv6 prefix to %s: EC2 gave none: %w", eniID, ErrNotUnderstood)
 	}
 	return got, nil
 }
@@ -68,8 +71,8 @@ func ipv6Prefixes(all []types.Ipv6PrefixSpecification) (out []netip.Prefix, err 
 
 func ipv6Prefix(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
-	if err != nil || !p.Addr().Is6() || p != p.Masked() {
-		return p, fmt.Errorf("EC2 answered with %q, which is no IPv6 prefix", s)
+	if err != nil || !p.Addr().Is6() || p.Addr().Is4In6() || p.Bits() < 64 || p.IsSingleIP() || p != p.Masked() {
+		return p, fmt.Errorf("EC2 answered with %q, which is no IPv6 prefix of an interface: %w", s, ErrNotUnderstood)
 	}
 	return p, nil
 }

@@ -46,6 +46,10 @@ type Provisioner struct {
 	Sleep func(ctx context.Context, d time.Duration) error
 }
 
+// ErrNotUnderstood is in the chain where EC2's answer makes no sense: something else may have answered in its place. What was
+// asked for may have been done.
+var ErrNotUnderstood = errors.New("the answer makes no sense")
+
 // codeNoPrefix is EC2's for a subnet without a free block for a prefix.
 const codeNoPrefix = "InsufficientCidrBlocks"
 
@@ -87,14 +91,14 @@ func (p *Provisioner) Assign(ctx context.Context, eniID string, count int, prefi
 		for _, a := range out.AssignedPrivateIpAddresses {
 			addr, err := netip.ParseAddr(value(a.PrivateIpAddress))
 			if err != nil {
-				return got, fmt.Errorf("assign %s to %s: EC2 answered with address %q: %w", units(count, prefixes), eniID, value(a.PrivateIpAddress), err)
+				return got, fmt.Errorf("assign %s to %s: EC2 answered with address %q: %w: %w", units(count, prefixes), eniID, value(a.PrivateIpAddress), ErrNotUnderstood, err)
 			}
 			got = append(got, netip.PrefixFrom(addr, addr.BitLen()))
 		}
 		for _, a := range out.AssignedIpv4Prefixes {
 			prefix, err := netip.ParsePrefix(value(a.Ipv4Prefix))
 			if err != nil {
-				return got, fmt.Errorf("assign %s to %s: EC2 answered with prefix %q: %w", units(count, prefixes), eniID, value(a.Ipv4Prefix), err)
+				return got, fmt.Errorf("assign %s to %s: EC2 answered with prefix %q: %w: %w", units(count, prefixes), eniID, value(a.Ipv4Prefix), ErrNotUnderstood, err)
 			}
 			got = append(got, prefix)
 		}
