@@ -29,6 +29,9 @@ type reaper struct {
 	waiting map[int]chan syscall.WaitStatus
 }
 
+// children is this process's reaper: of two, each would take the statuses that the other one waits for.
+var children = sync.OnceValue(newReaper)
+
 func newReaper() *reaper {
 	r := &reaper{waiting: map[int]chan syscall.WaitStatus{}}
 	sig := make(chan os.Signal, 1)

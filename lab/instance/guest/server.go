@@ -20,9 +20,9 @@ type Server struct {
 	procs map[uint64]int // request -> pid
 }
 
-// NewServer serves rw. It must be the process's only waiter for children.
+// NewServer serves rw. Servers must be the process's only waiters for children.
 func NewServer(rw io.ReadWriter, powerOff func() error) *Server {
-	return &Server{conn: NewConn[Request, Reply](rw), reaper: newReaper(), powerOff: powerOff, procs: map[uint64]int{}}
+	return &Server{conn: NewConn[Request, Reply](rw), reaper: children(), powerOff: powerOff, procs: map[uint64]int{}}
 }
 
 // Serve announces the instance as booted and answers requests, each on its own, until the supervisor is gone.
