@@ -22,7 +22,11 @@ const (
 	PodsPriority = 512
 	// ExternalPriority is for destinations that are reached by the main table, whichever ENI the pod has.
 	ExternalPriority = 1535
-	// MarkPriority is one rule per ENI: what carries its mark leaves by its table. Nothing of ours is walked behind it
+	// PrimaryPriority is that of the primary ENI's mark. What belongs to its connections leaves by it, whoever sends it: so
+	// the rule is ahead of those that a pod's address may have at MarkPriority, which are upstream's on a node that was
+	// taken over.
+	PrimaryPriority = 1535
+	// MarkPriority is one rule per other ENI: what carries its mark leaves by its table. Nothing of ours is walked behind it
 	// by a regular pod's packet.
 	MarkPriority = 1536
 	// ENIPriority is the rule for what the node itself sends from the primary address of a secondary ENI.

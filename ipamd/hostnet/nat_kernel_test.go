@@ -82,6 +82,29 @@ func TestAnExternalServiceIsCalledByThePrimaryENI(t *testing.T) {
 	}
 }
 
+// TestARuleForAPodsAddressKeepsNoConnectionFromThePrimaryENI: on a node that was taken over each of upstream's pods has one,
+// which was there first.
+func TestARuleForAPodsAddressKeepsNoConnectionFromThePrimaryENI(t *testing.T) {
+	for _, family := range families() {
+		t.Run(family, func(t *testing.T) {
+			w := newNATWorld(t, isIPv6(family))
+			own, outside := w.addr[onSecondary], w.addr[onSecondary]
+			rule := Rule{Priority: MarkPriority, From: netip.PrefixFrom(own, own.BitLen()), Table: Slot{0, 1}.Table()}
+			if err := w.node.Handle.RuleAdd(toKernel(rule, w.ipv6)); err != nil {
+				t.Fatal(err)
+			}
+			w.kubeProxy(t)
+			w.set(t, w.on())
+			if !w.ipv6 {
+				outside = w.nodeAddr
+			}
+			w.wantSeen(t, "to the Internet", w.pods[onSecondary], netip.Addr{}, w.addr[outsideVPC], tellPort, outside)
+			w.wantSeen(t, "to the VPC", w.pods[onSecondary], netip.Addr{}, w.addr[inVPC], tellPort, own)
+			w.wantSeen(t, "called by a NodePort", w.vpc, w.addr[outsideVPC], w.nodeAddr, w.nodePort(onSecondary, false), w.addr[outsideVPC])
+		})
+	}
+}
+
 func TestWhatIsNoPodsIsLeftAlone(t *testing.T) {
 	w := newNATWorld(t, false)
 	w.set(t, w.on())

@@ -208,7 +208,7 @@ func (d Desired) wanted() (rules []Rule, routes []Route) {
 	// what NAT sends its connections by.
 	for _, s := range d.slots() {
 		if s.number() >= 0 {
-			rules = append(rules, Rule{Priority: MarkPriority, Mark: s.Mark(), Mask: ENIMask, Table: s.Table()})
+			rules = append(rules, markRule(s))
 		}
 	}
 	for _, e := range d.ENIs {
@@ -226,6 +226,15 @@ func (d Desired) wanted() (rules []Rule, routes []Route) {
 		}
 	}
 	return rules, routes
+}
+
+// markRule sends what carries the mark of a slot's ENI out by it.
+func markRule(s Slot) Rule {
+	r := Rule{Priority: MarkPriority, Mark: s.Mark(), Mask: ENIMask, Table: s.Table()}
+	if s == (Slot{}) {
+		r.Priority = PrimaryPriority
+	}
+	return r
 }
 
 // slots are those of the ENIs that something is sent to by its mark, in order.

@@ -85,14 +85,14 @@ func wantSafe(t *rapid.T, a Actual, did []Op) {
 	}
 	for _, ipv6 := range []bool{false, true} {
 		_, nat := a.Tables.Digests[TableKey{NATTable, ipv6}]
-		byPrimary := Rule{Priority: MarkPriority, Mark: Slot{}.Mark(), Mask: ENIMask, Table: MainTable}
+		byPrimary := markRule(Slot{})
 		if nat && !slices.ContainsFunc(a.Rules, byPrimary.same) {
 			t.Fatalf("NAT gives connections to the primary ENI and there is no %v after %v", byPrimary, did)
 		}
 	}
 	for p, number := range a.Marks.Devices {
 		slot := slotOf(number)
-		rule := Rule{Priority: MarkPriority, Mark: slot.Mark(), Mask: ENIMask, Table: slot.Table()}
+		rule := markRule(slot)
 		if !slices.ContainsFunc(a.Rules, rule.same) {
 			t.Fatalf("%s has the mark of %v and there is no %v after %v", p, slot, rule, did)
 		}
@@ -200,7 +200,7 @@ func keepsRoutes(t *testing.T, slot Slot) {
 		t.Errorf("after mending: %v", got)
 	}
 	d.InUse = nil
-	if a = a.apply(d); len(a.Routes) > 0 || len(a.Marks.Devices) > 0 || slices.ContainsFunc(a.Rules, func(r Rule) bool { return r.Ours && r.Priority >= MarkPriority }) {
+	if a = a.apply(d); len(a.Routes) > 0 || len(a.Marks.Devices) > 0 || slices.ContainsFunc(a.Rules, func(r Rule) bool { return r.Ours && r.Priority >= PrimaryPriority }) {
 		t.Errorf("left behind: %+v", a)
 	}
 }
@@ -224,14 +224,14 @@ func TestStrictNodesHaveTheRulesOfTheLayoutAndOthersDoNot(t *testing.T) {
 	}
 	want(d, "rule 20: lookup 255", "rule 5: to 169.254.20.10/32 lookup 255", "rule 5: from 169.254.20.10/32 iif lo lookup 510",
 		"rule 6: iif lo fwmark 0x400/0x400 lookup 510", "rule 6: fwmark 0x400/0x400 lookup 255",
-		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x17f lookup 254")
+		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1535: fwmark 0x1/0x17f lookup 254")
 	d.IPv6 = true
 	want(d, "rule 20: lookup 255", "rule 5: to fd00:ec2::23/128 lookup 255", "rule 5: from fd00:ec2::23/128 iif lo lookup 510",
 		"rule 5: from fe80:ec2::1/128 ipproto 58 lookup 255",
 		"rule 6: iif lo fwmark 0x400/0x400 lookup 510", "rule 6: fwmark 0x400/0x400 lookup 255",
-		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x17f lookup 254")
+		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1535: fwmark 0x1/0x17f lookup 254")
 	d.IPv6, d.LocalBehindPods = false, false
-	want(d, "rule 0: lookup 255", "rule 512: lookup 511", "rule 1536: fwmark 0x1/0x17f lookup 254")
+	want(d, "rule 0: lookup 255", "rule 512: lookup 511", "rule 1535: fwmark 0x1/0x17f lookup 254")
 }
 
 func TestMarksKeepClearOfThoseOfOthers(t *testing.T) {
