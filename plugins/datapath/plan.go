@@ -158,15 +158,23 @@ func fromAddress(a netip.Addr) Rule {
 	return Rule{IPv6: a.Is6(), Priority: PriorityFromPod, From: a}
 }
 
+// toAddress is upstream's rule for what goes to an address, without its table. It is there before that of the pods' table, at
+// the same priority.
+func toAddress(a netip.Addr) Rule {
+	return Rule{IPv6: a.Is6(), Priority: PriorityToPod, To: a}
+}
+
 // regular is the host's way to the address of a regular pod's interface, and out of the host from it.
 func (p *Plan) regular(veth AddVeth, table int) {
 	a := veth.Mark.Address
 	// Rules that an older sandbox with the same name, VLAN id or address may have left, whose DEL is still to come and
 	// will find that what they select is not its own any more, are deleted here. So is its way to the address, if its pods'
-	// table is the other one: what it leads to would go on to reach the older sandbox.
+	// table is the other one: what it leads to would go on to reach the older sandbox. And so is a rule of upstream's for a
+	// pod that it has forgotten: nobody would reach the new one.
 	p.add(
 		DeleteRoute{StrictPodsTable, a},
 		AddRoute{Table: LocalPodsTable, Dst: single(a), Link: veth.Host},
+		DeleteRule{toAddress(a)},
 		DeleteRule{by(a, PriorityStandard, veth.Host, 0)},
 	)
 	rule := fromAddress(a)
@@ -198,7 +206,7 @@ func (p *Plan) routes(r Request) {
 		AddRoute{Table: table, Dst: everywhere(a), Gateway: b.Gateway, Link: vlan},
 	)
 	if b.Mode == Standard {
-		p.add(local, DeleteRule{by(a, PriorityBranch, vlan, 0)}, DeleteRule{fromAddress(a)}, AddRule{by(a, PriorityStandard, host, table)})
+		p.add(local, DeleteRule{toAddress(a)}, DeleteRule{by(a, PriorityBranch, vlan, 0)}, DeleteRule{fromAddress(a)}, AddRule{by(a, PriorityStandard, host, table)})
 		return
 	}
 	inTable := local

@@ -35,8 +35,8 @@ func (u Upstream) strict() bool {
 func (u Upstream) rule(priority int) Rule { return Rule{IPv6: u.Address.Is6(), Priority: priority} }
 
 func (u Upstream) toPod() Rule {
-	r := u.rule(PriorityToPod)
-	r.To, r.Table = u.Address, MainTable
+	r := toAddress(u.Address)
+	r.Table = MainTable
 	return r
 }
 

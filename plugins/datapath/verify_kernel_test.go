@@ -125,7 +125,9 @@ func teardown(p Plan, dir string) error {
 	var errs []error
 	for _, veth := range append([]AddVeth{p.HostVeth}, p.Further...) {
 		a := veth.Mark.Address
-		errs = append(errs, justDo(context.Background(), DeleteRule{fromAddress(a)}), justDo(context.Background(), DeleteRule{by(a, PriorityStandard, veth.Host, 0)}))
+		for _, r := range []Rule{fromAddress(a), toAddress(a), by(a, PriorityStandard, veth.Host, 0)} {
+			errs = append(errs, justDo(context.Background(), DeleteRule{r}))
+		}
 	}
 	return errors.Join(errs...)
 }

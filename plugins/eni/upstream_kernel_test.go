@@ -5,6 +5,7 @@ package eni
 import (
 	"fmt"
 	"net"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -34,6 +35,17 @@ var (
 
 func (o oldPod) strict() bool { return o.vlan != 0 && o.veth[:4] == "vlan" }
 
+// rule adds a rule to the host's.
+func (n *node) rule(priority, table int, set func(*netlink.Rule)) {
+	n.t.Helper()
+	r := netlink.NewRule()
+	r.Family, r.Priority, r.Table = unix.AF_INET, priority, table
+	set(r)
+	if err := n.host.Handle.RuleAdd(r); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
 // wireUpstream wires a pod by hand as upstream's aws-cni leaves it, and puts its result into the runtime's cache.
 func (n *node) wireUpstream(o oldPod) sandbox {
 	t := n.t
@@ -53,13 +65,7 @@ func (n *node) wireUpstream(o oldPod) sandbox {
 	pod.Route(t, netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: cidr("169.254.1.1/32"), Scope: netlink.SCOPE_LINK})
 	pod.Route(t, netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: cidr("0.0.0.0/0"), Gw: gateway})
 	must(pod.Handle.NeighSet(&netlink.Neigh{LinkIndex: eth0.Attrs().Index, State: netlink.NUD_PERMANENT, Family: unix.AF_INET, IP: gateway, HardwareAddr: host.Attrs().HardwareAddr}))
-	rule := func(priority, table int, set func(*netlink.Rule)) {
-		t.Helper()
-		r := netlink.NewRule()
-		r.Family, r.Priority, r.Table = unix.AF_INET, priority, table
-		set(r)
-		must(n.host.Handle.RuleAdd(r))
-	}
+	rule := n.rule
 	table, toPod := o.table, netlink.Route{LinkIndex: host.Attrs().Index, Dst: one(o.ip), Scope: netlink.SCOPE_LINK}
 	if o.vlan != 0 {
 		table = 100 + o.vlan
@@ -170,6 +176,36 @@ func TestP1LateDELOfUpstreamsPodTouchesNoNewerPod(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestRulesOfAPodThatUpstreamHasForgottenGoWithTheADDThatGivesItsAddress: nobody would reach the new pod by the main table.
+func TestRulesOfAPodThatUpstreamHasForgottenGoWithTheADDThatGivesItsAddress(t *testing.T) {
+	for name, branch := range map[string]bool{"regular": false, "standard": true} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.agent.start(t)
+			address, reply := regularIP, regularReply(regularIP, 0)
+			if branch {
+				n.attachBranch(7, branchMAC, branchIP)
+				address, reply = branchIP, branchReply(7, branchMAC, branchIP, n.trunk())
+				standard(reply)
+			}
+			n.agent.set(goldenPod, reply)
+			s := newSandbox("sandbox-1", goldenPod, nstest.New(t))
+			n.mustAdd(s)
+			alone := n.host.Snapshot(t)
+			toPod := func() { n.rule(512, 254, func(r *netlink.Rule) { r.Dst = one(address) }) }
+			toPod()
+			wantCode(t, n.check("1.0.0", s), CodeDifferent, "rule 512 to "+address, "is there")
+			n.rule(1536, 3, func(r *netlink.Rule) { r.Src = one(address) })
+			n.mustAdd(s)
+			if after := n.host.Snapshot(t); !slices.Equal(alone, after) {
+				t.Errorf("beside what upstream has left:\n%s", difference(alone, after))
+			}
+			n.mustDel(s)
+			n.wantClean()
+		})
 	}
 }
 
