@@ -143,7 +143,7 @@ func (a *Agent) reclaimOne(ctx context.Context, k store.Key, by *store.Regular) 
 			return false, err
 		}
 	}
-	_, freed, err = a.store.Free(k)
+	_, freed, err = a.free(ctx, k)
 	if err != nil || !freed {
 		return freed, err
 	}

@@ -292,7 +292,7 @@ func (a *Agent) del(ctx context.Context, in *rpc.DelRequest) (al store.Allocatio
 		return al, false, fmt.Errorf("%w: another request of sandbox %s is under way", podeni.ErrUnavailable, k.ContainerID)
 	}
 	defer unlock()
-	al, found, err = a.store.Free(k)
+	al, found, err = a.free(ctx, k)
 	if found && err == nil {
 		a.ended(al)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -16,6 +17,9 @@ type Sweeper interface {
 	// Sweep removes what is marked for these sandboxes' interfaces, and what nobody can be using (links that were never
 	// marked, rules without their link). It says what it removed.
 	Sweep(ctx context.Context, over []store.Key) (removed []string, err error)
+	// Unwire removes what the plugin of the node's former agent has wired for a pod that was taken over, and what it has left
+	// of it.
+	Unwire(ctx context.Context, pod store.Pod, ifName string, address netip.Addr) (removed []string, err error)
 }
 
 const (

@@ -3,6 +3,7 @@ package ipamd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/branchline-cni/branchline/ipamd/enis"
@@ -110,4 +111,20 @@ func isOf(p kube.Pod, al store.Allocation) bool {
 		return p.Is(al.Pod.UID)
 	}
 	return !p.IPs[0].IsValid() || slices.Contains(p.IPs[:], al.Regular.Address)
+}
+
+// free ends what a sandbox holds. One that was taken over is unwired first, by what is remembered of it: its DEL does that from
+// the runtime's cached result, without which the executable can't know whose the links are, which carry no mark.
+func (a *Agent) free(ctx context.Context, k store.Key) (al store.Allocation, found bool, err error) {
+	al, found = a.store.Get(k)
+	if found && a.opt.Sweeper != nil && a.store.View().IsTakenOver(al) {
+		removed, err := a.opt.Sweeper.Unwire(ctx, al.Pod, al.IfName, al.Regular.Address)
+		if err != nil {
+			return al, found, fmt.Errorf("remove what the node's former agent has wired for pod %s: %w", al.Pod, err)
+		}
+		if len(removed) > 0 {
+			a.opt.Log.Info("what the node's former agent has wired for a pod is removed", "pod", al.Pod.String(), "sandbox", k.ContainerID, "links", removed)
+		}
+	}
+	return a.store.Free(k)
 }

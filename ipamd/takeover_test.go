@@ -162,6 +162,40 @@ func TestP5APodThatWasTakenOverEndsOnlyWhenAllAgree(t *testing.T) {
 	}
 }
 
+// TestWhatTheFormerAgentWiredIsGoneBeforeItsAddressIsFree: a DEL without the runtime's cached result has left it.
+func TestWhatTheFormerAgentWiredIsGoneBeforeItsAddressIsFree(t *testing.T) {
+	w := newWorld(t, running("a", "ua", "192.168.1.11"), running("b", "ub", "192.168.1.12"), pod("new", "un"))
+	w.cloud.mu.Lock()
+	w.cloud.grow(w.cloud.enis["eni-1"], 3)
+	w.cloud.mu.Unlock()
+	w.formerAgent(t, map[string]string{"a": "192.168.1.11", "b": "192.168.1.12"})
+	fake := &sweeps{w: w, stuck: errors.New("the kernel is busy")}
+	w.sweeper = fake
+	s, _ := w.start()
+	eventually(t, "the agent is ready", s.a.ready.Load)
+	mustAdd(t, s, addRequest("new", "un", "c-new"))
+	if _, err := s.Del(t.Context(), delRequest("old-a")); err == nil || s.old("a").Regular == nil {
+		t.Errorf("it is wired and its end was told: %v, held: %+v", err, s.old("a"))
+	}
+	fake.mu.Lock()
+	fake.stuck = nil
+	fake.mu.Unlock()
+	for _, sandbox := range []string{"old-a", "c-new"} {
+		if _, err := s.Del(t.Context(), delRequest(sandbox)); err != nil {
+			t.Error(err)
+		}
+	}
+	// Of b no DEL is heard, and its links are gone.
+	w.unroute("192.168.1.12")
+	w.delete(running("b", "ub", ""))
+	eventually(t, "b's end is found out", func() bool { w.reclaim(s); return s.old("b").Regular == nil })
+	fake.mu.Lock()
+	defer fake.mu.Unlock()
+	if want := []string{"default/a eth0 192.168.1.11", "default/b eth0 192.168.1.12"}; !slices.Equal(fake.unwired, want) {
+		t.Errorf("unwired %q, want %q", fake.unwired, want)
+	}
+}
+
 func TestRulesOfTheFormerAgentGoOnceOursAreInPlace(t *testing.T) {
 	w := newWorld(t)
 	var calls atomic.Int64

@@ -188,7 +188,7 @@ func (a *Agent) collectOne(ctx context.Context, k store.Key) (freed bool, err er
 	if err != nil || here.holds(al) && !a.heldByAnother(al) {
 		return false, err
 	}
-	if _, freed, err = a.store.Free(k); err != nil || !freed {
+	if _, freed, err = a.free(ctx, k); err != nil || !freed {
 		return freed, err
 	}
 	a.ended(al)

@@ -3,6 +3,7 @@ package ipamd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -130,6 +131,9 @@ type sweeps struct {
 	mu    sync.Mutex
 	swept []store.Key
 	addrs map[store.Key]string
+	// unwired are the pods that Unwire was asked for, with their addresses; stuck is what it fails with.
+	unwired []string
+	stuck   error
 }
 
 func (s *sweeps) Sweep(_ context.Context, over []store.Key) (removed []string, err error) {
@@ -142,6 +146,17 @@ func (s *sweeps) Sweep(_ context.Context, over []store.Key) (removed []string, e
 		removed = append(removed, "delete link of "+k.String())
 	}
 	return removed, nil
+}
+
+func (s *sweeps) Unwire(_ context.Context, pod store.Pod, ifName string, address netip.Addr) (removed []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stuck != nil {
+		return nil, s.stuck
+	}
+	s.unwired = append(s.unwired, fmt.Sprintf("%s %s %s", pod, ifName, address))
+	s.w.unroute(address.String())
+	return []string{"the link of " + pod.String()}, nil
 }
 
 func TestP1WhatNobodyTearsDownIsSweptOnlyLongAfterThePodsEnd(t *testing.T) {

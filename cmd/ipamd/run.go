@@ -113,7 +113,7 @@ func run(ctx context.Context, c *config.Config, log *slog.Logger, kubeconfig, st
 		Config: c, Identity: identity, Type: kind, Kube: k, Metadata: imds, EC2: ec2, Links: links, Routing: routing,
 		StatePath: state, ResultsDir: recall.Dir, Listener: listener, Credentials: nodeagent.NewServerCredentials(),
 		Metrics: registry, MetricsAddr: metricsAddr, Version: rpc.Version, Log: log,
-		NoteReady: func() error { return rpc.NoteReady(socket) }, Sweeper: sweeper{filepath.Join(filepath.Dir(socket), "cni.lock")},
+		NoteReady: func() error { return rpc.NoteReady(socket) }, Sweeper: sweeper{filepath.Join(filepath.Dir(socket), "cni.lock"), c.VethPrefix},
 		RemoveFormerNAT: takeover.RemoveNAT,
 	})
 	if err != nil {

@@ -74,6 +74,11 @@ func (s *Store) MayTakeOver() bool {
 	return s.fresh && s.cur.TakenOver == nil
 }
 
+// IsTakenOver says whether an allocation is the former agent's: it is older than the take-over from a checkpoint.
+func (v View) IsTakenOver(a Allocation) bool {
+	return v.TakenOver != nil && v.TakenOver.From != "" && a.Regular != nil && a.Since.Before(v.TakenOver.At)
+}
+
 // Settled says whether it is known of which ENI the address is. What was taken over is not, at first.
 func (r Regular) Settled() bool { return r.ENIID != "" }
 

@@ -59,6 +59,32 @@ func TestAStaleCheckpointIsNeverTakenIn(t *testing.T) {
 	}
 }
 
+func TestTheFormerAgentsAreKnownFromOurOwn(t *testing.T) {
+	for from, want := range map[string]bool{"/run/ipam.json": true, "": false} { // "": a new node, whose clock may have been set back since
+		now := time.Now()
+		s, _, err := Open(t.TempDir()+"/state", Options{Now: func() time.Time { return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := former("a", "10.0.0.1")
+		old.Since = now.Add(-time.Hour)
+		if s.View().IsTakenOver(old) {
+			t.Error("taken over before the take-over")
+		}
+		if _, err := s.TakeOver([]Allocation{old}, TakenOver{From: from}); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(time.Second)
+		ours, err := s.AssignRegular(Key{"c", "eth0"}, "n", Pod{UID: "u"}, []Regular{{Address: netip.MustParseAddr("10.0.0.2"), ENIID: "eni-1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := s.View(); v.IsTakenOver(old) != want || v.IsTakenOver(ours) {
+			t.Errorf("from %q: the former agent's %t, ours %t", from, v.IsTakenOver(old), v.IsTakenOver(ours))
+		}
+	}
+}
+
 func TestWhatWasTakenOverIsHeldAndSettledOnce(t *testing.T) {
 	s, _, err := Open(t.TempDir()+"/state", Options{})
 	if err != nil {
