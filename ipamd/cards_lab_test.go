@@ -36,11 +36,7 @@ func TestAPodReachesTheVPCByEachNetworkCardOfItsInstance(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", aws, "github.com/branchline-cni/branchline/cmd/aws-cni").CombinedOutput(); err != nil {
 		t.Fatalf("build the CNI executable: %v\n%s", err, out)
 	}
-	// On AWS a group lets nothing in by itself.
-	_, err := w.ec2.AuthorizeSecurityGroupIngress(t.Context(), &ec2.AuthorizeSecurityGroupIngressInput{GroupId: &w.group, IpPermissions: []ec2types.IpPermission{
-		{IpProtocol: awssdk.String("-1"), IpRanges: []ec2types.IpRange{{CidrIp: awssdk.String("192.168.0.0/16")}}},
-	}})
-	must(t, err)
+	letIn(t)
 	w.plugs.cable = true
 	defer func() { w.plugs.cable = false }()
 	peer := launchA(t, ec2types.InstanceTypeT3Medium, "cards", "192.168.60.0/24")

@@ -178,6 +178,11 @@ func (n *node) attach(device int32, addresses int32, kv ...string) string {
 	if len(kv) > 0 {
 		in.TagSpecifications = []ec2types.TagSpecification{{ResourceType: ec2types.ResourceTypeNetworkInterface, Tags: []ec2types.Tag{{Key: &kv[0], Value: &kv[1]}}}}
 	}
+	return n.attachNew(device, in)
+}
+
+func (n *node) attachNew(device int32, in *ec2.CreateNetworkInterfaceInput) string {
+	n.t.Helper()
 	out, err := w.ec2.CreateNetworkInterface(n.t.Context(), in)
 	must(n.t, err)
 	_, err = w.ec2.AttachNetworkInterface(n.t.Context(), &ec2.AttachNetworkInterfaceInput{NetworkInterfaceId: out.NetworkInterface.NetworkInterfaceId, InstanceId: &n.id, DeviceIndex: &device})

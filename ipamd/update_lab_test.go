@@ -64,7 +64,7 @@ type sandbox struct {
 	pod    *corev1.Pod
 	id     string
 	netns  *nstest.NS
-	result []byte
+	result []byte // of its ADD; empty: the runtime has lost it
 }
 
 func (r *containerRuntime) run(verb string, s *sandbox) error {
@@ -81,7 +81,7 @@ func (r *containerRuntime) run(verb string, s *sandbox) error {
 	}
 	conf := maps.Clone(list.Plugins[0])
 	conf["name"], conf["cniVersion"], conf["ipamdSocket"], conf["pluginLogFile"] = list.Name, list.CNIVersion, r.socket(), filepath.Join(r.dir, "plugin.log")
-	if verb == "DEL" {
+	if verb != "ADD" && len(s.result) > 0 {
 		conf["prevResult"] = json.RawMessage(s.result)
 	}
 	stdin, err := json.Marshal(conf)
@@ -101,7 +101,9 @@ func (r *containerRuntime) run(verb string, s *sandbox) error {
 	if err := cmd.Wait(); err != nil {
 		return fmt.Errorf("%s of %s: %w: %s", verb, s.pod.Name, err, stdout.Bytes())
 	}
-	s.result = stdout.Bytes()
+	if verb == "ADD" {
+		s.result = stdout.Bytes()
+	}
 	return nil
 }
 

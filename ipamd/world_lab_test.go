@@ -57,8 +57,9 @@ var w struct {
 	ec2     *ec2.Client
 	iam     *iam.Client
 	vpc     string
-	subnets int
-	group   string
+	subnets int    // that nextSubnet has named
+	group   string // of all nodes
+	letIn   sync.Once
 }
 
 func TestMain(m *testing.M) { apiserver.Main(m, world) }
@@ -130,7 +131,9 @@ func built(ctx context.Context, path, program, version string) error {
 func cloud(ctx context.Context) error {
 	w.plugs = &plugs{ns: map[string]*nstest.NS{}, cabled: map[string]bool{}, links: map[string]vpc.Link{}}
 	w.flows = &text{}
-	w.fabric = vpc.New(vpc.Options{FlowLog: w.flows, FlowInterval: -1})
+	w.fabric = vpc.New(vpc.Options{FlowLog: w.flows, FlowInterval: -1, Services: []vpc.Service{
+		{Addr: outside.Addr(), Port: outside.Port(), Net: "tcp", ServeTCP: func(l net.Listener, _ string) { tell(l) }},
+	}})
 	w.region = labec2.New(labec2.Config{Limits: labec2.NoRequestLimits(), Instances: w.plugs, OnChange: w.fabric.Apply, MetadataDelay: metadataDelay})
 	srv := httptest.NewServer(w.region.Handler())
 	context.AfterFunc(ctx, srv.Close)
@@ -264,6 +267,23 @@ func launchA(t *testing.T, kind ec2types.InstanceType, role, subnet string) *nod
 	n.endpoint = "http://" + n.serve("127.0.0.1:0", w.region.Handler())
 	n.forward(w.cfg.Host)
 	return n
+}
+
+// nextSubnet names a subnet that no other test has, however often one is run.
+func nextSubnet() string {
+	w.subnets++
+	return fmt.Sprintf("192.168.%d.0/24", 100+w.subnets)
+}
+
+// letIn lets what the VPC sends into the nodes' group: on AWS a group lets nothing in by itself.
+func letIn(t *testing.T) {
+	t.Helper()
+	w.letIn.Do(func() {
+		_, err := w.ec2.AuthorizeSecurityGroupIngress(t.Context(), &ec2.AuthorizeSecurityGroupIngressInput{GroupId: &w.group, IpPermissions: []ec2types.IpPermission{
+			{IpProtocol: awssdk.String("-1"), IpRanges: []ec2types.IpRange{{CidrIp: awssdk.String("192.168.0.0/16")}}},
+		}})
+		must(t, err)
+	})
 }
 
 func (n *node) listen(addr string) net.Listener {
