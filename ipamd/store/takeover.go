@@ -53,11 +53,17 @@ func (s *state) takeIn(all []Allocation) (taken int) {
 }
 
 // Recall takes in what this store has forgotten and others remember, and counts it. What the state holds already for a sandbox or an
-// address stays.
+// address stays. Nothing of it is the former agent's, see IsTakenOver.
 func (s *Store) Recall(all []Allocation) (recalled int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err = s.change(func(n *state) (bool, error) {
+		if n.TakenOver != nil {
+			all = slices.Clone(all)
+			for i := range all {
+				all[i].Since = latest(all[i].Since, n.TakenOver.At)
+			}
+		}
 		recalled = n.takeIn(all)
 		return recalled > 0, n.check()
 	})
@@ -112,4 +118,11 @@ func (s *state) unsettled() (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }

@@ -139,6 +139,9 @@ func TestWhatIsRecalledTakesNothingFromWhatTheStoreHolds(t *testing.T) {
 	if n, err := s.Recall(nil); n != 0 || err != nil || len(disk.files) != 0 {
 		t.Errorf("nothing to recall: %d, %v, written %v", n, err, disk.files)
 	}
+	if _, err := s.TakeOver(nil, TakenOver{From: "/run/ipam.json"}); err != nil {
+		t.Fatal(err)
+	}
 	rests := netip.MustParseAddr("10.0.0.3")
 	if err := s.Cool("eni-1", rests); err != nil {
 		t.Fatal(err)
@@ -151,7 +154,7 @@ func TestWhatIsRecalledTakesNothingFromWhatTheStoreHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range []*Store{s, again} {
-		if v := s.View(); len(v.Allocations) != 1 || v.Allocations[0].Key != (Key{"a", "eth0"}) || v.Allocations[0].Regular.Address.String() != "10.0.0.1" || len(v.Cooling) != 1 {
+		if v := s.View(); len(v.Allocations) != 1 || v.Allocations[0].Key != (Key{"a", "eth0"}) || v.Allocations[0].Regular.Address.String() != "10.0.0.1" || len(v.Cooling) != 1 || v.IsTakenOver(v.Allocations[0]) {
 			t.Errorf("%+v", v)
 		}
 	}
