@@ -159,12 +159,13 @@ func (a *Agent) severalCards() (cards []int, known bool) {
 
 // wants notes that a sandbox waits for an address of each of the cards, and done that it does no more.
 func (a *Agent) wants(k store.Key, cards []int) (done func()) {
+	now := a.opt.Now() // one for all cards, so that their ENIs are attached at the same time
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, card := range cards {
 		w := a.waiting[card]
 		if len(w.sandboxes) == 0 {
-			w = waiters{sandboxes: map[store.Key]bool{}, since: a.opt.Now()}
+			w = waiters{sandboxes: map[store.Key]bool{}, since: now}
 		}
 		w.sandboxes[k] = true
 		a.waiting[card] = w
@@ -178,14 +179,14 @@ func (a *Agent) wants(k store.Key, cards []int) (done func()) {
 	}
 }
 
-// gathers is how long the pool waits yet for more pods of a burst before it asks for addresses of the card; 0: no longer. It is
-// called with the lock held.
-func (a *Agent) gathers(card int) time.Duration {
+// gathers is how long the pool waits yet, as of now, for more pods of a burst before it asks for addresses of the card; 0: no
+// longer. It is called with the lock held.
+func (a *Agent) gathers(card int, now time.Time) time.Duration {
 	w := a.waiting[card]
 	if card == 0 || len(w.sandboxes) == 0 {
 		return 0
 	}
-	return max(0, burst-a.opt.Now().Sub(w.since))
+	return max(0, burst-now.Sub(w.since))
 }
 
 // onCard names a network card in what is said of it; the first one only where a pod wants others, too.

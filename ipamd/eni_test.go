@@ -40,6 +40,21 @@ func (w *world) quiet(s service, steps int, each time.Duration) {
 	}
 }
 
+// passes lets time pass until ok, now and then: what the agent is at when the first of it has passed may begin its pause after that.
+// It needs some time of its own in between.
+func (w *world) passes(s service, d time.Duration, what string, ok func() bool) {
+	w.t.Helper()
+	var last time.Time
+	eventually(w.t, what, func() bool {
+		if time.Since(last) > 500*time.Millisecond {
+			w.pass(d)
+			last = time.Now()
+		}
+		s.a.changed.Fire()
+		return ok()
+	})
+}
+
 // counted is how many errors of that name the agent's metrics tell of.
 func (s service) counted(name string) float64 {
 	r := prometheus.NewRegistry()
@@ -91,9 +106,7 @@ func TestP28AFailedSweepIsRepeated(t *testing.T) {
 			t.Error("deleted by a sweep that failed")
 		}
 	})
-	eventually(t, "the left-over is gone", func() bool {
-		w.pass(time.Minute) // each time: the agent's pause may begin only now
-		s.a.changed.Fire()
+	w.passes(s, time.Minute, "the left-over is gone", func() bool {
 		return w.cloud.get(func() bool { return w.cloud.enis[left.id] == nil })
 	})
 }

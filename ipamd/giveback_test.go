@@ -227,9 +227,7 @@ func TestWithoutAFreePrefixSingleAddressesServe(t *testing.T) {
 	}
 	eventually(t, "the node says so", func() bool { return w.said("NoFreePrefix", "subnet-1") })
 	w.cloud.do(func() { w.cloud.noPrefix = false })
-	eventually(t, "a prefix is there as soon as the subnet has one", func() bool {
-		w.pass(noPrefixFor) // each time: what EC2 answered before may be noted only now
-		s.a.changed.Fire()
+	w.passes(s, noPrefixFor, "a prefix is there as soon as the subnet has one", func() bool {
 		_, p := w.cloud.has()
 		return p > 0
 	})

@@ -235,11 +235,7 @@ func TestSubnetsAreFoundByTagAndAFullOneIsPassedOver(t *testing.T) {
 		return w.said("AddressesNotAvailable", "InsufficientFreeAddressesInSubnet", "subnet-3", placement.TagRole)
 	})
 	w.cloud.do(func() { w.cloud.full = map[string]bool{"subnet-1": true} })
-	eventually(t, "it is tried again", func() bool {
-		w.pass(fullMost * 2) // each time: what EC2 answered before may be noted only now
-		s.a.changed.Fire()
-		return len(w.cloud.secondary()) > 1
-	})
+	w.passes(s, fullMost*2, "it is tried again", func() bool { return len(w.cloud.secondary()) > 1 })
 }
 
 func TestASubnetThatIsKeptOutDrains(t *testing.T) {

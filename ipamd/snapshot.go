@@ -57,10 +57,11 @@ func (a *Agent) cardPools(cards ...int) (out []cardPool) {
 	if len(cards) == 0 {
 		cards = a.pooledCards(now.all)
 	}
+	when := a.opt.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, card := range cards {
-		p := cardPool{card: card, at: a.cardPlace(at, card), gathers: a.gathers(card)}
+		p := cardPool{card: card, at: a.cardPlace(at, card), gathers: a.gathers(card, when)}
 		p.Snapshot = a.cardSnapshot(now, card, p.at)
 		p.room = a.roomForENIs(now)
 		p.coming = a.joiningBeside(now.all, card) || slices.ContainsFunc(p.ENIs, func(e pool.ENI) bool { return e.Retiring })
