@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/branchline-cni/branchline/ipamd/hostnet"
 	"github.com/branchline-cni/branchline/ipamd/store"
 	"github.com/branchline-cni/branchline/rpc"
 )
@@ -67,6 +68,7 @@ func TestStatusIsReadyOnceAndBrokenOnlyWhenTheRoutingStaysAway(t *testing.T) {
 		t.Errorf("later: %v", r)
 	}
 	w.routing.set(nil)
+	w.routing.meddle(func(*hostnet.Actual) {}) // what has failed for minutes is tried again with an event, or a minute later
 	eventually(t, "ready", func() bool { r := ask(); return r.GetReady() && !r.GetDataPathBroken() })
 }
 
