@@ -97,15 +97,16 @@ func (a *Agent) routedStrictly() bool {
 // any is enough.
 func (a *Agent) exhausted(ctx context.Context, cards []int, several bool) error {
 	var errs []error
+	listed := a.hasListed() // read first: where it is so, the ENIs that are looked at then are known
 	for _, p := range a.cardPools(cards...) {
-		errs = append(errs, onCard(p.card, several, a.exhaustedOn(ctx, p)))
+		errs = append(errs, onCard(p.card, several, a.exhaustedOn(ctx, p, listed)))
 	}
 	return errors.Join(errs...)
 }
 
-func (a *Agent) exhaustedOn(ctx context.Context, p cardPool) error {
+func (a *Agent) exhaustedOn(ctx context.Context, p cardPool, listed bool) error {
 	a.mu.Lock()
-	listed, poolErr := a.listed, a.poolErr
+	poolErr := a.poolErr
 	a.mu.Unlock()
 	s, at := p.Snapshot, p.at
 	_, why := at.why(a.configured())
