@@ -307,7 +307,7 @@ func (o *takeOver) oldPodsEnd() {
 	t := o.t
 	t.Helper()
 	for i, p := range slices.Concat(o.told, o.lost) {
-		unheard := i == 0
+		began, unheard := time.Now(), i == 0
 		if unheard {
 			o.kill()
 		}
@@ -316,13 +316,12 @@ func (o *takeOver) oldPodsEnd() {
 			o.start()
 			o.awaitReady()
 		}
-		began := time.Now()
 		delete(o.held, p.addr)
 		if _, address := o.add(); address != p.addr {
 			t.Errorf("a pod has %s after the end of %s, which had %s", address, p.pod.Name, p.addr)
 		}
-		if rested := time.Since(began); rested < 900*time.Millisecond { // the cool-down is a second here
-			t.Errorf("%s was given %v after the end of %s", p.addr, rested, p.pod.Name)
+		if rested := time.Since(began); rested < time.Second { // the cool-down, here
+			t.Errorf("%s was given %v after the DEL of %s began", p.addr, rested, p.pod.Name)
 		}
 	}
 	o.ends(o.unlisted)

@@ -20,12 +20,12 @@ const (
 	StrictPriority = 10
 	// PodsPriority is the rule that looks up the pods of this node; a miss falls through to the next rule.
 	PodsPriority = 512
-	// ExternalPriority is for destinations that are reached by the main table, whichever ENI the pod has.
-	ExternalPriority = 1535
 	// PrimaryPriority is that of the primary ENI's mark. What belongs to its connections leaves by it, whoever sends it: so
 	// the rule is ahead of those that a pod's address may have at MarkPriority, which are upstream's on a node that was
 	// taken over.
-	PrimaryPriority = 1535
+	PrimaryPriority = 1534
+	// ExternalPriority is for destinations that are reached by the main table, whichever ENI the pod has.
+	ExternalPriority = 1535
 	// MarkPriority is one rule per other ENI: what carries its mark leaves by its table. Nothing of ours is walked behind it
 	// by a regular pod's packet.
 	MarkPriority = 1536

@@ -224,14 +224,14 @@ func TestStrictNodesHaveTheRulesOfTheLayoutAndOthersDoNot(t *testing.T) {
 	}
 	want(d, "rule 20: lookup 255", "rule 5: to 169.254.20.10/32 lookup 255", "rule 5: from 169.254.20.10/32 iif lo lookup 510",
 		"rule 6: iif lo fwmark 0x400/0x400 lookup 510", "rule 6: fwmark 0x400/0x400 lookup 255",
-		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1535: fwmark 0x1/0x17f lookup 254")
+		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1534: fwmark 0x1/0x17f lookup 254")
 	d.IPv6 = true
 	want(d, "rule 20: lookup 255", "rule 5: to fd00:ec2::23/128 lookup 255", "rule 5: from fd00:ec2::23/128 iif lo lookup 510",
 		"rule 5: from fe80:ec2::1/128 ipproto 58 lookup 255",
 		"rule 6: iif lo fwmark 0x400/0x400 lookup 510", "rule 6: fwmark 0x400/0x400 lookup 255",
-		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1535: fwmark 0x1/0x17f lookup 254")
+		"rule 8: iif lo goto 20", "rule 8: fwmark 0x1000/0x1000 goto 20", "rule 512: lookup 511", "rule 1534: fwmark 0x1/0x17f lookup 254")
 	d.IPv6, d.LocalBehindPods = false, false
-	want(d, "rule 0: lookup 255", "rule 512: lookup 511", "rule 1535: fwmark 0x1/0x17f lookup 254")
+	want(d, "rule 0: lookup 255", "rule 512: lookup 511", "rule 1534: fwmark 0x1/0x17f lookup 254")
 }
 
 func TestMarksKeepClearOfThoseOfOthers(t *testing.T) {
