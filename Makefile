@@ -30,7 +30,7 @@ bench: ## the CNI executable beside others of its kind, what a node asks of EC2,
 packets: ## what a packet costs on a node with up to 700 regular and 120 branch pods (about 4 minutes, root)
 	$(GO) run ./test/bench/packets -json out/packets.json
 
-mutants: ## show that tests see each of the faults in plugins/eni/testdata and ipamd/testdata/mutants.txt (about 16 minutes, root)
+mutants: ## show that tests see each of the faults in plugins/eni/testdata and ipamd/testdata/mutants.txt (about 20 minutes, root)
 	$(GO) run ./test/mutants ipamd/testdata/mutants.txt ./ipamd
 	$(GO) run ./test/kernel -mutants plugins/eni/testdata/mutants.txt ./plugins/eni
 
