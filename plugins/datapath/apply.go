@@ -34,6 +34,9 @@ func Apply(ctx context.Context, p Plan, podNS int) error {
 	if err := k.flush(); err != nil {
 		return errors.Join(err, k.undo(p.Steps))
 	}
+	if err := k.awaitCarriers(append([]AddVeth{p.HostVeth}, p.Further...)); err != nil {
+		return errors.Join(err, k.undo(p.Steps))
+	}
 	return nil
 }
 

@@ -251,7 +251,7 @@ func (k *kernel) awaitAddress(s AwaitAddress) error {
 	if ready, err := local(); ready || err != nil {
 		return err
 	}
-	events, err := subscribeRoutes(k.podNS)
+	events, err := subscribe(k.podNS, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
 		return err
 	}

@@ -16,13 +16,14 @@ const linkGroup = 0xb1a7
 // doomedGroup is or'ed with an interface index: a group of links that are about to be deleted.
 const doomedGroup = 1 << 31
 
-// What the libraries don't name: of linux/if_link.h, linux/ip.h and linux/rtnetlink.h.
+// What the libraries don't name: of linux/if.h, linux/if_link.h, linux/ip.h and linux/rtnetlink.h.
 const (
 	iflaInetConf         = 1
 	iflaInet6AddrGenMode = 8
 	in6AddrGenModeNone   = 1
 	ipv4DevconfRPFilter  = 8
 	rtextFilterSkipStats = 1 << 3
+	operUp               = 6
 )
 
 const create = unix.NLM_F_CREATE | unix.NLM_F_EXCL
@@ -101,6 +102,12 @@ func getLinkRequest(name string) *request {
 	return r
 }
 
+func linkRequest(index int) *request {
+	r := newRequest(unix.RTM_GETLINK, 0).link(index)
+	r.number(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
+	return r
+}
+
 func deleteLinkRequest(index int) *request { return newRequest(unix.RTM_DELLINK, 0).link(index) }
 
 func groupRequest(index int, group uint32) *request {
@@ -117,8 +124,8 @@ func deleteGroupRequest(group uint32) *request {
 
 // linkState is what the kernel says of a link.
 type linkState struct {
-	index, peer int // peer is the other end's index in its own namespace, or the parent's
-	up          bool
+	index, peer int  // peer is the other end's index in its own namespace, or the parent's
+	up, sends   bool // sends: it is up, has a carrier, and the kernel knows (RFC 2863)
 	kind, alias string
 	group       uint32
 }
@@ -133,6 +140,8 @@ func parseLink(b []byte) (l linkState) {
 		switch {
 		case kind == unix.IFLA_IFALIAS:
 			l.alias = zeroTerminated(value)
+		case kind == unix.IFLA_OPERSTATE && len(value) == 1:
+			l.sends = value[0] == operUp
 		case kind == unix.IFLA_GROUP && len(value) == 4:
 			l.group = binary.NativeEndian.Uint32(value)
 		case kind == unix.IFLA_LINK && len(value) == 4:

@@ -224,15 +224,19 @@ func (r *request) nest(kind uint16, fill func()) {
 	binary.NativeEndian.PutUint16(r.b[start:], uint16(len(r.b)-start))
 }
 
-// subscribeRoutes opens a socket in a namespace that hears of its IPv6 routes.
-func subscribeRoutes(netns int) (*socket, error) {
-	s, err := openSocketAt(netns)
+// subscribe opens a socket that hears of a group of events (RTNLGRP_*), in this process's namespace or, with netns >= 0, in that one.
+func subscribe(netns int, group uint32) (s *socket, err error) {
+	if netns >= 0 {
+		s, err = openSocketAt(netns)
+	} else {
+		s, err = openSocket()
+	}
 	if err != nil {
 		return nil, err
 	}
 	// Bound, it has an address of its own: events go to all but the address that they come from, and that is the
 	// kernel's, which is also a new socket's.
-	err = unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.RTNLGRP_IPV6_ROUTE - 1)})
+	err = unix.Bind(s.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (group - 1)})
 	if err != nil {
 		s.close()
 		return nil, os.NewSyscallError("bind", err)
