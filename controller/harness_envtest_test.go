@@ -33,7 +33,7 @@ import (
 )
 
 const (
-	patience = 20 * time.Second
+	patience = 45 * time.Second // longer than the longest pause between two tries (maxBackoff)
 	coolDown = 300 * time.Millisecond
 	user     = "system:serviceaccount:kube-system:vpc-resource-controller"
 )

@@ -24,10 +24,7 @@ func onLab(t *testing.T, env map[string]string, f func(t *testing.T, s *stage, l
 		for k, v := range env {
 			s.env[k] = v
 		}
-		defer func() {
-			s.kill()
-			s.requests.Wait()
-		}()
+		defer s.over()
 		for _, p := range []string{"a", "b", "c", "d", "e", "f"} {
 			s.create(p)
 		}

@@ -21,10 +21,7 @@ func onLabIPv6(t *testing.T, f func(t *testing.T, s *stage, l *labCloud)) {
 		for k, v := range ipv6Node {
 			s.env[k] = v
 		}
-		defer func() {
-			s.kill()
-			s.requests.Wait()
-		}()
+		defer s.over()
 		for _, p := range []string{"a", "b", "c", "d", "e"} {
 			s.create(p)
 		}

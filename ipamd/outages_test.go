@@ -20,10 +20,7 @@ func onPlain(t *testing.T, env map[string]string, f func(t *testing.T, s *stage)
 		for k, v := range env {
 			s.env[k] = v
 		}
-		defer func() {
-			s.kill()
-			s.requests.Wait()
-		}()
+		defer s.over()
 		for _, p := range []string{"a", "b", "c"} {
 			s.create(p)
 		}

@@ -45,9 +45,8 @@ func (c *scene) play(rt *rapid.T) {
 	synctest.Test(c.t, func(*testing.T) {
 		defer func() {
 			said = recover()
-			if s := a.stage; s != nil { // nothing outlives the bubble
-				s.kill()
-				s.requests.Wait()
+			if s := a.stage; s != nil {
+				s.over()
 			}
 		}()
 		a.stage = newStage(rt, dir, c.cloud)

@@ -23,10 +23,7 @@ func inSceneOf(t *testing.T, of func(*stage) provider, env map[string]string, pl
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t, dir, of)
-		defer func() {
-			s.kill()
-			s.requests.Wait()
-		}()
+		defer s.over()
 		maps.Copy(s.env, env)
 		s.settle()
 		play(t, s, s.cloud.(*plain))

@@ -232,6 +232,14 @@ func (s *stage) kill() {
 	}
 }
 
+// over ends the agent and all that it has begun: nothing outlives the bubble.
+func (s *stage) over() {
+	s.t.Helper()
+	s.kill()
+	s.requests.Wait()
+	time.Sleep(time.Minute) // the SDK fetches credentials on a goroutine of its own, which nobody's end ends
+}
+
 func (s *stage) running() *actor {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -133,7 +133,7 @@ func (s *ipv6Walk) tornDown(ctx context.Context) error {
 	if _, err := s.Do(ctx, s.Local, "kubectl", "delete", "--wait=false", "deployment/green-pod", "deployment/blue-pod", "deployment/red-pod", "daemonset/web"); err != nil {
 		return err
 	}
-	if _, err := s.Do(ctx, s.Local, "kubectl", "delete", "--wait=false", "pods,services", "-l", "step="+modesLabel); err != nil {
+	if _, err := s.Do(ctx, s.Local, "kubectl", "delete", "--wait=false", "pods", "-l", "step="+modesLabel); err != nil {
 		return err
 	}
 	if _, err := s.Await(ctx, 3*time.Minute, "the pods are gone", equals(""), s.Local, "kubectl", "get", "pods", "-o", "name"); err != nil {

@@ -106,6 +106,8 @@ func (n *Node) proxy(mode ProxyMode) *component {
 		"--hostname-override="+n.cfg.Name,
 		// 0 leaves the kernel's values: they may belong to more than this node.
 		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
+		// As the other modes have it; without, in mode ipvs each change of a pod is dozens of programs at once.
+		"--ipvs-min-sync-period=1s",
 		"--v=2",
 	)
 	return n.component(KubeProxy, argv[0], argv[1:]...)

@@ -162,8 +162,10 @@ func (k *kernel) wire(ctx context.Context, w Wiring) error {
 		{"mark " + w.Host, func() error { return k.host.LinkSetAlias(host, w.Owner.Mark()) }},
 		{"set the sysctls of " + w.Host, func() error { return w.sysctls(w.Host) }},
 		{"set the sysctls of " + w.Pod, func() error { return k.inPod(func() error { return w.sysctls(w.Pod) }) }},
-		{"bring up " + w.Host, func() error { return k.host.LinkSetUp(host) }},
+		// The host's end comes second: it sends at once then, and the pod's, for which nobody waits yet, when the kernel has looked
+		// at its carrier.
 		{"bring up " + w.Pod, func() error { return k.pod.LinkSetUp(pod) }},
+		{"bring up " + w.Host, func() error { return k.host.LinkSetUp(host) }},
 		{"add address " + single.String(), func() error { return k.pod.AddrReplace(pod, w.address()) }},
 		{"add the gateway's neighbour entry", func() error { return k.pod.NeighSet(neighbour(w.Family, pod, w.Gateway, w.HostMAC)) }},
 		{"add the route to the gateway", func() error { return k.pod.RouteReplace(route(pod, gateway, netip.Addr{})) }},
