@@ -18,24 +18,8 @@ import (
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/branchline-cni/branchline/lab/artifacts"
 	"github.com/branchline-cni/branchline/plugins/nstest"
 )
-
-// inLegacy says whether network namespaces of this kernel have iptables-legacy's tables.
-func inLegacy(t *testing.T) bool {
-	t.Helper()
-	cache, err := artifacts.Open()
-	must(t, err)
-	tools, err := cache.NodeTools(t.Context())
-	must(t, err)
-	s := &stock{containerRuntime: &containerRuntime{node: &node{t: t, dir: t.TempDir()}}, iptables: "legacy", tools: tools}
-	_, err = s.xtables(nstest.New(t), "restore", "*nat\nCOMMIT\n*mangle\nCOMMIT\n")
-	if err != nil {
-		t.Logf("iptables-legacy: %v", err)
-	}
-	return err == nil
-}
 
 // initContainer does what the DaemonSet's does: it installs the executable, and with the host's files in view it looks after
 // iptables-legacy. What is mounted for that is gone with its process.
@@ -67,10 +51,6 @@ func (s *stock) initContainer(executable string) (log string) {
 func TestANodeIsTakenOverFromTheStockAgentAndNoPodNotices(t *testing.T) {
 	for _, iptables := range []string{"nft", "legacy"} {
 		t.Run("its rules in iptables-"+iptables, func(t *testing.T) {
-			if iptables == "legacy" && !inLegacy(t) {
-				t.Log("not played: this kernel's network namespaces have no iptables-legacy")
-				return
-			}
 			o := newTakeOver(t, iptables)
 			stay, leave := watch(t, o.flowsOf(o.stays...)), watch(t, o.flowsOf(o.others()...))
 			o.change()
