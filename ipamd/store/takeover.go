@@ -61,7 +61,9 @@ func (s *Store) Recall(all []Allocation) (recalled int, err error) {
 		if n.TakenOver != nil {
 			all = slices.Clone(all)
 			for i := range all {
-				all[i].Since = latest(all[i].Since, n.TakenOver.At)
+				if at := n.TakenOver.At; all[i].Since.Before(at) {
+					all[i].Since = at
+				}
 			}
 		}
 		recalled = n.takeIn(all)
@@ -118,11 +120,4 @@ func (s *state) unsettled() (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
-	}
-	return a
 }

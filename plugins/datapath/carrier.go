@@ -2,7 +2,6 @@ package datapath
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -33,28 +32,9 @@ func (k *kernel) awaitCarrier(v AddVeth) error {
 		}
 		return parseLink(r.reply).sends, nil
 	}
-	if ready, err := sends(); ready || err != nil {
-		return err
+	err := k.await(-1, unix.RTNLGRP_LINK, min(carrierMost, k.left()), sends)
+	if err == context.DeadlineExceeded { // itself: a look that was not answered wraps it
+		return nil
 	}
-	events, err := subscribe(-1, unix.RTNLGRP_LINK)
-	if err != nil {
-		return err
-	}
-	defer events.close()
-	for end := time.Now().Add(min(carrierMost, k.left())); ; {
-		if ready, err := sends(); ready || err != nil {
-			return err
-		}
-		left := time.Until(end)
-		if left <= 0 {
-			return nil
-		}
-		if err := events.timeout(left); err != nil {
-			return err
-		}
-		// Where more was to be heard than the socket holds, looking is as good.
-		if err := events.event(); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, unix.ENOBUFS) {
-			return err
-		}
-	}
+	return err
 }

@@ -248,22 +248,33 @@ func (k *kernel) awaitAddress(s AwaitAddress) error {
 		route, err := k.fibMatch(Pod, s.Address)
 		return route.kind == unix.RTN_LOCAL, err
 	}
-	if ready, err := local(); ready || err != nil {
+	return k.await(k.podNS, unix.RTNLGRP_IPV6_ROUTE, k.left(), local)
+}
+
+// await waits until something is so, and looks again at each event of a group in a namespace (this process's where it is negative).
+// It fails with context.DeadlineExceeded.
+func (k *kernel) await(netns int, group uint32, most time.Duration, so func() (bool, error)) error {
+	if ready, err := so(); ready || err != nil {
 		return err
 	}
-	events, err := subscribe(k.podNS, unix.RTNLGRP_IPV6_ROUTE)
+	events, err := subscribe(netns, group)
 	if err != nil {
 		return err
 	}
 	defer events.close()
-	for {
-		if ready, err := local(); ready || err != nil {
+	for end := time.Now().Add(most); ; {
+		if ready, err := so(); ready || err != nil {
 			return err
 		}
-		if err := events.timeout(k.left()); err != nil {
+		left := time.Until(end)
+		if left <= 0 {
+			return context.DeadlineExceeded
+		}
+		if err := events.timeout(left); err != nil {
 			return err
 		}
-		if err := events.event(); err != nil {
+		// Where more was to be heard than the socket holds, looking is as good.
+		if err := events.event(); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
 	}
